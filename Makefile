@@ -1,0 +1,80 @@
+# Everything runs in .venv, which is made on first use and remade only when pyproject.toml or constraints.txt change.
+#
+#   PYTHON     the interpreter that makes .venv (default: the first of python3, python3.12, .11, .10 that is 3.10 - 3.12)
+#   PIP_ARGS   extra arguments for pip, e.g. a build of PyTorch without CUDA:
+#              make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   ARGS       extra arguments for pytest or the script, e.g. make test ARGS="tests/weights -x"
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0
+EXTRAS := perception,dev
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?=
+PIP_ARGS ?=
+ARGS ?=
+PARITY_DIR := $(if $(XDYNA_PARITY_DIR),$(XDYNA_PARITY_DIR),../shared/parity)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow test-parity lint format bench clean
+
+help: ## show the targets
+	@echo "Targets:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## make .venv and install the package, perception and the developer tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	if ! $(BIN)/python -c "$(SUPPORTED)" 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  python=""; \
+	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.12 python3.11 python3.10); do \
+	    if "$$candidate" -c "$(SUPPORTED)" 2>/dev/null; then python="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    found="$$($(if $(PYTHON),"$(PYTHON)",python3) --version 2>&1 | head -n 1 || true)"; \
+	    echo "error: xdyna needs Python 3.10, 3.11 or 3.12; '$(if $(PYTHON),$(PYTHON),python3)' is: $${found:-not found}." >&2; \
+	    echo "       Install one of them and name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.11" >&2; exit 1; \
+	  fi; \
+	  if ! "$$python" -c "import ensurepip, venv" 2>/dev/null; then \
+	    echo "error: '$$python' cannot make virtual environments: its modules venv and ensurepip are missing." >&2; \
+	    echo "       On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$("$$python" --version)"; \
+	  rm -rf $(VENV); "$$python" -m venv $(VENV); \
+	fi
+# PyTorch first and alone: the build that is asked for by PIP_ARGS is then in place before any other package asks for torch.
+	$(BIN)/python -m pip install $(PIP_ARGS) "$(TORCH)" -c constraints.txt
+	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[$(EXTRAS)]" -c constraints.txt
+	@touch $(STAMP)
+
+demo: $(STAMP) ## animate the sample picture; writes an mp4 and a contact sheet and prints where
+	$(BIN)/python scripts/demo.py $(ARGS)
+
+test: $(STAMP) ## run the fast tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP) ## run the slow tests
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (default ../shared/parity)
+	XDYNA_PARITY_DIR="$(PARITY_DIR)" $(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy xdyna
+
+format: $(STAMP) ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure time and memory
+	$(BIN)/python scripts/bench.py $(ARGS)
+
+clean: ## remove caches and build products; never .venv, weights or anything a run wrote
+	rm -rf .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
+	find xdyna scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
