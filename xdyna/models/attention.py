@@ -1,0 +1,186 @@
+"""Spatial attention of X-Dyna: the Dynamics-Adapter, and text + image cross-attention.
+
+Shape legend: B clips, F frames of a clip (frame 0 is the reference picture), L tokens of one frame (L = h * w),
+C channels, N heads, D head width (C = N * D), S text or image tokens.
+
+Dynamics-Adapter (X-Dyna, arXiv 2501.10021, section 3.2). With Q, K, V the frozen projections of a frame, K0, V0 those
+of frame 0 of the same clip and Q' = W'q x:
+
+    out = Wo softmax(Q K^T / sqrt(D)) V  +  W'o softmax(Q' K0^T / sqrt(D)) V0
+
+Only W'q (`to_q_ff`, starts as a copy of `to_q`) and W'o (`to_out_ff`, starts at zero) are trained. The parameter names
+are those of the published checkpoints, so that their files (and SD1.5 LoRA files) load without renaming.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+# Fused attention kernels index the batch with a 16-bit grid dimension: larger batches are cut.
+MAX_ATTENTION_BATCH = 32768
+
+
+def require_xformers() -> None:
+    """Check that xformers can be imported.
+
+    Raises:
+        ValueError: when the package is not installed.
+    """
+    if importlib.util.find_spec("xformers") is None:
+        raise ValueError(
+            "attention backend 'xformers' was asked for, but the package xformers is not installed. "
+            'Install it with `pip install "xdyna[xformers]"` (it needs a CUDA build of torch), or use the default '
+            "attention backend 'sdpa'."
+        )
+
+
+def _sdpa(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int) -> Tensor:
+    q, k, v = (rearrange(x, "b l (n d) -> b n l d", n=heads) for x in (q_BLC, k_BSC, v_BSC))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
+
+
+def _xformers(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    q, k, v = (rearrange(x, "b l (n d) -> b l n d", n=heads).contiguous() for x in (q_BLC, k_BSC, v_BSC))
+    return rearrange(memory_efficient_attention(q, k, v), "b l n d -> b l (n d)")
+
+
+def attend(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, *, heads: int, xformers: bool = False) -> Tensor:
+    """Multi-head attention, softmax(Q K^T / sqrt(D)) V. The only place that chooses an attention kernel.
+
+    Args:
+        q_BLC: queries, (B, L, C) with C = heads * D.
+        k_BSC: keys, (B, S, C).
+        v_BSC: values, (B, S, C).
+        heads: number of heads.
+        xformers: use xformers' memory-efficient attention instead of PyTorch's.
+
+    Returns:
+        Tensor: (B, L, C).
+    """
+    kernel: Callable[..., Tensor] = _xformers if xformers else _sdpa
+    if q_BLC.shape[0] <= MAX_ATTENTION_BATCH:
+        return kernel(q_BLC, k_BSC, v_BSC, heads)
+    chunks = (x.split(MAX_ATTENTION_BATCH) for x in (q_BLC, k_BSC, v_BSC))
+    return torch.cat([kernel(q, k, v, heads) for q, k, v in zip(*chunks, strict=True)])
+
+
+class AttentionBase(nn.Module):
+    """Projections shared by every attention of the model; subclasses say what attends to what.
+
+    Args:
+        dim: channels C of the queries and of the output.
+        heads: number of heads N; must divide `dim`.
+        context_dim: channels of keys and values before projection (default: `dim`).
+    """
+
+    def __init__(self, dim: int, *, heads: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"attention over {dim} channels cannot be split into {heads} heads; choose a divisor")
+        self.heads = heads
+        self.use_xformers = False
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Any = None) -> None:
+        """Hook that diffusers' `enable_xformers_memory_efficient_attention` calls on every sub-module.
+
+        Raises:
+            ValueError: when xformers is asked for and not installed.
+        """
+        if valid:
+            require_xformers()
+        self.use_xformers = valid
+
+    def _attend(self, q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor) -> Tensor:
+        return attend(q_BLC, k_BSC, v_BSC, heads=self.heads, xformers=self.use_xformers)
+
+
+class DynamicsAdapterAttention(AttentionBase):
+    """Spatial self-attention per frame, plus the Dynamics-Adapter branch to the reference frame (see the file's head).
+
+    Args:
+        dim: channels C.
+        heads: number of heads.
+        adapter: False removes the branch (the paper's `w/IP-A` ablation), leaving plain self-attention.
+    """
+
+    def __init__(self, dim: int, *, heads: int, adapter: bool = True) -> None:
+        super().__init__(dim, heads=heads)
+        self.adapter = adapter
+        if adapter:
+            self.to_q_ff = nn.Linear(dim, dim, bias=False)
+            self.to_out_ff = nn.Linear(dim, dim)
+            self.init_adapter()
+
+    @torch.no_grad()
+    def init_adapter(self) -> None:
+        """Initial state of the adapter: W'q a copy of Wq, W'o zero, so that the branch adds nothing yet."""
+        self.to_q_ff.weight.copy_(self.to_q.weight)
+        self.to_out_ff.weight.zero_()
+        self.to_out_ff.bias.zero_()
+
+    def forward(self, x_ZLC: Tensor, *, num_frames: int) -> Tensor:
+        """Args: x_ZLC: (B * F, L, C), frames of a clip adjacent. Returns: the same shape."""
+        k_ZLC, v_ZLC = self.to_k(x_ZLC), self.to_v(x_ZLC)
+        out_ZLC = self.to_out[0](self._attend(self.to_q(x_ZLC), k_ZLC, v_ZLC))
+        if not self.adapter:
+            return out_ZLC
+        # All F * L queries of a clip look at the same keys, so that K0 and V0 are never repeated per frame.
+        q_BXC = rearrange(self.to_q_ff(x_ZLC), "(b f) l c -> b (f l) c", f=num_frames)
+        k0_BLC, v0_BLC = (rearrange(t, "(b f) l c -> b f l c", f=num_frames)[:, 0] for t in (k_ZLC, v_ZLC))
+        ref_ZLC = rearrange(self._attend(q_BXC, k0_BLC, v0_BLC), "b (f l) c -> (b f) l c", f=num_frames)
+        return out_ZLC + self.to_out_ff(ref_ZLC)
+
+
+class TextImageCrossAttention(AttentionBase):
+    """Cross-attention to text tokens and, with weights of their own, to image tokens (IP-Adapter, arXiv 2308.06721).
+
+        out = Wo ( softmax(Q Kt^T / sqrt(D)) Vt + softmax(Q Ki^T / sqrt(D)) Vi )
+
+    Args:
+        dim: channels C of the queries.
+        heads: number of heads.
+        context_dim: channels of the tokens.
+        image_tokens: False leaves out the image branch (a plain text-to-image UNet).
+    """
+
+    def __init__(self, dim: int, *, heads: int, context_dim: int, image_tokens: bool = True) -> None:
+        super().__init__(dim, heads=heads, context_dim=context_dim)
+        self.image_tokens = image_tokens
+        if image_tokens:
+            self.to_k_ip = nn.Linear(context_dim, dim, bias=False)
+            self.to_v_ip = nn.Linear(context_dim, dim, bias=False)
+
+    def forward(self, x_ZLC: Tensor, text_BSC: Tensor, image_BSC: Tensor | None, *, num_frames: int) -> Tensor:
+        """Attend to the tokens of the clip.
+
+        Args:
+            x_ZLC: (B * F, L, C).
+            text_BSC: (B, S, context_dim), the same for every frame of the clip.
+            image_BSC: (B, S', context_dim), or None to leave the image branch out of this call.
+            num_frames: F.
+
+        Returns:
+            Tensor: (B * F, L, C).
+        """
+        # One row of keys per clip, not per frame: the frames' queries are laid side by side instead.
+        q_BXC = rearrange(self.to_q(x_ZLC), "(b f) l c -> b (f l) c", f=num_frames)
+        out_BXC = self._attend(q_BXC, self.to_k(text_BSC), self.to_v(text_BSC))
+        if self.image_tokens and image_BSC is not None:
+            out_BXC = out_BXC + self._attend(q_BXC, self.to_k_ip(image_BSC), self.to_v_ip(image_BSC))
+        return rearrange(self.to_out[0](out_BXC), "b (f l) c -> (b f) l c", f=num_frames)
+
+
+def expand_frames(x_BC: Tensor, num_frames: int) -> Tensor:
+    """Repeat one row per clip for each of its frames: (B, ...) -> (B * F, ...)."""
+    return repeat(x_BC, "b ... -> (b f) ...", f=num_frames)

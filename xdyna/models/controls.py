@@ -1,0 +1,120 @@
+"""Pose and face ControlNets: how they are built, and the one place where their residuals meet (Zhang et al.,
+arXiv 2302.05543; X-Dyna sections 3.3 and 3.4).
+
+Both are diffusers' ControlNetModel with the published names and shapes; the pose net sees 3 condition channels, the
+face net (S-Face) 6: [local patches, global patch]. Neither mixes frames, so each generated frame is one batch row.
+
+Shape legend: B clips, F = 1 + T frames (frame 0 = reference), N pictures, C channels, h w grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ControlNetModel
+from einops import rearrange
+from torch import Tensor
+
+POSE_CHANNELS = 3
+FACE_CHANNELS = 6
+
+
+@dataclass(frozen=True)
+class ControlResiduals:
+    """What ControlNets add to the UNet.
+
+    Attributes:
+        down: one (N, C, ., .) per skip connection, highest resolution first.
+        mid: (N, C, ., .) for the middle block.
+    """
+
+    down: tuple[Tensor, ...]
+    mid: Tensor
+
+    def select(self, rows: Sequence[int]) -> "ControlResiduals":
+        """The residuals of some pictures, in the given order."""
+        return ControlResiduals(tuple(d[rows] for d in self.down), self.mid[rows])
+
+
+def run_controlnet(
+    controlnet: ControlNetModel, sample: Tensor, timestep: Tensor, text_tokens: Tensor, condition: Tensor
+) -> ControlResiduals:
+    """Residuals of one ControlNet.
+
+    Args:
+        controlnet: pose or face net.
+        sample: (N, 4, h, w) noisy latents of generated frames (never of the reference).
+        timestep: scalar, in training steps.
+        text_tokens: (1 or N, S, cross_attention_dim); one row serves all pictures.
+        condition: (N, 3 or 6, 8h, 8w) in [0, 1].
+
+    Returns:
+        ControlResiduals: for the N pictures.
+    """
+    expected = controlnet.config.conditioning_channels
+    if condition.shape[1] != expected:
+        raise ValueError(f"the condition has {condition.shape[1]} channels, this ControlNet expects {expected}")
+    down, mid = controlnet(
+        sample,
+        timestep,
+        encoder_hidden_states=text_tokens.expand(sample.shape[0], -1, -1),
+        controlnet_cond=condition,
+        return_dict=False,
+    )
+    return ControlResiduals(tuple(down), mid)
+
+
+def merge_residuals(residuals: Sequence[ControlResiduals]) -> ControlResiduals:
+    """Sum the residuals of several ControlNets (pose + face).
+
+    Raises:
+        ValueError: when there is nothing to merge, or the nets do not have the same layout.
+    """
+    if not residuals:
+        raise ValueError("merge_residuals was given no ControlNet output")
+    first = residuals[0]
+    for other in residuals[1:]:
+        if [d.shape for d in (*other.down, other.mid)] != [d.shape for d in (*first.down, first.mid)]:
+            raise ValueError("the ControlNets' residuals have different shapes: their architectures do not match")
+    down = tuple(torch.stack(level).sum(0) if len(level) > 1 else level[0] for level in _levels(residuals))
+    mids = [r.mid for r in residuals]
+    return ControlResiduals(down, torch.stack(mids).sum(0) if len(mids) > 1 else mids[0])
+
+
+def _levels(residuals: Sequence[ControlResiduals]) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(r.down for r in residuals), strict=True))
+
+
+def to_clip(residuals: ControlResiduals, num_clips: int) -> ControlResiduals:
+    """Reorder (B * T, C, ., .) residuals into clips, (B, C, T, ., .), as the UNet takes them. No copy is made."""
+    down = tuple(rearrange(d, "(b t) c h w -> b c t h w", b=num_clips) for d in residuals.down)
+    return ControlResiduals(down, rearrange(residuals.mid, "(b t) c h w -> b c t h w", b=num_clips))
+
+
+def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tensor:
+    """Add a ControlNet residual to the frames it was computed for.
+
+    Args:
+        hidden: (B * F, C, h, w) UNet features; changed in place when no gradient is being recorded.
+        residual: (B, C, T, h, w) for frames 1..T, or (B, C, F, h, w) for all frames. A batch of 1 serves all clips.
+        num_frames: F.
+
+    Returns:
+        Tensor: (B * F, C, h, w).
+
+    Raises:
+        ValueError: when the residual has another number of frames.
+    """
+    x_BFCHW = rearrange(hidden, "(b f) c h w -> b f c h w", f=num_frames)
+    residual_BTCHW = rearrange(residual, "b c t h w -> b t c h w")
+    skipped = num_frames - residual_BTCHW.shape[1]
+    if skipped not in (0, 1):
+        raise ValueError(
+            f"ControlNet residuals cover {residual_BTCHW.shape[1]} frames, expected {num_frames - 1} (the generated "
+            f"ones) or {num_frames} (all)"
+        )
+    if torch.is_grad_enabled():
+        x_BFCHW = torch.cat([x_BFCHW[:, :skipped], x_BFCHW[:, skipped:] + residual_BTCHW], dim=1)
+    else:
+        x_BFCHW[:, skipped:] += residual_BTCHW
+    return rearrange(x_BFCHW, "b f c h w -> (b f) c h w")

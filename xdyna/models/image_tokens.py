@@ -1,0 +1,53 @@
+"""The Resampler of IP-Adapter plus: CLIP hidden states of the reference picture -> image tokens (arXiv 2308.06721).
+
+The computation is diffusers' IPAdapterPlusImageProjection, which equals the published Resampler (tested against golden
+numbers); this class gives it a config and save_pretrained / from_pretrained.
+"""
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from torch import Tensor
+
+
+class ImageTokenResampler(ModelMixin, ConfigMixin):
+    """Turns image features into a fixed number of tokens. The defaults are the published sizes.
+
+    Args:
+        dim: channels inside.
+        depth: layers.
+        dim_head: width of one head.
+        heads: attention heads.
+        num_queries: number of tokens that come out.
+        embedding_dim: channels of the image features (1280 for CLIP ViT-H/14).
+        output_dim: channels of the tokens (the UNet's cross_attention_dim).
+        ff_mult: widening of the feed-forward layers.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        dim: int = 768,
+        depth: int = 4,
+        dim_head: int = 64,
+        heads: int = 12,
+        num_queries: int = 16,
+        embedding_dim: int = 1280,
+        output_dim: int = 768,
+        ff_mult: float = 4,
+    ) -> None:
+        super().__init__()
+        self.projection = IPAdapterPlusImageProjection(
+            embed_dims=embedding_dim,
+            output_dims=output_dim,
+            hidden_dims=dim,
+            depth=depth,
+            dim_head=dim_head,
+            heads=heads,
+            num_queries=num_queries,
+            ffn_ratio=ff_mult,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Args: features: (B, patches + 1, embedding_dim) penultimate hidden states. Returns: (B, num_queries, output_dim)."""
+        return self.projection(features)

@@ -1,0 +1,237 @@
+"""The denoising network of X-Dyna: Stable Diffusion 1.5's UNet over the frames of a clip, with motion modules and the
+Dynamics-Adapter (Chang et al., CVPR 2025, arXiv 2501.10021, section 3).
+
+Shape legend: B clips, F = 1 + T frames (frame 0 is the clean reference, 1..T are generated), C channels, h w latent
+grid, S tokens. Inside, pictures run as Z = B * F with the frames of a clip adjacent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor, nn
+
+from xdyna.models.blocks import BlockOptions, ClipContext, DownBlock, MidBlock, UpBlock, clip_group_norm
+from xdyna.models.controls import add_to_frames
+
+
+@dataclass
+class XDynaUNetOutput(BaseOutput):
+    """Output of `XDynaUNet`.
+
+    Attributes:
+        sample: (B, out_channels, F, h, w) predicted noise; the value at frame 0 is a by-product and not used.
+    """
+
+    sample: Tensor
+
+
+class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Video UNet. The defaults are the published model (1321.5 M parameters).
+
+    Args:
+        sample_size: latent grid (h, w) the checkpoint was made for; only a default for pipelines.
+        in_channels: latent channels.
+        out_channels: predicted channels.
+        block_out_channels: channels of each level, highest resolution first.
+        layers_per_block: (resnet, attention, motion) groups per down block; up blocks have one more.
+        attention_levels: for each level, whether it has spatial transformers.
+        transformer_layers: transformer blocks per spatial transformer.
+        num_attention_heads: heads of every spatial attention. (SD1.5 files call this number `attention_head_dim`.)
+        cross_attention_dim: channels of text and image tokens.
+        norm_num_groups: groups of every GroupNorm.
+        norm_eps: epsilon of the resnets' and the output's GroupNorm.
+        joint_group_norm: resnet and output GroupNorm over all frames of a clip together (published weights); False
+            takes each frame alone, as AnimateDiff v2 and most newer trainings do.
+        dynamics_adapter: have the Dynamics-Adapter branch; False is the ablation without it (`w/IP-A`).
+        image_tokens: have key and value weights for image tokens in cross-attention.
+        motion_heads: heads of temporal attention.
+        motion_blocks: transformer blocks per motion module.
+        motion_attentions: temporal attentions per such block.
+        motion_max_frames: number of temporal positions (24 in AnimateDiff v1, 32 in v2 and v3).
+        motion_mid_block: a motion module in the middle block too (AnimateDiff v2).
+
+    Raises:
+        ValueError: on sizes that do not fit together.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock", "SpatialTransformer", "MotionModule"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: Sequence[int] = (112, 64),
+        in_channels: int = 4,
+        out_channels: int = 4,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        attention_levels: Sequence[bool] = (True, True, True, False),
+        transformer_layers: int = 1,
+        num_attention_heads: int = 8,
+        cross_attention_dim: int = 768,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        joint_group_norm: bool = True,
+        dynamics_adapter: bool = True,
+        image_tokens: bool = True,
+        motion_heads: int = 8,
+        motion_blocks: int = 1,
+        motion_attentions: int = 2,
+        motion_max_frames: int = 24,
+        motion_mid_block: bool = False,
+    ) -> None:
+        super().__init__()
+        channels = list(block_out_channels)
+        _check_sizes(channels, list(attention_levels), norm_num_groups, (num_attention_heads, motion_heads))
+        options = BlockOptions(
+            time_dim=channels[0] * 4,
+            heads=num_attention_heads,
+            context_dim=cross_attention_dim,
+            transformer_layers=transformer_layers,
+            groups=norm_num_groups,
+            norm_eps=norm_eps,
+            joint_group_norm=joint_group_norm,
+            dynamics_adapter=dynamics_adapter,
+            image_tokens=image_tokens,
+            motion_heads=motion_heads,
+            motion_blocks=motion_blocks,
+            motion_attentions=motion_attentions,
+            motion_max_frames=motion_max_frames,
+        )
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(channels[0], options.time_dim)
+
+        last = len(channels) - 1
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [channels[0]]  # of conv_in; each down block appends its own
+        for level, dim in enumerate(channels):
+            self.down_blocks.append(
+                DownBlock(
+                    channels[max(level - 1, 0)],
+                    dim,
+                    layers=layers_per_block,
+                    attention=attention_levels[level],
+                    downsample=level != last,
+                    options=options,
+                )
+            )
+            skip_channels += [dim] * (layers_per_block + (level != last))
+        self.mid_block = MidBlock(channels[-1], motion=motion_mid_block, options=options)
+        self.up_blocks = nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            self.up_blocks.append(
+                UpBlock(
+                    channels[min(level + 1, last)],
+                    [skip_channels.pop() for _ in range(layers_per_block + 1)],
+                    channels[level],
+                    attention=attention_levels[level],
+                    upsample=level != 0,
+                    options=options,
+                )
+            )
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        text_tokens: Tensor,
+        image_tokens: Tensor | None = None,
+        *,
+        down_residuals: Sequence[Tensor] = (),
+        mid_residual: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> XDynaUNetOutput | tuple[Tensor]:
+        """Predict the noise in frames 1..T of a clip.
+
+        Args:
+            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference picture.
+            timestep: scalar or (B,), in training steps (0..999); the reference frame gets it too.
+            text_tokens: (B, S, cross_attention_dim).
+            image_tokens: (B, S', cross_attention_dim); None leaves the image branch out.
+            down_residuals: ControlNet residuals for the skip connections, one per skip, each (B, C, T, ., .) for the
+                generated frames or (B, C, F, ., .) for all frames; empty for none.
+            mid_residual: the same for the middle block.
+            return_dict: False gives a tuple.
+
+        Returns:
+            XDynaUNetOutput: (B, out_channels, F, h, w).
+
+        Raises:
+            ValueError: on shapes that do not fit together.
+        """
+        self._check_inputs(sample, text_tokens, image_tokens, down_residuals)
+        b, _, f, _, _ = sample.shape
+        context = ClipContext(
+            num_frames=f, time_BC=self._embed_time(timestep, b), text_BSC=text_tokens, image_BSC=image_tokens
+        )
+        x_ZCHW = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
+        skips = [x_ZCHW]
+        for down_block in self.down_blocks:
+            x_ZCHW, block_skips = down_block(x_ZCHW, context)
+            skips += block_skips
+        x_ZCHW = self.mid_block(x_ZCHW, context)
+        # Only now: the last skip is also the middle block's input, which the residuals must not reach.
+        if mid_residual is not None:
+            x_ZCHW = add_to_frames(x_ZCHW, mid_residual, num_frames=f)
+        for i, residual in enumerate(down_residuals):
+            skips[i] = add_to_frames(skips[i], residual, num_frames=f)
+        for up_block in self.up_blocks:
+            x_ZCHW = up_block(x_ZCHW, skips, context)
+        norm_frames = f if self.config.joint_group_norm else 1
+        x_ZCHW = self.conv_out(F.silu(clip_group_norm(x_ZCHW, self.conv_norm_out, num_frames=norm_frames)))
+        out = rearrange(x_ZCHW, "(b f) c h w -> b c f h w", f=f)
+        return XDynaUNetOutput(sample=out) if return_dict else (out,)
+
+    def init_adapter(self) -> None:
+        """Put every Dynamics-Adapter into its initial state: W'q = Wq, W'o = 0."""
+        for module in self.modules():
+            if hasattr(module, "to_q_ff"):
+                module.init_adapter()
+
+    def _embed_time(self, timestep: Tensor | float | int, batch: int) -> Tensor:
+        t = torch.as_tensor(timestep, device=self.device).reshape(-1)
+        return self.time_embedding(self.time_proj(t.expand(batch)).to(self.dtype))
+
+    def _check_inputs(
+        self, sample: Tensor, text: Tensor, image: Tensor | None, down_residuals: Sequence[Tensor]
+    ) -> None:
+        if sample.ndim != 5 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}, expected (clips, {self.config.in_channels}, frames, h, w)"
+            )
+        for name, tokens in (("text_tokens", text), ("image_tokens", image)):
+            if tokens is not None and (
+                tokens.ndim != 3 or tokens.shape[::2] != (sample.shape[0], self.config.cross_attention_dim)
+            ):
+                raise ValueError(
+                    f"{name} has shape {tuple(tokens.shape)}, expected ({sample.shape[0]} clips, tokens, "
+                    f"{self.config.cross_attention_dim})"
+                )
+        skips = sum(len(block.resnets) + (block.downsamplers is not None) for block in self.down_blocks) + 1
+        if down_residuals and len(down_residuals) != skips:
+            raise ValueError(f"{len(down_residuals)} down_residuals given, this UNet has {skips} skip connections")
+
+
+def _check_sizes(channels: list[int], attention_levels: list[bool], groups: int, head_counts: tuple[int, int]) -> None:
+    if len(channels) != len(attention_levels):
+        raise ValueError(
+            f"block_out_channels has {len(channels)} levels but attention_levels {len(attention_levels)}; "
+            "give one entry per level to both"
+        )
+    bad = [c for c in channels if c % groups or any(c % n for n in head_counts)]
+    if bad:
+        raise ValueError(
+            f"block_out_channels {bad} must be divisible by norm_num_groups={groups} and by the numbers of "
+            f"attention heads {head_counts}"
+        )
