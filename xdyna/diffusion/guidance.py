@@ -9,19 +9,19 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: 
     return unconditional + scale * (conditional - unconditional)
 
 
-def scale_condition(condition: Tensor) -> Tensor:
-    """Scale condition pictures to [0, 1] by the minimum and maximum of the whole clip's tensor (published behaviour).
+def scale_condition(condition: Tensor, low: float, high: float) -> Tensor:
+    """Scale condition pictures from [low, high] to [0, 1].
 
-    A clip without any contrast (blank conditions, as scene videos have them) gives zeros.
+    The published sampler takes `low` and `high` from the whole clip's tensor (all frames and channels), not from a
+    frame or a window. A clip without any contrast (blank conditions, as scene videos have them) gives zeros.
 
     Args:
-        condition: any shape, any range; all frames of the clip together.
+        condition: any shape, values in [low, high].
+        low: smallest value of the clip.
+        high: largest value of the clip.
 
     Returns:
-        Tensor: the same shape, floating point.
+        Tensor: the same shape, float32.
     """
     values = condition.float()
-    low, high = torch.aminmax(values)
-    if low == high:
-        return torch.zeros_like(values)
-    return (values - low) / (high - low)
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
