@@ -3,6 +3,7 @@
 from xdyna.media.atomic import unique_path
 from xdyna.media.errors import MediaError, MediaWarning
 from xdyna.media.image import CropResize, center_crop, read_image, top_quarter_crop, write_png
+from xdyna.media.sheet import contact_sheet, grid_frame
 from xdyna.media.video import (
     VideoInfo,
     VideoWriter,
@@ -21,8 +22,10 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "center_crop",
+    "contact_sheet",
     "file_sha256",
     "frame_times",
+    "grid_frame",
     "natural_fps",
     "probe",
     "read_frames",

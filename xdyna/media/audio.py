@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import av
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
+from av.video.stream import VideoStream
 
 from xdyna.media.errors import MediaError, MediaWarning
 from xdyna.media.index import open_container, video_stream
@@ -74,19 +75,19 @@ class AudioTrack:
             try:
                 stream = video_stream(container, self._source)
             except MediaError:  # sound alone: it starts with itself
-                return self._in.start_time * self._in.time_base if self._in.start_time else Fraction(0)
-            return stream.start_time * stream.time_base if stream.start_time is not None else Fraction(0)
+                return (self._in.start_time or 0) * _clock(self._in)
+            return (stream.start_time or 0) * _clock(stream)
 
     @staticmethod
     def _time(packet: av.Packet) -> float:
-        return float((packet.pts if packet.pts is not None else packet.dts or 0) * packet.time_base)
+        return float((packet.pts or 0) * _clock(packet))
 
-    def _copied(self) -> Iterator[av.Packet]:
+    def _copied(self) -> Generator[av.Packet, None, None]:
         stream = self._output.add_stream_from_template(self._in)
         return self._shifted(stream)
 
-    def _shifted(self, stream: AudioStream) -> Iterator[av.Packet]:
-        offset = round(self._start / self._in.time_base)
+    def _shifted(self, stream: AudioStream) -> Generator[av.Packet, None, None]:
+        offset = round(self._start / _clock(self._in))
         for packet in self._input.demux(self._in):
             if packet.size == 0 or packet.pts is None or packet.is_corrupt:
                 continue
@@ -97,7 +98,7 @@ class AudioTrack:
             packet.stream = stream
             yield packet
 
-    def _encoded(self) -> Iterator[av.Packet]:
+    def _encoded(self) -> Generator[av.Packet, None, None]:
         context = self._in.codec_context
         rate = context.sample_rate if context.sample_rate in _AAC_RATES else 48000
         layout = "mono" if context.channels == 1 else "stereo"
@@ -105,13 +106,13 @@ class AudioTrack:
         stream.bit_rate = 96_000 if layout == "mono" else 160_000
         return self._reencoded(stream, AudioResampler(format="fltp", layout=layout, rate=rate), rate)
 
-    def _reencoded(self, stream: AudioStream, resampler: AudioResampler, rate: int) -> Iterator[av.Packet]:
+    def _reencoded(self, stream: AudioStream, resampler: AudioResampler, rate: int) -> Generator[av.Packet, None, None]:
         clock = Fraction(1, rate)
         for frame in self._decoded():
             for part in resampler.resample(frame):
                 if part.pts is None:
                     continue
-                part.pts = round((part.pts * part.time_base - self._start) / clock)
+                part.pts = round((part.pts * _clock(part) - self._start) / clock)
                 part.time_base = clock
                 if part.pts >= 0:
                     yield from stream.encode(part)
@@ -123,6 +124,11 @@ class AudioTrack:
                 yield from packet.decode()
             except av.error.InvalidDataError:  # one damaged packet
                 continue
+
+
+def _clock(timed: AudioStream | VideoStream | av.Packet | av.AudioFrame) -> Fraction:
+    """Seconds per time stamp unit."""
+    return timed.time_base or Fraction(1, 1_000_000)
 
 
 def open_audio(source: str | os.PathLike[str], output: OutputContainer) -> AudioTrack | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class MediaError(ValueError):
-    """A picture or video cannot be read or written; the message says what was given, what was expected and how to mend it."""
+    """A picture or video cannot be read or written: what was given, what was expected and how to mend it."""
 
 
 class MediaWarning(UserWarning):

@@ -36,9 +36,9 @@ _PIL_LIMIT = threading.Lock()
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a picture as it is meant to be seen.
 
-    The EXIF orientation is applied; transparency is laid on white; CMYK, palette, grey and 16-bit pictures are converted;
-    an embedded colour profile other than sRGB is honoured; of an animation the first frame is taken. A picture with a side
-    above 8192 px is reduced (Lanczos) to 4096 px on its long side.
+    The EXIF orientation is applied; transparency is laid on white; CMYK, palette, grey and 16-bit pictures are
+    converted; an embedded colour profile other than sRGB is honoured; of an animation the first frame is taken. A
+    picture with a side above 8192 px is reduced (Lanczos) to 4096 px on its long side.
 
     Args:
         path: the picture file (anything Pillow reads).
@@ -47,8 +47,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        MediaError: missing, a folder, empty, not a picture, damaged or truncated, a side below 32 px or above 20,000 px,
-            or a pixel format without a defined 8-bit meaning (32-bit float or integer).
+        MediaError: missing, a folder, empty, not a picture, damaged or truncated, a side below 32 px or above
+            20,000 px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
     """
     path = check_input_file(path, what="picture")
     with _without_pixel_limit():
@@ -104,7 +104,8 @@ def _decode(opened: Image.Image, path: Path) -> Image.Image:
     picture: Image.Image = opened
     if picture.mode not in _CONVERTERS:
         raise MediaError(
-            f"picture '{path}' has {picture.mode!r} pixels (32-bit or special), which have no defined 8-bit value; save it as 8-bit RGB"
+            f"picture '{path}' has {picture.mode!r} pixels (32-bit or special), which have no defined 8-bit value; "
+            f"save it as 8-bit RGB"
         )
     if large:
         if picture.mode in ("P", "PA", "1"):  # indices must not be averaged
@@ -258,7 +259,7 @@ class CropResize:
 
 
 def _largest_box(size_hw: tuple[int, int], target_hw: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the largest box of the target's aspect inside a picture; rounded down as the official code does."""
+    """(width, height) of the largest box of the target's aspect inside a picture, rounded down."""
     (height, width), (target_height, target_width) = size_hw, target_hw
     if min(height, width, target_height, target_width) < 1:
         raise MediaError(f"crop from {size_hw} to {target_hw} (H, W): all sides must be at least 1 px")

@@ -1,12 +1,14 @@
 """What a video file holds, found by reading its packets (no decoding but for the first frame).
 
-A frame is named by its position in display order. Its presentation time stamp (pts, an integer in units of the stream's time
-base) is what the reader looks for, so that B-frames, edit lists and odd starts cannot shift the count.
+A frame is named by its position in display order. Its presentation time stamp (pts, an integer in units of the stream's
+time base) is what the reader looks for, so that B-frames, edit lists and odd starts cannot shift the count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import warnings
 from collections.abc import Iterator
@@ -41,8 +43,8 @@ class VideoIndex:
         time_base: s per unit of `pts`.
         keyframes: int64, positions (display order) of the frames where decoding may start.
         seek_stamps: int64, for each keyframe the time stamp to seek to in order to land on it or before it.
-        closed: no frame is stored after a keyframe and shown before it (closed groups of pictures), and no time stamp is
-            missing: a position can be reached from the keyframe before it by any reader.
+        closed: no frame is stored after a keyframe and shown before it (closed groups of pictures), and no time stamp
+            is missing: a position can be reached from the keyframe before it by any reader.
         counted: time stamps are missing or doubled, so positions are counted while decoding from the start.
         width: of the stored picture, px.
         height: of the stored picture, px.
@@ -109,8 +111,8 @@ def _open_message(path: Path, error: Exception) -> str:
         head = handle.read(4096)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"\x1aE\xdf\xa3":
         return (
-            f"video '{path}' is truncated or damaged: its index is missing (moov atom or header not found), so that no frame "
-            f"can be read; copy or download it again (to repair it: ffmpeg -i in.mp4 -c copy out.mp4)"
+            f"video '{path}' is truncated or damaged: its index (moov atom or header) is missing or cut off, so no "
+            f"frame can be read; copy or download it again"
         )
     pictures = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
     if head.startswith(pictures) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
@@ -133,8 +135,8 @@ def read_index(path: str | os.PathLike[str]) -> VideoIndex:
     index = _cached_index(os.path.abspath(path), state.st_size, state.st_mtime_ns)
     if index.lost:
         warnings.warn(
-            f"video '{path}' is cut off or damaged: {index.lost} of {index.lost + len(index.pts)} frames cannot be read; "
-            f"the first {len(index.pts)} are used",
+            f"video '{path}' is cut off or damaged: {index.lost} of {index.lost + len(index.pts)} frames cannot be "
+            f"read; the first {len(index.pts)} are used",
             MediaWarning,
             stacklevel=3,
         )
@@ -156,7 +158,8 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not streams:
         if container.streams.audio:
             raise MediaError(f"'{path}' holds sound only, no video stream; {_EXPECTED}")
-        raise MediaError(f"'{path}' holds no video stream; {_EXPECTED}")
+        reason = "" if len(container.streams) else " (its data is missing, it may be cut off)"
+        raise MediaError(f"'{path}' holds no video stream{reason}; {_EXPECTED}")
     best = container.streams.best("video")
     return best if best in streams else streams[0]
 
@@ -171,8 +174,9 @@ def _scan(path: Path) -> VideoIndex:
         time_base = stream.time_base or Fraction(1, 1000)
         guessed = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
         position = stream.index
+        promised = _promised_duration(container, stream)
     if not packets and not announced and not damaged:
-        raise MediaError(f"video '{path}' has zero frames; {_EXPECTED}")
+        raise MediaError(f"video '{path}' has zero frames (or its data is cut off); {_EXPECTED}")
     if not packets:
         raise MediaError(
             f"video '{path}' is truncated: it announces {announced or damaged} frames and none of them can be read; "
@@ -186,8 +190,12 @@ def _scan(path: Path) -> VideoIndex:
     else:
         order = _stamped_frames(packets, time_base, guessed)
         if not packets[0].key and first.pts is not None:
-            # The recording starts inside a group of pictures: what the decoder cannot show before its first frame is no frame.
+            # The recording starts inside a group of pictures: frames before the first decodable one are not shown.
             order = order.starting_at(int(np.searchsorted(order.pts, first.pts)))
+    duration = float((order.pts[-1] - order.pts[0] + order.last) * order.time_base)
+    shown = len(order.pts) if counted else len(packets)
+    if not announced and promised - duration > 1.5 * duration / shown:
+        announced = shown + round((promised - duration) * shown / duration)
     aspect = Fraction(first.aspect) if first.aspect else Fraction(1)
     return VideoIndex(
         path=path,
@@ -205,10 +213,21 @@ def _scan(path: Path) -> VideoIndex:
         pixel_format=first.pixel_format,
         codec=codec,
         container=name,
-        duration=float((order.pts[-1] - order.pts[0] + order.last) * order.time_base),
+        duration=duration,
         has_audio=has_audio,
-        lost=damaged if counted else max(damaged, announced - len(packets)),
+        lost=max(damaged, announced - shown),
     )
+
+
+def _promised_duration(container: InputContainer, stream: VideoStream) -> float:
+    """How long a Matroska file says its video is, in s; 0 where it does not say. (mp4 and avi count their frames.)"""
+    if "matroska" not in container.format.name:
+        return 0.0
+    clock = stream.metadata.get("DURATION", "").split(":")
+    if len(clock) == 3:
+        with contextlib.suppress(ValueError):
+            return float(clock[0]) * 3600 + float(clock[1]) * 60 + float(clock[2])
+    return (container.duration or 0) / av.time_base if not container.streams.audio else 0.0
 
 
 # Codecs whose packets may hold frames that are never shown: their frames have to be counted by decoding.
@@ -348,7 +367,7 @@ def _counted_frames(stamps: list[int | None], time_base: Fraction, guessed: Frac
     """A stream whose packets do not tell: the decoder's time stamps where they ascend, else the announced rate."""
     start = np.zeros(1, dtype=np.int64)
     known = [s for s in stamps if s is not None]
-    if len(known) == len(stamps) and all(a < b for a, b in zip(known, known[1:], strict=False)):
+    if len(known) == len(stamps) and all(a < b for a, b in itertools.pairwise(known)):
         pts = np.array(known, dtype=np.int64)
         last = int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / (guessed * time_base))
         return _Order(pts, time_base, start, pts[:1], False, max(1, last))

@@ -103,8 +103,8 @@ def read_pyav(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]:
         )
     if missing:
         warnings.warn(
-            f"video '{index.path}' is damaged: {len(missing)} frames (the first is frame {missing[0]}) cannot be decoded; "
-            f"each repeats its neighbour",
+            f"video '{index.path}' is damaged: {len(missing)} frames (the first is frame {missing[0]}) cannot be "
+            f"decoded; each repeats its neighbour",
             MediaWarning,
             stacklevel=2,
         )

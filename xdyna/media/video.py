@@ -6,6 +6,7 @@ Reading goes through decord where it is proven exact and through PyAV otherwise;
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         The description.
 
     Raises:
-        MediaError: missing, a folder, empty, not a video, a picture, sound only, zero frames, or so damaged that no frame can
-            be read (an mp4 cut off before its index).
+        MediaError: missing, a folder, empty, not a video, a picture, sound only, zero frames, or so damaged that no
+            frame can be read (an mp4 cut off before its index).
 
     Warns:
         MediaWarning: the end is cut off; the frames before it are used.
@@ -132,8 +133,9 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | None = No
     """Read frames as they are displayed: upright, square pixels.
 
     Frames are found by their time stamps, so position k is always frame k of `frame_times`, however the file is
-    compressed. decord reads files on which it is exact (see `reading.decord_is_exact`), PyAV all others; when decord fails midway
-    PyAV goes on from there. A frame that cannot be decoded is replaced by the one before it, with one warning.
+    compressed. decord reads the files on which it is exact (see `reading.decord_is_exact`), PyAV all others; when
+    decord fails midway PyAV goes on from there. A frame that cannot be decoded is replaced by the one before it, with
+    one warning.
 
     Args:
         path: the video file.
@@ -148,7 +150,7 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | None = No
     index = read_index(path)
     count = len(index.pts)
     wanted = list(range(count)) if indices is None else [int(i) for i in indices]
-    for before, after in zip(wanted, wanted[1:], strict=False):
+    for before, after in itertools.pairwise(wanted):
         if after < before:
             raise MediaError(f"frame positions of '{path}' must ascend; {after} follows {before}: sort them first")
     if wanted and not 0 <= wanted[0] <= wanted[-1] < count:

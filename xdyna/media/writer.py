@@ -1,9 +1,10 @@
-"""Writing H.264 mp4 files: complete or not at all, the same bytes for the same input, with the driving video's sound."""
+"""Writing H.264 mp4 files: complete or not at all, the same bytes for the same input, with the source's sound."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +26,9 @@ _BT709 = 1
 class VideoWriter:
     """A context manager that encodes frames to H.264 (yuv420p, BT.709, index at the front).
 
-    The file is written under a hidden name in the target's folder and renamed when the block ends well; on any exception,
-    Ctrl-C included, it is removed. H.264 with yuv420p needs even sides: an odd side is padded by repeating its last row or
-    column, so the file is up to 1 px larger than `size` (see `encoded_size`).
+    The file is written under a hidden name in the target's folder and renamed when the block ends well; on any
+    exception, Ctrl-C included, it is removed. H.264 with yuv420p needs even sides: an odd side is padded by repeating
+    its last row or column, so the file is up to 1 px larger than `size` (see `encoded_size`).
 
     Args:
         path: the mp4 to write; missing folders are made.
@@ -109,7 +110,8 @@ class VideoWriter:
         frame = np.asarray(frame)
         if frame.dtype != np.uint8 or frame.shape != (*self.size, 3):
             raise MediaError(
-                f"frame {self.frame_count} of '{self.path}' is {frame.dtype} {frame.shape}; expected uint8 {(*self.size, 3)}"
+                f"frame {self.frame_count} of '{self.path}' is {frame.dtype} {frame.shape}; "
+                f"expected uint8 {(*self.size, 3)}"
             )
         picture = av.VideoFrame.from_ndarray(self._padded(frame), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
@@ -169,12 +171,12 @@ class VideoWriter:
             packets = 0
         if packets != self.frame_count:
             raise MediaError(
-                f"'{self.path}' could not be written completely ({packets} of {self.frame_count} frames arrived); the disk of "
-                f"'{self.path.parent}' may be full. Free some space there or choose another folder"
+                f"'{self.path}' could not be written completely ({packets} of {self.frame_count} frames arrived); the "
+                f"disk of '{self.path.parent}' may be full. Free some space there or choose another folder"
             )
 
     @contextlib.contextmanager
-    def _disk_errors(self):  # type: ignore[no-untyped-def]
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except MediaError:

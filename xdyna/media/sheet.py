@@ -1,0 +1,154 @@
+"""Overviews for people: a contact sheet of many frames, and the side-by-side frames of a comparison video."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from xdyna.media.errors import MediaError
+
+_PAPER = (250, 250, 251)
+_INK = (32, 33, 36)
+_GREY = (128, 130, 136)
+_BAR = (24, 25, 28)
+_BAR_INK = (236, 237, 240)
+
+
+def contact_sheet(
+    rows: Mapping[str, Sequence[np.ndarray]],
+    *,
+    columns: int = 8,
+    cell_height: int = 192,
+    title: str | None = None,
+    captions: Sequence[str] | None = None,
+) -> np.ndarray:
+    """A sheet of labelled rows of frames.
+
+    Each row shows `columns` frames spread evenly over it, the first and the last included. A row with a single frame
+    shows it in the first column. Frames keep their shape and are scaled to `cell_height`.
+
+    Args:
+        rows: label -> frames, uint8 (H, W, 3) RGB; sizes may differ between rows.
+        columns: at most so many frames per row.
+        cell_height: px of every frame on the sheet, at least 32.
+        title: a headline, if any.
+        captions: a text over each column; default "frame N", counted from 0 along the longest row.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        MediaError: no rows, an empty row, columns below 1, cell_height below 32, or a frame of another form.
+    """
+    if not rows or any(len(frames) == 0 for frames in rows.values()):
+        raise MediaError("a contact sheet needs at least one row, and at least one frame in each row")
+    if columns < 1 or cell_height < 32:
+        raise MediaError(f"columns must be at least 1 and cell_height at least 32; given {columns} and {cell_height}")
+    longest = max(len(frames) for frames in rows.values())
+    columns = min(columns, longest)
+    spread = _spread(longest, columns)
+    captions = [f"frame {k}" for k in spread] if captions is None else list(captions)[:columns]
+    pictures = {
+        label: [_scaled(frames[k], cell_height) for k in _spread(len(frames), min(columns, len(frames)))]
+        for label, frames in rows.items()
+    }
+
+    text = max(13, cell_height // 12)
+    gap, margin = max(6, cell_height // 28), max(14, cell_height // 10)
+    label_font, small_font, title_font = _font(text + 2), _font(text), _font(round(text * 1.5))
+    label_width = max(_text_width(label_font, label) for label in rows) + 2 * gap
+    cell_width = max(picture.shape[1] for row in pictures.values() for picture in row)
+    head = margin + (round(text * 2.4) if title else 0)
+    first_row = head + text + gap + 4
+    width = margin + label_width + columns * (cell_width + gap) - gap + margin
+    height = first_row + len(rows) * (cell_height + gap) - gap + margin
+
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((margin, margin), title, font=title_font, fill=_INK)
+    for column, caption in enumerate(captions):
+        x = margin + label_width + column * (cell_width + gap) + cell_width // 2
+        draw.text((x, head + text // 2), caption, font=small_font, fill=_GREY, anchor="mm")
+    for number, (label, row) in enumerate(pictures.items()):
+        top = first_row + number * (cell_height + gap)
+        draw.text((margin, top + cell_height // 2), label, font=label_font, fill=_INK, anchor="lm")
+        for column, picture in enumerate(row):
+            left = margin + label_width + column * (cell_width + gap) + (cell_width - picture.shape[1]) // 2
+            sheet.paste(Image.fromarray(picture), (left, top))
+    return np.asarray(sheet).copy()
+
+
+def grid_frame(cells: Mapping[str, np.ndarray], *, height: int = 512) -> np.ndarray:
+    """One frame of a side-by-side video: columns of equal height, each under its label.
+
+    Args:
+        cells: label -> uint8 (H, W, 3) RGB, from left to right; sizes may differ.
+        height: px of the pictures, at least 32; the label bar comes on top.
+
+    Returns:
+        uint8 (H, W, 3) RGB with even sides, the same size for the same labels and picture shapes.
+
+    Raises:
+        MediaError: no cells, height below 32, or a cell of another form.
+    """
+    if not cells:
+        raise MediaError("a grid needs at least one picture")
+    if height < 32:
+        raise MediaError(f"grid height must be at least 32 px; given {height}")
+    pictures = [_scaled(picture, height) for picture in cells.values()]
+    gap = max(2, height // 128)
+    bar = _label_bar(tuple(cells), tuple(picture.shape[1] for picture in pictures), gap, max(20, height // 16))
+    total_height, total_width = bar.shape[0] + height, bar.shape[1]
+    grid = np.empty((total_height + total_height % 2, total_width + total_width % 2, 3), dtype=np.uint8)
+    grid[:] = _BAR
+    grid[: bar.shape[0], : bar.shape[1]] = bar
+    left = 0
+    for picture in pictures:
+        grid[bar.shape[0] : total_height, left : left + picture.shape[1]] = picture
+        left += picture.shape[1] + gap
+    return grid
+
+
+@functools.lru_cache(maxsize=32)
+def _label_bar(labels: tuple[str, ...], widths: tuple[int, ...], gap: int, height: int) -> np.ndarray:
+    """The dark bar with one centred label per column; the text shrinks where a column is narrow."""
+    bar = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), height), _BAR)
+    draw = ImageDraw.Draw(bar)
+    left = 0
+    for label, width in zip(labels, widths, strict=True):
+        size = round(height * 0.55)
+        while size > 7 and _text_width(_font(size), label) > width - 4:
+            size -= 1
+        draw.text((left + width // 2, height // 2), label, font=_font(size), fill=_BAR_INK, anchor="mm")
+        left += width + gap
+    return np.asarray(bar).copy()
+
+
+def _spread(count: int, picks: int) -> list[int]:
+    """`picks` positions spread evenly over 0..count-1, both ends included."""
+    return [int(k) for k in np.round(np.linspace(0, count - 1, picks)).astype(int)]
+
+
+def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+        raise MediaError(f"pictures must be uint8 (H, W, 3); given {picture.dtype} {picture.shape}")
+    if picture.shape[0] == height:
+        return picture
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=method))
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+    return int(np.ceil(font.getlength(text)))
