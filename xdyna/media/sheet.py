@@ -28,8 +28,8 @@ def contact_sheet(
 ) -> np.ndarray:
     """A sheet of labelled rows of frames.
 
-    Each row shows `columns` frames spread evenly over it, the first and the last included. A row with a single frame
-    shows it in the first column. Frames keep their shape and are scaled to `cell_height`.
+    Each row shows `columns` frames spread evenly over it, the first and the last included. A single picture beside rows
+    of several frames (the reference, for instance) stands larger at the left. Frames keep their shape.
 
     Args:
         rows: label -> frames, uint8 (H, W, 3) RGB; sizes may differ between rows.
@@ -50,37 +50,67 @@ def contact_sheet(
         raise MediaError(f"columns must be at least 1 and cell_height at least 32; given {columns} and {cell_height}")
     longest = max(len(frames) for frames in rows.values())
     columns = min(columns, longest)
-    spread = _spread(longest, columns)
-    captions = [f"frame {k}" for k in spread] if captions is None else list(captions)[:columns]
+    if captions is None:
+        captions = [f"frame {k}" for k in _spread(longest, columns)]
+    series = {label: frames for label, frames in rows.items() if len(frames) > 1 or longest == 1}
+    text = max(13, cell_height // 12)
+    gap = text // 2
+    body = _rows_block(series, columns=columns, cell_height=cell_height, captions=list(captions)[:columns], text=text)
+
+    lead_height = min(2, len(series)) * (cell_height + gap) - gap
+    blocks = [
+        _rows_block({"": frames}, columns=1, cell_height=lead_height, captions=[label], text=text)
+        for label, frames in rows.items()
+        if label not in series
+    ]
+    blocks.append(body)
+    margin = max(14, cell_height // 10)
+    head = margin + (round(text * 2.4) if title else 0)
+    width = sum(block.width for block in blocks) + 2 * gap * (len(blocks) - 1) + 2 * margin
+    if title:
+        width = max(width, _text_width(_font(round(text * 1.5)), title) + 2 * margin)
+    sheet = Image.new("RGB", (width, head + max(block.height for block in blocks) + margin), _PAPER)
+    if title:
+        ImageDraw.Draw(sheet).text((margin, margin), title, font=_font(round(text * 1.5)), fill=_INK)
+    left = margin
+    for block in blocks:
+        sheet.paste(block, (left, head))
+        left += block.width + 2 * gap
+    return np.asarray(sheet).copy()
+
+
+def _rows_block(
+    rows: Mapping[str, Sequence[np.ndarray]],
+    *,
+    columns: int,
+    cell_height: int,
+    captions: Sequence[str],
+    text: int,
+) -> Image.Image:
+    """Rows of frames with their labels at the left and captions over the columns."""
     pictures = {
         label: [_scaled(frames[k], cell_height) for k in _spread(len(frames), min(columns, len(frames)))]
         for label, frames in rows.items()
     }
-
-    text = max(13, cell_height // 12)
-    gap, margin = max(6, cell_height // 28), max(14, cell_height // 10)
-    label_font, small_font, title_font = _font(text + 2), _font(text), _font(round(text * 1.5))
-    label_width = max(_text_width(label_font, label) for label in rows) + 2 * gap
+    gap = text // 2
+    label_font, small_font = _font(text + 2), _font(text)
+    label_width = max(_text_width(label_font, label) + 2 * gap if label else 0 for label in rows)
     cell_width = max(picture.shape[1] for row in pictures.values() for picture in row)
-    head = margin + (round(text * 2.4) if title else 0)
-    first_row = head + text + gap + 4
-    width = margin + label_width + columns * (cell_width + gap) - gap + margin
-    height = first_row + len(rows) * (cell_height + gap) - gap + margin
-
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((margin, margin), title, font=title_font, fill=_INK)
+    cell_width = max(cell_width, *(_text_width(small_font, caption) for caption in captions))
+    first_row = text + gap + 4
+    size = (label_width + columns * (cell_width + gap) - gap, first_row + len(rows) * (cell_height + gap) - gap)
+    block = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(block)
     for column, caption in enumerate(captions):
-        x = margin + label_width + column * (cell_width + gap) + cell_width // 2
-        draw.text((x, head + text // 2), caption, font=small_font, fill=_GREY, anchor="mm")
+        x = label_width + column * (cell_width + gap) + cell_width // 2
+        draw.text((x, text // 2), caption, font=small_font, fill=_GREY, anchor="mm")
     for number, (label, row) in enumerate(pictures.items()):
         top = first_row + number * (cell_height + gap)
-        draw.text((margin, top + cell_height // 2), label, font=label_font, fill=_INK, anchor="lm")
+        draw.text((0, top + cell_height // 2), label, font=label_font, fill=_INK, anchor="lm")
         for column, picture in enumerate(row):
-            left = margin + label_width + column * (cell_width + gap) + (cell_width - picture.shape[1]) // 2
-            sheet.paste(Image.fromarray(picture), (left, top))
-    return np.asarray(sheet).copy()
+            left = label_width + column * (cell_width + gap) + (cell_width - picture.shape[1]) // 2
+            block.paste(Image.fromarray(picture), (left, top))
+    return block
 
 
 def grid_frame(cells: Mapping[str, np.ndarray], *, height: int = 512) -> np.ndarray:
