@@ -1,0 +1,11 @@
+"""Errors and warnings of the perception package."""
+
+from __future__ import annotations
+
+
+class PerceptionError(ValueError):
+    """A person or face cannot be read from the input; the message says what was given, what was expected and how to mend it."""
+
+
+class PerceptionWarning(UserWarning):
+    """Perception went on, but in a way the user should know of (a damaged cache file, for instance)."""

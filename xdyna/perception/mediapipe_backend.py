@@ -1,0 +1,318 @@
+"""Pose backend on MediaPipe: body, then hands around the wrists and the face around the head, each on its own crop.
+
+Every frame is treated as a single picture (no tracking inside MediaPipe), so a frame's result never depends on other frames.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from xdyna.perception import mediapipe_models as models
+from xdyna.perception.base import check_frame
+from xdyna.perception.errors import PerceptionError
+from xdyna.perception.topology import (
+    LEFT_ELBOW,
+    LEFT_SHOULDER,
+    LEFT_WRIST,
+    MEDIAPIPE_TO_BODY,
+    MEDIAPIPE_TO_IBUG68,
+    NECK,
+    NOSE,
+    RIGHT_ELBOW,
+    RIGHT_SHOULDER,
+    RIGHT_WRIST,
+)
+from xdyna.perception.types import Person, mark_outside, missing_points
+
+_RULES = 1  # raise when the code below changes the numbers: cached key points are then detected again
+_CROP = 256  # side of the crops handed to the hand and face models, px; the models work at 192 to 256
+_HAND_CROPS = (2.0, 3.0, 1.4)  # sides of the crop around a wrist, in forearm lengths, tried in this order
+_HAND_EXTENT = (0.2, 1.2)  # plausible diagonal of a hand, in forearm lengths
+_HAND_REACH = 0.5  # farthest a hand's wrist may be from the body's wrist, in forearm lengths
+_FACE_CROPS = (2.5, 4.0)  # sides of the crop around the head, in head sizes
+_HANDS = (  # elbow, wrist (OpenPose-18); knuckles of little finger and index (MediaPipe Pose)
+    (LEFT_ELBOW, LEFT_WRIST, (17, 19)),
+    (RIGHT_ELBOW, RIGHT_WRIST, (18, 20)),
+)
+
+
+class MediaPipeBackend:
+    """MediaPipe Pose, Hand and Face Mesh with the models inside the package; also masks of people (`segment`).
+
+    Args:
+        models_dir: must be None: the models are part of the package.
+
+    Attributes:
+        name: "mediapipe".
+        version: library version and number of the rules here.
+
+    Raises:
+        PerceptionError: the package is missing, has no models, or `models_dir` was given.
+    """
+
+    name = "mediapipe"
+
+    def __init__(self, *, models_dir: Path | None = None) -> None:
+        if models_dir is not None:
+            raise PerceptionError(
+                f"perception backend 'mediapipe' takes no models folder ('{models_dir}'); its models are in its package"
+            )
+        self._mediapipe = models.import_mediapipe()
+        self.version = f"{self._mediapipe.__version__}-r{_RULES}"
+        self._quiet_calls: set[str] = set()
+
+    def detect(self, frame: np.ndarray) -> list[Person]:
+        """Find the people in a frame.
+
+        A confidence is the landmark's visibility (body), the score of the handedness (hands), or 1 (face). Where no body is found but a
+        face fills the picture, a person with a face and a nose is returned.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            People, largest box first.
+
+        Raises:
+            PerceptionError: not such a frame.
+        """
+        frame = check_frame(frame)
+        poses = self._poses(frame)
+        people = [person for pose in poses if (person := self._person(frame, pose)) is not None]
+        if not people and (face := self._face(frame, _whole(frame))) is not None:
+            people = [_face_only(face)]
+        return sorted(people, key=lambda person: -person.area)
+
+    def segment(self, frame: np.ndarray) -> np.ndarray:
+        """Find the pixels that belong to people: the largest of the found people's masks, or the selfie model's where nobody is found.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            (H, W) float32 in [0, 1].
+
+        Raises:
+            PerceptionError: not such a frame.
+        """
+        frame = check_frame(frame)
+        result = self._run("masks", self._mask_landmarker.detect, self._image(frame))
+        masks = [np.array(mask.numpy_view(), dtype=np.float32) for mask in result.segmentation_masks or []]
+        if not masks:
+            masks = [np.asarray(self._run("selfie", self._selfie.process, frame).segmentation_mask, dtype=np.float32)]
+        return np.max([mask.reshape(frame.shape[:2]) for mask in masks], axis=0).clip(0, 1)
+
+    # The detectors are made on first use: each takes up to half a second.
+    @cached_property
+    def _landmarker(self) -> Any:
+        return models.pose_landmarker()
+
+    @cached_property
+    def _mask_landmarker(self) -> Any:
+        return models.pose_landmarker(masks=True)
+
+    @cached_property
+    def _hands(self) -> Any:
+        return models.hand_landmarker()
+
+    @cached_property
+    def _mesh(self) -> Any:
+        return models.face_mesh()
+
+    @cached_property
+    def _faces(self) -> Any:
+        return models.face_detector()
+
+    @cached_property
+    def _selfie(self) -> Any:
+        return models.selfie_segmenter()
+
+    def _image(self, frame: np.ndarray) -> Any:
+        return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+
+    def _run(self, what: str, call: Any, argument: Any) -> Any:
+        """Call a detector; its first call logs, so that one is made quietly."""
+        if what in self._quiet_calls:
+            return call(argument)
+        with models.quiet_stderr(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = call(argument)
+        self._quiet_calls.add(what)
+        return result
+
+    def _poses(self, frame: np.ndarray) -> list[np.ndarray]:
+        """(33, 3) px and visibility of each person.
+
+        The detector sees the frame at 224 px and misses small people beside a large one; a face that belongs to nobody found yet is
+        looked at again in a crop the size of a body.
+        """
+        poses = self._poses_in(frame, left=0, top=0)
+        height, width = frame.shape[:2]
+        result = self._run("faces", self._faces.process, frame)
+        for detection in result.detections or []:
+            box = detection.location_data.relative_bounding_box
+            center = np.array([(box.xmin + box.width / 2) * width, (box.ymin + box.height / 2) * height])
+            size = max(box.width * width, box.height * height)
+            if any(np.linalg.norm(pose[0, :2] - center) < size for pose in poses):
+                continue
+            left, right = np.clip([center[0] - 4 * size, center[0] + 4 * size], 0, width).astype(int)
+            top, bottom = np.clip([center[1] - 2 * size, center[1] + 9 * size], 0, height).astype(int)
+            if min(right - left, bottom - top) < 16:
+                continue
+            found = self._poses_in(frame[top:bottom, left:right], left=left, top=top)
+            poses += [pose for pose in found if np.linalg.norm(pose[0, :2] - center) < size][:1]
+        return poses
+
+    def _poses_in(self, picture: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
+        """People of a picture whose corner lies at (left, top) of the frame."""
+        height, width = picture.shape[:2]
+        result = self._run("pose", self._landmarker.detect, self._image(picture))
+        return [
+            np.array([[p.x * width - 0.5 + left, p.y * height - 0.5 + top, p.visibility] for p in pose])
+            for pose in result.pose_landmarks
+        ]
+
+    def _person(self, frame: np.ndarray, pose: np.ndarray) -> Person | None:
+        """Everything about one body; None where too little of it lies in the picture."""
+        size = frame.shape[:2]
+        raw = np.zeros((18, 3))
+        for joint, landmark in MEDIAPIPE_TO_BODY.items():
+            raw[joint] = pose[landmark]
+        shoulders = raw[[RIGHT_SHOULDER, LEFT_SHOULDER]]
+        raw[NECK] = [*shoulders[:, :2].mean(axis=0), shoulders[:, 2].min()]
+        body = mark_outside(raw, size)
+        seen = mark_outside(pose, size)
+        seen = seen[seen[:, 2] > 0.1]
+        if len(seen) < 3:
+            return None
+        hands = self._both_hands(frame, raw, pose)
+        face = self._face(frame, _head(raw, pose))
+        box = np.concatenate([seen[:, :2].min(axis=0), seen[:, :2].max(axis=0)]).astype(np.float32)
+        face = missing_points(68) if face is None else mark_outside(face, size)
+        return Person(body=body, hands=hands, face=face, box=box, score=float(pose[:, 2].mean().clip(0, 1)))
+
+    def _both_hands(self, frame: np.ndarray, body: np.ndarray, pose: np.ndarray) -> np.ndarray:
+        """(2, 21, 3) hands of one body; a hand found from both wrists belongs to the nearer one."""
+        hands, distances, forearms = np.zeros((2, 21, 3)), [np.inf, np.inf], [1.0, 1.0]
+        for side, (elbow, wrist, knuckles) in enumerate(_HANDS):
+            # A forearm pointing at the camera looks short, the hand does not.
+            forearms[side] = max(np.linalg.norm(body[elbow, :2] - body[wrist, :2]), 0.3 * _torso(pose), 1.0)
+            center = 0.4 * body[wrist, :2] + 0.6 * pose[list(knuckles), :2].mean(axis=0)
+            found = self._hand(frame, center, wrist=body[wrist, :2], forearm=forearms[side])
+            if found is not None:
+                hands[side], distances[side] = found, np.linalg.norm(found[0, :2] - body[wrist, :2])
+        apart = np.linalg.norm(hands[0, :, :2] - hands[1, :, :2], axis=1).mean()
+        if np.isfinite(distances).all() and apart < 0.15 * max(forearms):
+            hands[int(np.argmax(distances))] = 0
+        return mark_outside(hands, frame.shape[:2])
+
+    def _hand(self, frame: np.ndarray, center: np.ndarray, *, wrist: np.ndarray, forearm: float) -> np.ndarray | None:
+        """(21, 3) the hand at a wrist, or None."""
+        for factor in _HAND_CROPS:
+            side = factor * forearm
+            crop = square_crop(frame, center=center, side=side)
+            if crop is None:
+                return None
+            result = self._run("hand", self._hands.detect, self._image(crop))
+            best, nearest = None, _HAND_REACH * forearm
+            for landmarks, handedness in zip(result.hand_landmarks, result.handedness, strict=True):
+                points = _from_crop(np.array([[p.x, p.y] for p in landmarks]), center=center, side=side)
+                extent = np.linalg.norm(np.ptp(points, axis=0)) / forearm
+                distance = np.linalg.norm(points[0] - wrist)
+                if distance < nearest and _HAND_EXTENT[0] < extent < _HAND_EXTENT[1]:
+                    best, nearest = np.column_stack([points, np.full(21, handedness[0].score)]), distance
+            if best is not None:
+                return best
+        return None
+
+    def _face(self, frame: np.ndarray, head: tuple[np.ndarray, float]) -> np.ndarray | None:
+        """(68, 3) the face within a head's place (centre px, size px), or None."""
+        center, size = head
+        for factor in _FACE_CROPS:
+            side = factor * size
+            crop = square_crop(frame, center=center, side=side)
+            if crop is None:
+                return None
+            result = self._run("face", self._mesh.process, crop)
+            if not result.multi_face_landmarks:
+                continue
+            mesh = np.array([[p.x, p.y] for p in result.multi_face_landmarks[0].landmark])
+            points = _from_crop(mesh[MEDIAPIPE_TO_IBUG68], center=center, side=side)
+            # In a crowd the crop may hold another face; the head's own is at its centre.
+            if np.linalg.norm(points[27:36].mean(axis=0) - center) < size:
+                return np.column_stack([points, np.ones(68)])
+        return None
+
+
+def square_crop(frame: np.ndarray, *, center: np.ndarray, side: float, size: int = _CROP) -> np.ndarray | None:
+    """Cut a square around a point and bring it to a size; what lies outside the frame repeats its edge.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        center: (2,) x, y in px.
+        side: side of the square in px of the frame.
+        size: side of the result in px.
+
+    Returns:
+        (size, size, 3) uint8, or None where the square does not meet the frame or is below 4 px.
+    """
+    height, width = frame.shape[:2]
+    if not np.isfinite([*center, side]).all() or not 4 <= side <= 8 * max(height, width):
+        return None
+    left, top = center - side / 2
+    if left >= width or top >= height or left + side <= 0 or top + side <= 0:
+        return None
+    if side > size:  # reduce first, or fine structures would alias
+        x0, y0 = max(int(left) - 2, 0), max(int(top) - 2, 0)
+        x1, y1 = min(int(left + side) + 3, width), min(int(top + side) + 3, height)
+        part = frame[y0:y1, x0:x1]
+        scale = size / side
+        new = max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1)
+        frame = cv2.resize(part, new, interpolation=cv2.INTER_AREA)
+        scales = np.array([new[0] / part.shape[1], new[1] / part.shape[0]])
+        left, top = (np.array([left, top]) + 0.5 - [x0, y0]) * scales - 0.5
+        steps = side * scales / size
+    else:
+        steps = np.array([side / size, side / size])
+    # dst pixel i samples the source at left + (i + 0.5) * step
+    matrix = np.array([[steps[0], 0, left + steps[0] / 2], [0, steps[1], top + steps[1] / 2]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _from_crop(points: np.ndarray, *, center: np.ndarray, side: float) -> np.ndarray:
+    """Coordinates in [0, 1] of a square crop as px of the frame."""
+    return points * side + center - side / 2
+
+
+def _torso(pose: np.ndarray) -> float:
+    """Length from the middle of the shoulders to the middle of the hips, px."""
+    return float(np.linalg.norm(pose[[11, 12], :2].mean(axis=0) - pose[[23, 24], :2].mean(axis=0)))
+
+
+def _head(body: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centre and size (px) of the head from the 11 head landmarks of MediaPipe Pose."""
+    points = pose[:11, :2]
+    extent = float(np.ptp(points, axis=0).max())
+    center = 0.5 * (points.mean(axis=0) + body[NOSE, :2])
+    return center, max(extent, 0.15 * _torso(pose), 1.0)
+
+
+def _whole(frame: np.ndarray) -> tuple[np.ndarray, float]:
+    """The whole frame as if it were the crop around a head."""
+    height, width = frame.shape[:2]
+    return np.array([(width - 1) / 2, (height - 1) / 2]), max(height, width) / _FACE_CROPS[0]
+
+
+def _face_only(face: np.ndarray) -> Person:
+    """A person of whom only the face was found."""
+    body = missing_points(18)
+    body[NOSE] = face[30]
+    box = np.concatenate([face[:, :2].min(axis=0), face[:, :2].max(axis=0)]).astype(np.float32)
+    return Person(body=body, hands=missing_points(2, 21), face=face.astype(np.float32), box=box, score=1.0)
