@@ -14,8 +14,8 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from xdyna.media.containers import open_container, video_stream
 from xdyna.media.errors import MediaError, MediaWarning
-from xdyna.media.index import open_container, video_stream
 
 # What players expect inside an mp4; everything else is encoded anew as AAC.
 _COPIED = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac"}

@@ -11,7 +11,6 @@ import functools
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,15 +20,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from xdyna.media.containers import EXPECTED, decode_frames, open_container, video_stream
 from xdyna.media.errors import MediaError, MediaWarning, check_input_file
-
-# Playlists (hls, concat, ...), drawings from text and single pictures are left out on purpose: they are no videos, and
-# playlists could open other files.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,h264,hevc,flv,live_flv,ogg,asf,gif,apng,"
-    "ivf,mxf,nut,dv,rm,wtv,yuv4mpegpipe,mp3,wav,flac,aac,w64,aiff"
-)
-_EXPECTED = "expected a video file (mp4, mov, mkv, webm, avi, ...)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +35,8 @@ class VideoIndex:
         time_base: s per unit of `pts`.
         keyframes: int64, positions (display order) of the frames where decoding may start.
         seek_stamps: int64, for each keyframe the time stamp to seek to in order to land on it or before it.
-        closed: no frame is stored after a keyframe and shown before it (closed groups of pictures), and no time stamp
-            is missing: a position can be reached from the keyframe before it by any reader.
+        closed: closed groups of pictures: every keyframe is one that nothing after it reaches behind, so that any
+            reader can start there.
         counted: time stamps are missing or doubled, so positions are counted while decoding from the start.
         width: of the stored picture, px.
         height: of the stored picture, px.
@@ -89,38 +81,6 @@ class VideoIndex:
         return (self.pts - self.pts[0]) * float(self.time_base)
 
 
-def open_container(path: Path) -> InputContainer:
-    """Open a local media file with the demuxers of `CONTAINERS` only.
-
-    Raises:
-        MediaError: the file is none of these, or its header is damaged or cut off.
-    """
-    try:
-        return av.open(
-            "file:" + os.path.abspath(path),
-            mode="r",
-            metadata_errors="ignore",
-            options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
-        )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(_open_message(path, error)) from error
-
-
-def _open_message(path: Path, error: Exception) -> str:
-    with path.open("rb") as handle:
-        head = handle.read(4096)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"\x1aE\xdf\xa3":
-        return (
-            f"video '{path}' is truncated or damaged: its index (moov atom or header) is missing or cut off, so no "
-            f"frame can be read; copy or download it again"
-        )
-    pictures = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
-    if head.startswith(pictures) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        return f"'{path}' is a picture, not a video; {_EXPECTED}"
-    reason = str(getattr(error, "strerror", "") or error)
-    return f"'{path}' is not a video that can be read ({reason}); {_EXPECTED}"
-
-
 def read_index(path: str | os.PathLike[str]) -> VideoIndex:
     """Index a video; the result is remembered for as long as the file does not change.
 
@@ -148,35 +108,19 @@ def _cached_index(path: str, size: int, changed: int) -> VideoIndex:
     return _scan(Path(path))
 
 
-def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The stream that shows moving pictures (cover art is none).
-
-    Raises:
-        MediaError: there is none.
-    """
-    streams = [s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic]
-    if not streams:
-        if container.streams.audio:
-            raise MediaError(f"'{path}' holds sound only, no video stream; {_EXPECTED}")
-        reason = "" if len(container.streams) else " (its data is missing, it may be cut off)"
-        raise MediaError(f"'{path}' holds no video stream{reason}; {_EXPECTED}")
-    best = container.streams.best("video")
-    return best if best in streams else streams[0]
-
-
 def _scan(path: Path) -> VideoIndex:
     with open_container(path) as container:
         stream = video_stream(container, path)
-        packets, damaged = _read_packets(container, stream)
+        packets, damaged, hidden = _read_packets(container, stream)
         announced = stream.frames or 0
         codec, name = stream.codec_context.name, container.format.name
         has_audio = bool(container.streams.audio)
         time_base = stream.time_base or Fraction(1, 1000)
         guessed = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
         position = stream.index
-        promised = _promised_duration(container, stream)
+        promised = _promised_end(container, stream)
     if not packets and not announced and not damaged:
-        raise MediaError(f"video '{path}' has zero frames (or its data is cut off); {_EXPECTED}")
+        raise MediaError(f"video '{path}' has zero frames (or its data is cut off); {EXPECTED}")
     if not packets:
         raise MediaError(
             f"video '{path}' is truncated: it announces {announced or damaged} frames and none of them can be read; "
@@ -194,8 +138,11 @@ def _scan(path: Path) -> VideoIndex:
             order = order.starting_at(int(np.searchsorted(order.pts, first.pts)))
     duration = float((order.pts[-1] - order.pts[0] + order.last) * order.time_base)
     shown = len(order.pts) if counted else len(packets)
-    if not announced and promised - duration > 1.5 * duration / shown:
-        announced = shown + round((promised - duration) * shown / duration)
+    if announced and not counted:
+        announced -= hidden
+    missing = promised - float((order.pts[-1] + order.last) * order.time_base)
+    if missing > 1.5 * duration / shown:
+        announced = shown + round(missing * shown / duration)
     aspect = Fraction(first.aspect) if first.aspect else Fraction(1)
     return VideoIndex(
         path=path,
@@ -219,8 +166,8 @@ def _scan(path: Path) -> VideoIndex:
     )
 
 
-def _promised_duration(container: InputContainer, stream: VideoStream) -> float:
-    """How long a Matroska file says its video is, in s; 0 where it does not say. (mp4 and avi count their frames.)"""
+def _promised_end(container: InputContainer, stream: VideoStream) -> float:
+    """When a Matroska file says its video ends, in s; 0 where it does not say. (mp4 and avi count their frames.)"""
     if "matroska" not in container.format.name:
         return 0.0
     clock = stream.metadata.get("DURATION", "").split(":")
@@ -241,13 +188,17 @@ class _Packet:
     pts: int | None
     dts: int | None
     key: bool
+    clean: bool  # nothing after this keyframe reaches behind it
     duration: int
 
 
-def _read_packets(container: InputContainer, stream: VideoStream) -> tuple[list[_Packet], int]:
-    """The shown packets in storage order, and the number of damaged ones."""
+def _read_packets(container: InputContainer, stream: VideoStream) -> tuple[list[_Packet], int, int]:
+    """The shown packets in storage order, the number of damaged ones and of those hidden by an edit list."""
     found: list[_Packet] = []
-    damaged = 0
+    damaged = hidden = 0
+    h264 = stream.codec_context.name == "h264"
+    extradata = stream.codec_context.extradata or b""
+    nal_size = (extradata[4] & 3) + 1 if len(extradata) > 4 and extradata[0] == 1 else 0
     packets = container.demux(stream)
     while True:
         try:
@@ -257,13 +208,34 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> tuple[list[
         except av.error.FFmpegError:  # the rest of the file is not there
             damaged += 1
             break
-        if packet.size == 0 or packet.is_discard:
+        if packet.size == 0:
+            continue
+        if packet.is_discard:
+            hidden += 1
             continue
         if packet.is_corrupt:
             damaged += 1
             continue
-        found.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0))
-    return found, damaged
+        clean = packet.is_keyframe and (not h264 or _holds_idr(bytes(packet), nal_size))
+        found.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, clean, packet.duration or 0))
+    return found, damaged, hidden
+
+
+def _holds_idr(data: bytes, nal_size: int) -> bool:
+    """Whether an H.264 packet holds an IDR slice (NAL unit type 5); other keyframes are only points of recovery.
+
+    Args:
+        data: the packet.
+        nal_size: bytes of the length before each NAL unit; 0 where units are parted by start codes (Annex B).
+    """
+    if nal_size == 0:
+        return any(part and part[0] & 31 == 5 for part in data.split(b"\0\0\1")[1:])
+    at = 0
+    while at + nal_size < len(data):
+        if data[at + nal_size] & 31 == 5:
+            return True
+        at += nal_size + int.from_bytes(data[at : at + nal_size], "big")
+    return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +266,7 @@ def _stamped_frames(packets: list[_Packet], time_base: Fraction, guessed: Fracti
     seek_stamps = np.array([_seek_stamp(packets[int(order[k])]) for k in keyframes], dtype=np.int64)
     # A frame stored behind a keyframe but shown before it leans on the group before (open group of pictures).
     latest_key = np.maximum.accumulate(np.where(is_key, stored, np.iinfo(np.int64).min))
-    closed = bool(is_key[0] and np.all(stored >= latest_key))
+    closed = bool(is_key[0] and np.all(stored >= latest_key) and all(p.clean for p in packets if p.key))
     last = packets[int(order[-1])].duration
     if last <= 0:
         last = int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / (guessed * time_base))
@@ -341,26 +313,6 @@ def _decode_start(path: Path, position: int, *, everything: bool) -> tuple[_Firs
     if first is None:
         raise MediaError(f"video '{path}' holds no frame that can be decoded; it is damaged, copy or download it again")
     return first, stamps
-
-
-def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Decode a stream in display order, stepping over packets that cannot be decoded."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            break
-        if packet.is_corrupt:
-            continue
-        try:
-            yield from packet.decode()
-        except av.error.FFmpegError:  # one damaged packet; the next keyframe mends it
-            continue
-    try:
-        yield from stream.codec_context.decode(None)
-    except (av.error.FFmpegError, EOFError):
-        return
 
 
 def _counted_frames(stamps: list[int | None], time_base: Fraction, guessed: Fraction) -> _Order:

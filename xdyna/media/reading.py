@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from xdyna.media.containers import decode_frames, open_container
 from xdyna.media.errors import MediaError, MediaWarning
-from xdyna.media.index import VideoIndex, decode_frames, open_container
+from xdyna.media.index import VideoIndex
 
 
 def read_positions(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]:
@@ -43,8 +45,9 @@ def read_positions(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]
 def decord_is_exact(index: VideoIndex) -> bool:
     """Whether decord gives the right pixels at the right positions of this file.
 
-    Found by comparison with sequential decoding: decord misplaces frames in open groups of pictures and in containers
-    without time stamps, fails at the end of transport streams, knows no pixel aspect and differs in 10-bit pictures.
+    Found by comparison with sequential decoding: decord misplaces frames in open groups of pictures, with intra refresh
+    and in containers without time stamps, fails at the end of transport streams, knows no pixel aspect and differs in
+    10-bit pictures.
     """
     return (
         index.closed
@@ -54,7 +57,7 @@ def decord_is_exact(index: VideoIndex) -> bool:
         and index.rotation == 0
         and index.pixel_aspect == 1
         and index.pixel_format in ("yuv420p", "yuvj420p")
-        and index.codec in ("h264", "hevc", "mpeg4", "vp9")
+        and index.codec in ("h264", "vp9")
         and any(name in index.container.split(",") for name in ("mp4", "matroska"))
     )
 
@@ -171,6 +174,10 @@ class _Decoder:
                 return
         self._frames = self._numbered(self._container, stream, first=int(self.index.keyframes[key]) if key > 0 else 0)
         self._next = next(self._frames, None)
+        if key > 0 and (self._next is None or self._next[1].pict_type != PictureType.I):
+            # With intra refresh a "keyframe" is an ordinary frame, and pictures after it are still incomplete.
+            self._may_seek = False
+            self._open(0)
 
     def _numbered(
         self, container: InputContainer, stream: VideoStream, *, first: int

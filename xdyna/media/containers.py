@@ -1,0 +1,95 @@
+"""Opening media files safely, and stepping through what is in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from xdyna.media.errors import MediaError
+
+# Playlists (hls, concat, ...), drawings from text and single pictures are left out on purpose: they are no videos, and
+# playlists could open other files.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,h264,hevc,flv,live_flv,ogg,asf,gif,apng,"
+    "ivf,mxf,nut,dv,rm,wtv,yuv4mpegpipe,mp3,wav,flac,aac,w64,aiff"
+)
+EXPECTED = "expected a video file (mp4, mov, mkv, webm, avi, ...)"
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a local media file with the demuxers of `CONTAINERS` only.
+
+    Raises:
+        MediaError: the file is none of these, or its header is damaged or cut off.
+    """
+    try:
+        return av.open(
+            "file:" + os.path.abspath(path),
+            mode="r",
+            metadata_errors="ignore",
+            options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(_open_message(path, error)) from error
+
+
+def _open_message(path: Path, error: Exception) -> str:
+    with path.open("rb") as handle:
+        head = handle.read(4096)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"\x1aE\xdf\xa3":
+        return (
+            f"video '{path}' is truncated or damaged: its index (moov atom or header) is missing or cut off, so no "
+            f"frame can be read; copy or download it again"
+        )
+    pictures = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+    if head.startswith(pictures) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return f"'{path}' is a picture, not a video; {EXPECTED}"
+    reason = str(getattr(error, "strerror", "") or error)
+    return f"'{path}' is not a video that can be read ({reason}); {EXPECTED}"
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The stream that shows moving pictures (cover art is none).
+
+    Raises:
+        MediaError: there is none.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic]
+    if not streams:
+        if container.streams.audio:
+            raise MediaError(f"'{path}' holds sound only, no video stream; {EXPECTED}")
+        reason = "" if len(container.streams) else " (its data is missing, it may be cut off)"
+        raise MediaError(f"'{path}' holds no video stream{reason}; {EXPECTED}")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise MediaError(
+            f"video '{path}' cannot be decoded: its codec is unknown here or its index is truncated; copy it again or "
+            f"convert it to H.264"
+        )
+    return stream
+
+
+def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Decode a stream in display order, stepping over packets that cannot be decoded."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            break
+        if packet.is_corrupt:
+            continue
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:  # one damaged packet; the next keyframe mends it
+            continue
+    try:
+        yield from stream.codec_context.decode(None)
+    except (av.error.FFmpegError, EOFError):
+        return
