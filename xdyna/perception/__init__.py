@@ -1,5 +1,32 @@
-"""Videos and pictures to controls: people as numbers, skeleton pictures, face patches."""
+"""Videos and pictures to controls: people as numbers, pose pictures, face patches."""
 
+from xdyna.perception.base import Face, FaceBackend, MaskBackend, PoseBackend, get_backend, get_face_backend
+from xdyna.perception.cache import default_cache_dir
+from xdyna.perception.draw import draw_pose, draw_track
 from xdyna.perception.errors import PerceptionError, PerceptionWarning
+from xdyna.perception.face_patch import face_boxes, face_patches
+from xdyna.perception.smooth import OneEuro
+from xdyna.perception.track import perceive, smooth_track
+from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 
-__all__ = ["PerceptionError", "PerceptionWarning"]
+__all__ = [
+    "Face",
+    "FaceBackend",
+    "MaskBackend",
+    "OneEuro",
+    "PerceptionError",
+    "PerceptionSummary",
+    "PerceptionWarning",
+    "Person",
+    "PoseBackend",
+    "PoseTrack",
+    "default_cache_dir",
+    "draw_pose",
+    "draw_track",
+    "face_boxes",
+    "face_patches",
+    "get_backend",
+    "get_face_backend",
+    "perceive",
+    "smooth_track",
+]

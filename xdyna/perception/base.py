@@ -19,8 +19,8 @@ from xdyna.perception.types import Person
 class PoseBackend(Protocol):
     """Finds people in single frames.
 
-    What `detect` returns for a frame depends on that frame alone, never on earlier calls: results can then be cached by frame number,
-    and asking for other frames does not change them.
+    What `detect` returns for a frame depends on that frame alone, never on earlier calls: results can then be cached by
+    frame number, and asking for other frames does not change them.
 
     Attributes:
         name: as in `get_backend`.

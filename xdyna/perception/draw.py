@@ -1,8 +1,8 @@
 """Pose pictures in the style the published weights were trained with.
 
-Measured on official pose pictures of 512 x 896 px: limbs are filled ellipses of half-width 4 px in the colours of `BODY_COLORS` at 60 %
-brightness; joints are discs of radius 4 px at full brightness; hands are lines 2 px wide with one hue per bone and blue discs of radius 4 px
-on top; nothing is smoothed. Eyes and ears are not drawn.
+Measured on official pose pictures of 512 x 896 px: limbs are filled ellipses of half-width 4 px in the colours of
+`BODY_COLORS` at 60 % brightness; joints are discs of radius 4 px at full brightness; hands are lines 2 px wide with one
+hue per bone and blue discs of radius 4 px on top; nothing is smoothed. Eyes and ears are not drawn.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PerceptionError(ValueError):
-    """A person or face cannot be read from the input; the message says what was given, what was expected and how to mend it."""
+    """A person or face cannot be read; the message says what was given, what was expected and how to mend it."""
 
 
 class PerceptionWarning(UserWarning):

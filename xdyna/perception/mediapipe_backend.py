@@ -1,6 +1,7 @@
 """Pose backend on MediaPipe: body, then hands around the wrists and the face around the head, each on its own crop.
 
-Every frame is treated as a single picture (no tracking inside MediaPipe), so a frame's result never depends on other frames.
+Every frame is treated as a single picture (no tracking inside MediaPipe): a frame's result never depends on other
+frames.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xdyna.perception.topology import (
     RIGHT_SHOULDER,
     RIGHT_WRIST,
 )
-from xdyna.perception.types import Person, mark_outside, missing_points
+from xdyna.perception.types import Person, mark_face, mark_outside, missing_points
 
 _RULES = 1  # raise when the code below changes the numbers: cached key points are then detected again
 _CROP = 256  # side of the crops handed to the hand and face models, px; the models work at 192 to 256
@@ -70,8 +71,8 @@ class MediaPipeBackend:
     def detect(self, frame: np.ndarray) -> list[Person]:
         """Find the people in a frame.
 
-        A confidence is the landmark's visibility (body), the score of the handedness (hands), or 1 (face). Where no body is found but a
-        face fills the picture, a person with a face and a nose is returned.
+        A confidence is the landmark's visibility (body), the score of the handedness (hands), or 1 (face). Where no
+        body is found but a face fills the picture, a person with a face and a nose is returned.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
@@ -90,7 +91,9 @@ class MediaPipeBackend:
         return sorted(people, key=lambda person: -person.area)
 
     def segment(self, frame: np.ndarray) -> np.ndarray:
-        """Find the pixels that belong to people: the largest of the found people's masks, or the selfie model's where nobody is found.
+        """Find the pixels that belong to people.
+
+        The maximum of the found people's masks; the selfie model's mask where nobody is found.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
@@ -149,8 +152,8 @@ class MediaPipeBackend:
     def _poses(self, frame: np.ndarray) -> list[np.ndarray]:
         """(33, 3) px and visibility of each person.
 
-        The detector sees the frame at 224 px and misses small people beside a large one; a face that belongs to nobody found yet is
-        looked at again in a crop the size of a body.
+        The detector sees the frame at 224 px and misses small people beside a large one; a face that belongs to nobody
+        found yet is looked at again in a crop the size of a body.
         """
         poses = self._poses_in(frame, left=0, top=0)
         height, width = frame.shape[:2]
@@ -180,7 +183,7 @@ class MediaPipeBackend:
 
     def _person(self, frame: np.ndarray, pose: np.ndarray) -> Person | None:
         """Everything about one body; None where too little of it lies in the picture."""
-        size = frame.shape[:2]
+        size = (frame.shape[0], frame.shape[1])
         raw = np.zeros((18, 3))
         for joint, landmark in MEDIAPIPE_TO_BODY.items():
             raw[joint] = pose[landmark]
@@ -194,12 +197,12 @@ class MediaPipeBackend:
         hands = self._both_hands(frame, raw, pose)
         face = self._face(frame, _head(raw, pose))
         box = np.concatenate([seen[:, :2].min(axis=0), seen[:, :2].max(axis=0)]).astype(np.float32)
-        face = missing_points(68) if face is None else mark_outside(face, size)
+        face = missing_points(68) if face is None else mark_face(face, size)
         return Person(body=body, hands=hands, face=face, box=box, score=float(pose[:, 2].mean().clip(0, 1)))
 
     def _both_hands(self, frame: np.ndarray, body: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """(2, 21, 3) hands of one body; a hand found from both wrists belongs to the nearer one."""
-        hands, distances, forearms = np.zeros((2, 21, 3)), [np.inf, np.inf], [1.0, 1.0]
+        hands, distances, forearms = np.zeros((2, 21, 3)), np.full(2, np.inf), np.ones(2)
         for side, (elbow, wrist, knuckles) in enumerate(_HANDS):
             # A forearm pointing at the camera looks short, the hand does not.
             forearms[side] = max(np.linalg.norm(body[elbow, :2] - body[wrist, :2]), 0.3 * _torso(pose), 1.0)
@@ -208,9 +211,9 @@ class MediaPipeBackend:
             if found is not None:
                 hands[side], distances[side] = found, np.linalg.norm(found[0, :2] - body[wrist, :2])
         apart = np.linalg.norm(hands[0, :, :2] - hands[1, :, :2], axis=1).mean()
-        if np.isfinite(distances).all() and apart < 0.15 * max(forearms):
+        if np.isfinite(distances).all() and apart < 0.15 * forearms.max():
             hands[int(np.argmax(distances))] = 0
-        return mark_outside(hands, frame.shape[:2])
+        return mark_outside(hands, (frame.shape[0], frame.shape[1]))
 
     def _hand(self, frame: np.ndarray, center: np.ndarray, *, wrist: np.ndarray, forearm: float) -> np.ndarray | None:
         """(21, 3) the hand at a wrist, or None."""
@@ -220,11 +223,12 @@ class MediaPipeBackend:
             if crop is None:
                 return None
             result = self._run("hand", self._hands.detect, self._image(crop))
-            best, nearest = None, _HAND_REACH * forearm
+            best: np.ndarray | None = None
+            nearest = _HAND_REACH * forearm
             for landmarks, handedness in zip(result.hand_landmarks, result.handedness, strict=True):
                 points = _from_crop(np.array([[p.x, p.y] for p in landmarks]), center=center, side=side)
                 extent = np.linalg.norm(np.ptp(points, axis=0)) / forearm
-                distance = np.linalg.norm(points[0] - wrist)
+                distance = float(np.linalg.norm(points[0] - wrist))
                 if distance < nearest and _HAND_EXTENT[0] < extent < _HAND_EXTENT[1]:
                     best, nearest = np.column_stack([points, np.full(21, handedness[0].score)]), distance
             if best is not None:

@@ -1,7 +1,8 @@
 """MediaPipe's detectors, built from the models inside its own package: nothing is downloaded.
 
-The MediaPipe Tasks detectors expect model bundles that the package does not contain. It does contain every model (they serve the older
-"solutions"), so the bundles are put together in memory; the Tasks give the same numbers as the solutions for one person, and find several.
+The MediaPipe Tasks detectors expect model bundles that the package does not contain. It does contain every model (they
+serve the older "solutions"), so the bundles are put together in memory; Tasks give the solutions' numbers, and find
+several people.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def import_mediapipe() -> Any:
         mediapipe = require("mediapipe", install=_INSTALL, backend="mediapipe")
     if not hasattr(mediapipe, "solutions"):
         raise PerceptionError(
-            f"mediapipe {getattr(mediapipe, '__version__', '?')} contains no models; expected 0.10.21: pip install {_INSTALL}"
+            f"mediapipe {getattr(mediapipe, '__version__', '?')} contains no models; expected 0.10.21: "
+            f"pip install {_INSTALL}"
         )
     return mediapipe
 
@@ -105,7 +107,7 @@ def pose_landmarker(*, masks: bool = False) -> Any:
 def hand_landmarker() -> Any:
     """A detector of hands in a crop around a wrist.
 
-    The thresholds are low on purpose: hands of dancers are small and blurred, and a hand is only believed where a wrist is.
+    The thresholds are low on purpose: hands of dancers are small and blurred, and a hand is only believed at a wrist.
 
     Returns:
         `mediapipe.tasks.python.vision.HandLandmarker` for single pictures.
@@ -180,7 +182,8 @@ def _model(name: str) -> bytes:
     path = Path(mediapipe.__file__).parent / "modules" / name
     if not path.is_file():
         raise PerceptionError(
-            f"mediapipe {mediapipe.__version__} lacks its model '{name}'; expected 0.10.21: pip install --force-reinstall {_INSTALL}"
+            f"mediapipe {mediapipe.__version__} lacks its model '{name}'; expected 0.10.21: "
+            f"pip install --force-reinstall {_INSTALL}"
         )
     return path.read_bytes()
 

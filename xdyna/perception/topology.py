@@ -1,7 +1,7 @@
 """Orders of key points and the maps between them; data only.
 
-Left and right are the person's own. Orders used everywhere in this project: OpenPose-18 for the body, OpenPose-21 for a hand
-(wrist, then thumb to little finger, four points each from the palm outwards), iBUG-68 for the face.
+Left and right are the person's own. Orders used everywhere in this project: OpenPose-18 for the body, OpenPose-21 for a
+hand (wrist, then thumb to little finger, four points each from the palm outwards), iBUG-68 for the face.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ MEDIAPIPE_TO_IBUG68 = np.array(
 )  # fmt: skip
 """iBUG-68 landmark -> vertex of the MediaPipe face mesh (of 468).
 
-Source: the usual correspondence of the canonical face mesh with the iBUG 300-W scheme; left-right symmetric by construction.
+Source: the usual correspondence of the canonical face mesh with the iBUG 300-W scheme, chosen left-right symmetric.
 """
 
 IBUG68_MIRROR = np.array(

@@ -1,8 +1,10 @@
 """What perception returns: people of one frame (`Person`), one person through time (`PoseTrack`).
 
-Key points are rows (x, y, confidence): x, y in px with pixel centres at whole numbers, confidence in [0, 1]. Confidence 0 means
-missing; x, y are then 0. A joint that lies outside the picture was not seen and is missing. After `PoseTrack.transform` joints may
-lie outside the new picture and keep their confidence: they were seen, and a limb that leaves the crop is still drawn up to its edge.
+Key points are rows (x, y, confidence): x, y in px with pixel centres at whole numbers, confidence in [0, 1]. Confidence
+0 means missing; x, y are then 0. A joint of body or hand that lies outside the picture was not seen and is missing; a
+face is there or missing as a whole, with single landmarks outside if need be. After `PoseTrack.transform` joints may
+lie outside the new picture and keep their confidence: they were seen, and a limb that leaves the crop is drawn up to
+its edge.
 """
 
 from __future__ import annotations
@@ -204,12 +206,12 @@ class PoseTrack:
             The track.
 
         Raises:
-            PerceptionError: missing, damaged or truncated file, missing keys, pickled objects, or values `PoseTrack` refuses.
+            PerceptionError: missing, damaged or truncated file, missing keys, pickled objects, or refused values.
         """
         arrays = read_npz(path, keys=_KEYS)
         if str(arrays["format"]) != FORMAT:
             raise PerceptionError(
-                f"key points '{path}' have format '{arrays['format']}', this version reads '{FORMAT}'; detect them again"
+                f"key points '{path}' have format '{arrays['format']}', expected '{FORMAT}'; detect them again"
             )
         try:
             return cls(
@@ -250,7 +252,8 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
             missing = [key for key in keys if key not in arrays.files]
             if missing:
                 raise PerceptionError(
-                    f"key points '{path}' lack {missing}; found {sorted(arrays.files)[:10]}. Detect them again from the video"
+                    f"key points '{path}' lack {missing}; found {sorted(arrays.files)[:10]}; "
+                    f"detect them again from the video"
                 )
             return {key: arrays[key] for key in keys}
     except PerceptionError:
@@ -294,6 +297,24 @@ def mark_outside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     inside = finite & (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5) & (points[..., 2] > 0)
     points = np.where(inside[..., None], points, 0)
     points[..., 2] = points[..., 2].clip(0, 1)
+    return points
+
+
+def mark_face(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A face counts as a whole: all landmarks missing where its centre lies outside the picture or a value is not
+    finite.
+
+    Args:
+        points: (68, 3) x px, y px, confidence.
+        size: (H, W) of the picture, px.
+
+    Returns:
+        (68, 3) float32, confidence clipped to [0, 1]; single landmarks may lie outside the picture.
+    """
+    points = np.array(points, dtype=np.float32)
+    if not np.isfinite(points).all() or not mark_outside(points.mean(axis=0), size)[2]:
+        return missing_points(68)
+    points[:, 2] = points[:, 2].clip(0, 1)
     return points
 
 

@@ -1,0 +1,106 @@
+"""Face backend on insightface: boxes with 5 points, 106 landmarks, identity. Its models are never downloaded here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xdyna.perception.base import Face, check_frame, require
+from xdyna.perception.errors import PerceptionError
+
+DEFAULT_DIR = Path("pretrained") / "insightface"
+_INSTALL = '"xdyna[perception]"'
+_DETECTION, _LANDMARKS, _RECOGNITION = "detection", "landmark_2d_106", "recognition"
+
+
+class InsightFaceBackend:
+    """The models of an insightface pack (for instance `buffalo_l`): a detector, and what else is there.
+
+    Args:
+        models_dir: folder with the .onnx files; None: `pretrained/insightface`.
+        threshold: lowest detector confidence, in (0, 1).
+
+    Attributes:
+        name: "insightface".
+        version: library version and hash of the models' names and sizes.
+
+    Raises:
+        PerceptionError: insightface is not installed, no detector in the folder, or a file that cannot be loaded.
+    """
+
+    name = "insightface"
+
+    def __init__(self, *, models_dir: Path | None = None, threshold: float = 0.5) -> None:
+        folder = DEFAULT_DIR if models_dir is None else Path(models_dir)
+        files = sorted(folder.glob("*.onnx"))
+        if not files:
+            raise PerceptionError(
+                f"face backend 'insightface' found no .onnx file in '{folder}'; put the files of a model pack there "
+                f"(for instance buffalo_l: det_10g.onnx, 2d106det.onnx, w600k_r50.onnx)"
+            )
+        insightface = require("insightface", install=_INSTALL, backend=self.name)
+        self._face_type = require("insightface.app.common", install=_INSTALL, backend=self.name).Face
+        self._models: dict[str, Any] = {}
+        for file in files:
+            model = _load(file)
+            if model is not None:
+                self._models.setdefault(model.taskname, model)
+        if _DETECTION not in self._models:
+            raise PerceptionError(
+                f"face backend 'insightface' found no face detector in '{folder}' "
+                f"(files: {[file.name for file in files]}); add one, for instance det_10g.onnx of buffalo_l"
+            )
+        for task, model in self._models.items():
+            model.prepare(-1, **({"input_size": (640, 640), "det_thresh": threshold} if task == _DETECTION else {}))
+        listing = " ".join(f"{file.name}:{file.stat().st_size}" for file in files)
+        self.version = f"{insightface.__version__}-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+
+    def detect_faces(self, frame: np.ndarray) -> list[Face]:
+        """Find the faces in a frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            Faces, largest box first, with landmarks and embedding where the folder has the models for them.
+
+        Raises:
+            PerceptionError: not such a frame.
+        """
+        picture = np.ascontiguousarray(check_frame(frame)[..., ::-1])  # insightface takes BGR
+        boxes, points = self._models[_DETECTION].detect(picture, max_num=0, metric="default")
+        faces = [self._face(picture, box=box, kps5=kps5) for box, kps5 in zip(boxes, points, strict=True)]
+        return sorted(faces, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
+
+    def _face(self, picture: np.ndarray, *, box: np.ndarray, kps5: np.ndarray) -> Face:
+        """One face with what the other models say about it."""
+        entry = self._face_type(bbox=box[:4], kps=kps5, det_score=box[4])
+        lmk106 = embedding = None
+        if _LANDMARKS in self._models:
+            lmk106 = np.asarray(self._models[_LANDMARKS].get(picture, entry), dtype=np.float32)
+        if _RECOGNITION in self._models:
+            vector = np.asarray(self._models[_RECOGNITION].get(picture, entry), dtype=np.float32).reshape(-1)
+            embedding = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        return Face(
+            box=np.asarray(box[:4], dtype=np.float32),
+            score=float(box[4]),
+            kps5=np.asarray(kps5, dtype=np.float32),
+            lmk106=lmk106,
+            embedding=embedding,
+        )
+
+
+def _load(file: Path) -> Any:
+    """A model of insightface, or None for a file it does not know."""
+    model_zoo = require("insightface.model_zoo", install=_INSTALL, backend="insightface")
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # older releases print
+            return model_zoo.get_model(str(file.resolve()), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common class for unreadable models
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PerceptionError(f"model '{file}' cannot be loaded ({reason}); copy or download it again") from error

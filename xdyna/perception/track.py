@@ -1,0 +1,281 @@
+"""A driving video to one person's key points: detect (or read from the cache), follow one person, fill short gaps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from xdyna.media import file_sha256, frame_times, probe, read_frames
+from xdyna.perception.base import PoseBackend, get_backend
+from xdyna.perception.cache import DetectionCache, default_cache_dir
+from xdyna.perception.draw import CONFIDENCE
+from xdyna.perception.errors import PerceptionError
+from xdyna.perception.smooth import OneEuro, fill_gaps, one_euro
+from xdyna.perception.types import PerceptionSummary, Person, PoseTrack, missing_points
+
+Progress = Callable[[int, int], None]
+"""Called with (frames looked at, frames to look at) while frames are detected."""
+
+_SAVE_EVERY = 200  # frames; an interrupted run of a long video loses no more
+_REACH = 0.6  # farthest a person may move between two frames, in diagonals of the box
+_GROWTH = 2.0  # largest change of the box's diagonal between two frames
+_PATIENCE = 8  # frames without the person after which whoever is N-th largest is followed (the scene was cut)
+
+
+def perceive(
+    path: str | os.PathLike[str],
+    *,
+    frame_indices: Sequence[int] | np.ndarray | None = None,
+    backend: str | PoseBackend = "mediapipe",
+    person: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    smooth: OneEuro | None = None,
+    max_gap: int = 5,
+) -> PoseTrack:
+    """Read one person's key points from a video.
+
+    The person is the N-th largest of the first frame that has so many, and is followed by place and size, so that
+    passers-by do not take over. Gaps of up to `max_gap` of the given frames are filled (see `fill_gaps`).
+
+    Args:
+        path: the video.
+        frame_indices: (T,) frame numbers, ascending, may repeat; None: all frames.
+        backend: name (see `get_backend`), or a backend.
+        person: 0 for the largest person, 1 for the next, ...
+        cache_dir: folder of cached detections; None: `default_cache_dir()`.
+        progress: called as frames are detected; frames from the cache are not counted.
+        smooth: filter for body, hands and face; None: no filter.
+        max_gap: longest gap to fill, frames.
+
+    Returns:
+        The track of T frames in px of the video's frames, with `summary`.
+
+    Raises:
+        PerceptionError: nobody in any frame, fewer people than `person` asks for, frame numbers that do not fit, or an
+            unusable backend.
+        xdyna.media.MediaError: the video cannot be read.
+
+    Warns:
+        PerceptionWarning: the cache is damaged or cannot be written.
+    """
+    path = Path(path)
+    if person < 0 or max_gap < 0:
+        raise PerceptionError(f"person is {person} and max_gap {max_gap}; both must be 0 or more")
+    info = probe(path)
+    times = frame_times(path)
+    asked = _check_indices(frame_indices, count=len(times))
+    rows, expand = np.unique(asked, return_inverse=True)
+    if isinstance(backend, str):
+        backend = get_backend(backend)
+
+    found = detect_frames(
+        path, rows=rows, backend=backend, size=(info.height, info.width), cache_dir=cache_dir, progress=progress
+    )
+    people = follow(found, person=person)
+    if all(entry is None for entry in people):
+        most = max(len(entry) for entry in found)
+        raise PerceptionError(_nobody(path, frames=len(rows), backend=backend.name, person=person, most=most))
+    track = PoseTrack(
+        body=_stacked(people, "body", (18,)),
+        hands=_stacked(people, "hands", (2, 21)),
+        face=_stacked(people, "face", (68,)),
+        size=(info.height, info.width),
+        times=times[rows],
+        frame_index=rows,
+        source=path.name,
+    )
+    detected = np.array([entry is not None for entry in people])
+    track, joints_filled = _filled(track, detected=detected, max_gap=max_gap)
+    if smooth is not None:
+        track = smooth_track(track, smooth)
+    seen = track.found
+    summary = PerceptionSummary(
+        frames=len(asked),
+        found=int(detected[expand].sum()),
+        filled=int((seen & ~detected)[expand].sum()),
+        missing=int((~seen)[expand].sum()),
+        joints_filled=int(joints_filled[expand].sum()),
+    )
+    return replace(track.select(expand), summary=summary)
+
+
+def detect_frames(
+    path: Path,
+    *,
+    rows: np.ndarray,
+    backend: PoseBackend,
+    size: tuple[int, int],
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[list[Person]]:
+    """The people of some frames of a video, from the cache where they were detected before.
+
+    Args:
+        path: the video.
+        rows: (N,) frame numbers, ascending without repeats.
+        backend: finds people.
+        size: (H, W) of the frames, px.
+        cache_dir: folder of cached detections; None: `default_cache_dir()`.
+        progress: called with (done, total) of the frames that are not in the cache.
+
+    Returns:
+        For each of the N frames its people, largest first.
+
+    Raises:
+        xdyna.media.MediaError: the video cannot be read.
+    """
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    cache = DetectionCache(
+        folder, video_sha256=file_sha256(path), backend=backend.name, version=backend.version, size=size
+    )
+    wanted = [int(row) for row in rows if int(row) not in cache.frames]
+    saved, writable = 0, True
+    try:
+        for done, (row, frame) in enumerate(
+            zip(wanted, read_frames(path, wanted) if wanted else (), strict=True), start=1
+        ):
+            cache.frames[row] = backend.detect(frame)
+            if progress is not None:
+                progress(done, len(wanted))
+            if writable and done - saved >= _SAVE_EVERY:
+                writable, saved = cache.save(), done
+    finally:  # Ctrl-C too: what was detected is kept
+        if writable and wanted and wanted[saved:] and any(row in cache.frames for row in wanted[saved:]):
+            cache.save()
+    return [cache.frames[int(row)] for row in rows]
+
+
+def follow(found: Sequence[Sequence[Person]], *, person: int = 0) -> list[Person | None]:
+    """Pick the same person in every frame.
+
+    Starts with the N-th largest of the first frame with so many people and goes from there to both ends. In each frame
+    the one whose box overlaps the last box most is taken, else the nearest within reach; nobody if all are too far or
+    of another size.
+
+    Args:
+        found: people of each frame, largest first.
+        person: N, 0 for the largest.
+
+    Returns:
+        For each frame the person or None; all None if no frame has so many people.
+    """
+    result: list[Person | None] = [None] * len(found)
+    start = next((row for row, people in enumerate(found) if len(people) > person), None)
+    if start is None:
+        return result
+    result[start] = found[start][person]
+    for rows in (range(start + 1, len(found)), range(start - 1, -1, -1)):
+        _follow_from(found, result, rows=rows, last=found[start][person], person=person)
+    return result
+
+
+def smooth_track(track: PoseTrack, settings: OneEuro) -> PoseTrack:
+    """Filter body, hands and face of a track.
+
+    Args:
+        track: the track.
+        settings: of the filter.
+
+    Returns:
+        A new track; confidences are unchanged.
+    """
+
+    def filtered(points: np.ndarray) -> np.ndarray:
+        flat = points.reshape(len(points), -1, 3)
+        return one_euro(flat, times=track.times, height=track.size[0], settings=settings).reshape(points.shape)
+
+    return replace(track, body=filtered(track.body), hands=filtered(track.hands), face=filtered(track.face))
+
+
+def _follow_from(
+    found: Sequence[Sequence[Person]], result: list[Person | None], *, rows: Iterable[int], last: Person, person: int
+) -> None:
+    """Follow `last` through `rows`, writing to `result`."""
+    misses = 0
+    for row in rows:
+        candidates = found[row]
+        chosen = _continuation(candidates, last.box)
+        if chosen is None and misses >= _PATIENCE and len(candidates) > person:
+            chosen = candidates[person]
+        if chosen is None:
+            misses += 1
+            continue
+        result[row], last, misses = chosen, chosen, 0
+
+
+def _continuation(people: Sequence[Person], box: np.ndarray) -> Person | None:
+    """The one who was at `box` a frame ago, or None."""
+    best, best_rank = None, (0.0, -_REACH)
+    for candidate in people:
+        diagonals = sorted([_diagonal(candidate.box), _diagonal(box)])
+        if diagonals[1] > _GROWTH * diagonals[0]:
+            continue
+        distance = float(np.linalg.norm(_center(candidate.box) - _center(box))) / diagonals[1]
+        rank = (_overlap(candidate.box, box), -distance)
+        if rank > best_rank:
+            best, best_rank = candidate, rank
+    return best
+
+
+def _center(box: np.ndarray) -> np.ndarray:
+    return (box[:2] + box[2:]) / 2
+
+
+def _diagonal(box: np.ndarray) -> float:
+    return max(float(np.linalg.norm(box[2:] - box[:2])), 1.0)
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two boxes."""
+    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
+    common = float(np.prod(sides.clip(0)))
+    union = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - common
+    return common / union if union > 0 else 0.0
+
+
+def _stacked(people: Sequence[Person | None], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """(T, *shape, 3) of one kind of points; zeros where nobody is."""
+    return np.stack([missing_points(*shape) if entry is None else getattr(entry, name) for entry in people])
+
+
+def _filled(track: PoseTrack, *, detected: np.ndarray, max_gap: int) -> tuple[PoseTrack, np.ndarray]:
+    """The track without short gaps, and (T,) the body joints filled in frames with a detection."""
+    body, changed = fill_gaps(track.body, max_gap=max_gap, threshold=CONFIDENCE)
+    hands, _ = fill_gaps(track.hands.reshape(len(track), 42, 3), max_gap=max_gap, threshold=CONFIDENCE)
+    face, _ = fill_gaps(track.face, max_gap=max_gap, threshold=CONFIDENCE)
+    track = replace(track, body=body, hands=hands.reshape(track.hands.shape), face=face)
+    return track, np.where(detected, changed.sum(axis=1), 0)
+
+
+def _check_indices(frame_indices: Sequence[int] | np.ndarray | None, *, count: int) -> np.ndarray:
+    """Frame numbers as (T,) int64, or an error."""
+    if frame_indices is None:
+        return np.arange(count)
+    indices = np.asarray(frame_indices)
+    if indices.ndim != 1 or not indices.size or indices.dtype.kind not in "iu":
+        raise PerceptionError(f"frame numbers have shape {indices.shape}; expected (T,) whole numbers, T at least 1")
+    if indices.min() < 0 or indices.max() >= count or (np.diff(indices) < 0).any():
+        raise PerceptionError(
+            f"frame numbers run from {indices.min()} to {indices.max()}; "
+            f"expected ascending numbers from 0 to {count - 1}"
+        )
+    return indices.astype(np.int64)
+
+
+def _nobody(path: Path, *, frames: int, backend: str, person: int, most: int) -> str:
+    """The message when the person asked for is in no frame."""
+    if person and most:
+        return (
+            f"person {person} was asked for, but at most {most} people were found in one frame of '{path}' "
+            f"({frames} frames, backend '{backend}'); choose --person 0 to {most - 1}"
+        )
+    return (
+        f"no person was found in any of {frames} frames of '{path}' (backend '{backend}'); "
+        f"choose a video, or a part of it, that shows one person large and well lit, "
+        f"or give key points (.npz) or a pose video (--drive-kind pose)"
+    )
