@@ -164,8 +164,9 @@ class XDynaPipeline(DiffusionPipeline):
         """Generate one frame per pose frame.
 
         Args:
-            reference: picture of the person, PIL or uint8 (H, W, 3). Another size than the pose frames' is centre
-                cropped to their aspect and resized. None only when latents and image tokens are given.
+            reference: picture of the person, PIL or uint8 (H, W, 3). Image tokens are those of the whole picture; for
+                the latents, another size than the pose frames' is centre cropped to their aspect and resized (give
+                `Precomputed(reference_latents=...)` for another crop). None only when both are given.
             pose_frames: uint8 (T, H, W, 3) skeleton pictures; their size is the video's size, a multiple of 8.
             face_frames: uint8 (T, H, W, 6): local patches, global patch.
             prompt: text; the published setting is "".
@@ -261,15 +262,15 @@ class XDynaPipeline(DiffusionPipeline):
         generator: torch.Generator | None,
     ) -> tuple[Tokens, Tensor]:
         height, width = conditions[0].pictures.shape[-2:]
-        picture = self._fit(reference, height, width) if reference is not None else None
+        picture = _as_picture(reference) if reference is not None else None
         latents, image = given.reference_latents, given.image_tokens
         if picture is None and (latents is None or (image is None and self.image_projection is not None)):
             raise ValueError("no reference picture given; it is needed unless its latents and image tokens are given")
         text = given.text_tokens if given.text_tokens is not None else self.encode_text([negative_prompt, prompt])
         if image is None and picture is not None and self.image_projection is not None:
-            image = self.encode_image(picture)
+            image = self.encode_image(picture)  # of the whole picture: only the latents need the video's shape
         if latents is None and picture is not None:
-            latents = self.encode_reference(picture, generator)
+            latents = self.encode_reference(_center_fit(picture, height, width), generator)
         expected = (1, self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
         assert latents is not None
         if tuple(latents.shape) != expected:
@@ -280,18 +281,6 @@ class XDynaPipeline(DiffusionPipeline):
             text[half].to(device, dtype), image[half].to(device, dtype) if image is not None else None
         )
         return tokens, rearrange(latents.to(device), "1 c h w -> 1 c 1 h w")
-
-    def _fit(self, reference: Image.Image | np.ndarray, height: int, width: int) -> Image.Image:
-        picture = reference if isinstance(reference, Image.Image) else Image.fromarray(reference)
-        picture = picture.convert("RGB")
-        if picture.size == (width, height):
-            return picture
-        scale = max(height / picture.height, width / picture.width)
-        box_w, box_h = width / scale, height / scale
-        left, top = (picture.width - box_w) / 2, (picture.height - box_h) / 2
-        return picture.resize(
-            (width, height), Image.Resampling.BILINEAR, box=(left, top, left + box_w, top + box_h)
-        )
 
     # --- denoise --------------------------------------------------------------------------------------------------
 
@@ -396,3 +385,19 @@ def _pictures(frames: np.ndarray | Tensor, name: str, channels: int) -> Tensor:
             f"(frames, height, width, {channels}) with at least one frame"
         )
     return rearrange(pictures, "t h w c -> t c h w")
+
+
+def _as_picture(reference: Image.Image | np.ndarray) -> Image.Image:
+    picture = reference if isinstance(reference, Image.Image) else Image.fromarray(reference)
+    return picture.convert("RGB")
+
+
+def _center_fit(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Largest centred box of the target's aspect, resized bilinearly."""
+    if picture.size == (width, height):
+        return picture
+    scale = max(height / picture.height, width / picture.width)
+    box_w, box_h = width / scale, height / scale
+    left, top = (picture.width - box_w) / 2, (picture.height - box_h) / 2
+    box = (left, top, left + box_w, top + box_h)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)

@@ -1,0 +1,10 @@
+#!/usr/bin/env python
+"""Animate one picture of a person with a driving video. See `python scripts/infer.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+from xdyna.cli.infer import main
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""What the programs in scripts/ do. May import everything; imported by scripts and tests alone."""

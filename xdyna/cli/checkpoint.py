@@ -1,0 +1,186 @@
+"""Which weights a program uses, and loading them strictly."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from xdyna.cli.guard import UsageError
+from xdyna.pipelines.animate import XDynaPipeline
+from xdyna.weights.io import WeightsError, check_finite, check_folder, sha256
+
+PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
+OFFICIAL, TINY = PRETRAINED / "xdyna", PRETRAINED / "xdyna-tiny"
+UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline folder in diffusers layout.
+
+    Attributes:
+        folder: where it is.
+        size: default video size (H, W) in pixels.
+        has_face: whether it has a face ControlNet.
+        untrained: whether its weights are random.
+        vae_scale: pixels per latent.
+    """
+
+    folder: Path
+    size: tuple[int, int]
+    has_face: bool
+    untrained: bool
+    vae_scale: int
+
+    def weight_files(self) -> list[Path]:
+        """All weight files, in a fixed order."""
+        return sorted(self.folder.rglob("*.safetensors"))
+
+    def hashes(self, files: Iterable[Path] | None = None) -> dict[str, str]:
+        """SHA-256 of every weight file (or of `files`), by its path inside the folder."""
+        files = self.weight_files() if files is None else files
+        return {str(path.relative_to(self.folder)): sha256(path) for path in files}
+
+
+def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> Checkpoint:
+    """The checkpoint to use: the one named, else converted official weights, else xdyna-tiny.
+
+    Args:
+        folder: named by the user, or None.
+        build_tiny: makes the tiny checkpoint in a folder where it does not exist yet.
+
+    Returns:
+        Checkpoint: checked for completeness, not loaded.
+
+    Raises:
+        UsageError: when the named folder does not exist.
+        WeightsError: when the folder is incomplete or holds another kind of pipeline.
+    """
+    if folder is None:
+        folder = OFFICIAL if OFFICIAL.is_dir() else TINY
+        if folder == TINY and not (TINY / "model_index.json").is_file():
+            build_tiny(TINY)
+    elif not folder.is_dir():
+        raise UsageError(
+            f"--checkpoint {folder}: no such folder. Expected a pipeline folder with model_index.json; make one from "
+            "the official files with scripts/convert.py, or leave --checkpoint out"
+        )
+    check_folder(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if index.get("_class_name") != "XDynaPipeline":
+        raise WeightsError(
+            f"{folder} holds a {index.get('_class_name')}, expected an XDynaPipeline; convert it with scripts/convert.py"
+        )
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = (side * scale for side in unet["sample_size"])
+    has_face = index.get("face_controlnet", [None, None])[1] is not None
+    return Checkpoint(folder, (height, width), has_face, (folder / UNTRAINED_MARK).is_file(), scale)
+
+
+def pick_device(name: str) -> torch.device:
+    """Device by name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: when the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:N, mps or auto"
+        ) from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Data type by name; "auto" takes float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        UsageError: for float16 on the CPU.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("--dtype float16 does not run on the CPU; use float32 or bfloat16")
+    return getattr(torch, name)
+
+
+def load_pipeline(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, face: bool, attention: str = "sdpa"
+) -> XDynaPipeline:
+    """Load a checkpoint: every weight must be there, fit and be a finite number.
+
+    Args:
+        checkpoint: what `find_checkpoint` found.
+        device: where to.
+        dtype: floating-point type of all networks.
+        face: load the face ControlNet.
+        attention: "sdpa" or "xformers".
+
+    Returns:
+        XDynaPipeline: ready to run.
+
+    Raises:
+        WeightsError: on missing, unexpected, mis-shaped or non-finite weights.
+        ValueError: when xformers is asked for and not installed.
+    """
+    index = json.loads((checkpoint.folder / "model_index.json").read_text())
+    parts: dict[str, Any] = {}
+    for name, entry in index.items():
+        if name.startswith("_") or entry[1] is None:
+            continue
+        if name == "face_controlnet" and not face:
+            parts[name] = None
+        elif list((checkpoint.folder / name).glob("*.safetensors")):
+            parts[name] = _load_component(checkpoint.folder / name, *entry, dtype=dtype)
+    pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
+    pipeline.to(device)
+    if attention == "xformers":
+        pipeline.enable_xformers_memory_efficient_attention()
+    return pipeline
+
+
+def _load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
+    if library not in ("diffusers", "transformers") and not library.startswith("xdyna."):
+        raise WeightsError(f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna")
+    component = getattr(importlib.import_module(library), class_name, None)
+    if component is None:
+        raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which does not exist")
+    options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
+    options["dtype" if library == "transformers" else "torch_dtype"] = dtype
+    try:
+        module, info = component.from_pretrained(folder, **options)
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
+        raise WeightsError(
+            f"{folder} cannot be loaded as {class_name}: {str(error).strip().splitlines()[0]} "
+            "(is this another architecture, or an incomplete copy?)"
+        ) from error
+    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names and kind != "error_msgs"}
+    if problems:
+        text = "; ".join(f"{kind} ({len(names)}): {', '.join(names[:10])}" for kind, names in problems.items())
+        raise WeightsError(f"{folder}: the weights do not fit {class_name}: {text}")
+    check_finite(module.state_dict(), what=str(folder))
+    return module.eval()
+
+
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline folder completely or not at all.
+
+    Raises:
+        ValueError: when the folder exists already.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; remove it or choose another folder")
+    temporary = folder.with_name(f".{folder.name}.writing")
+    pipeline.save_pretrained(temporary)
+    temporary.rename(folder)

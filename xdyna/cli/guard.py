@@ -1,0 +1,63 @@
+"""How programs end: one clear message instead of a traceback, exit code 2 for wrong usage and 1 for failure."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import torch
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class UsageError(ValueError):
+    """The command itself is wrong (exit code 2), as opposed to something that failed while it ran (exit code 1)."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a program's main function and turn whatever it raises into a message and an exit code.
+
+    SIGTERM ends the program like Ctrl-C, so that unfinished files are removed and partial work is kept.
+
+    Args:
+        main: takes the arguments, returns the exit code.
+        argv: arguments without the program's name; default: those of the process. `--debug` among them shows tracebacks.
+
+    Returns:
+        int: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return main(arguments)
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED, arguments)
+    except UsageError as error:
+        return _report(f"error: {error}", USAGE, arguments)
+    except torch.cuda.OutOfMemoryError as error:
+        hint = "use a smaller --size, fewer context frames, or --dtype float16"
+        return _report(f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}", FAILURE, arguments)
+    except MemoryError:
+        return _report("error: the memory is full; use a smaller --size or fewer --frames", FAILURE, arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
+        return FAILURE
+    except (ValueError, OSError) as error:
+        return _report(f"error: {error}", FAILURE, arguments)
+    except Exception as error:  # a defect of ours: still no wall of text unless it is asked for
+        text = f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."
+        return _report(text, FAILURE, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _report(message: str, code: int, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code

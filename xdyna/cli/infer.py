@@ -1,0 +1,316 @@
+"""Animate a picture: `scripts/infer.py`. Arguments -> plan -> perception -> sampling -> files."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from xdyna.cli import batch
+from xdyna.cli.checkpoint import Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.cli.driving import Conditions, Driving, make_conditions, open_driving
+from xdyna.cli.guard import UsageError
+from xdyna.cli.infer_args import parser, settings
+from xdyna.cli.manifest import peak_memory, write_manifest
+from xdyna.cli.outputs import OutputFiles, describe, output_files, write_outputs
+from xdyna.cli.plan import Plan, print_plan
+from xdyna.cli.quiet import quiet_libraries
+from xdyna.cli.resume import PartialRun, fingerprint
+from xdyna.cli.tiny import build_untrained
+from xdyna.config import ConfigError, InferConfig, validate_size
+from xdyna.media.image import center_crop, read_image, top_quarter_crop
+from xdyna.media.video import file_sha256
+from xdyna.perception.errors import PerceptionError
+from xdyna.pipelines.animate import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
+
+OUTPUTS = Path("outputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One animation to make.
+
+    Attributes:
+        reference: picture of the person.
+        drive: driving file.
+        out: video to write; None for an automatic name.
+        kind: kind of driving file, see `driving.KINDS`.
+        face_video: for pose videos: where the faces come from.
+        prompt: text; None takes the config's.
+    """
+
+    reference: Path
+    drive: Path
+    out: Path | None = None
+    kind: str = "auto"
+    face_video: Path | None = None
+    prompt: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `scripts/infer.py`. Args: argv: without the program's name. Returns: exit code."""
+    args = parser().parse_args(argv)
+    quiet_libraries()
+    config = settings(args)
+    jobs = _jobs(args)
+    checkpoint = find_checkpoint(args.checkpoint, build_untrained)
+    if checkpoint.untrained:
+        print(f"note: the weights in {checkpoint.folder} are untrained; the video will show noise, not a person.")
+    device = pick_device(config.device)
+    runner = Runner(
+        checkpoint,
+        config,
+        device=device,
+        dtype=pick_dtype(config.dtype, device),
+        cache_dir=args.cache_dir,
+        overwrite=args.overwrite,
+        argv=list(argv),
+    )
+    if args.dry_run:
+        for job in jobs:
+            print_plan(runner.plan(job), checkpoint, config, device=device, dtype=runner.dtype)
+        return 0
+    if len(jobs) == 1:
+        runner.run(jobs[0])
+        return 0
+    return batch.run_all(jobs, runner.run)
+
+
+class Runner:
+    """Makes animations with one checkpoint, which is loaded when the first one needs it.
+
+    Args:
+        checkpoint: weights.
+        config: settings of all runs.
+        device: where the networks run.
+        dtype: of the networks.
+        cache_dir: where key points are cached; None for the default folder.
+        overwrite: whether existing outputs may be replaced.
+        argv: arguments, for the manifest.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: InferConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache_dir: Path | None,
+        overwrite: bool,
+        argv: list[str],
+    ) -> None:
+        self.checkpoint, self.config, self.device, self.dtype = checkpoint, config, device, dtype
+        self.cache_dir, self.overwrite, self.argv = cache_dir, overwrite, argv
+        self._pipeline: XDynaPipeline | None = None
+        self._hashes: dict[str, str] | None = None
+
+    def plan(self, job: Job) -> Plan:
+        """Everything that can be known before perception and sampling; checks the inputs.
+
+        Raises:
+            UsageError: a missing file or options that contradict each other.
+            ValueError: an unreadable reference or driving file, an output that is in the way.
+        """
+        if not job.reference.exists():
+            raise UsageError(f"--ref {job.reference}: no such file; expected a picture of a person (jpg, png, webp, ...)")
+        reference = read_image(job.reference)
+        size = (self.config.height or self.checkpoint.size[0], self.config.width or self.checkpoint.size[1])
+        try:
+            validate_size(*size)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
+        driving = open_driving(
+            job.drive,
+            kind=job.kind,
+            face_video=job.face_video,
+            fps=self.config.fps,
+            stride=self.config.stride,
+            frames=self.config.frames,
+        )
+        files = output_files(job.out, reference=job.reference, driving=job.drive, folder=OUTPUTS)
+        files.check(overwrite=self.overwrite)
+        return Plan(reference, size, driving, files, self._use_face(driving))
+
+    def run(self, job: Job) -> OutputFiles:
+        """Make one animation. Returns: the files written."""
+        start = time.perf_counter()
+        plan = self.plan(job)
+        conditions = self._conditions(plan)
+        if conditions.summary is not None:
+            print(f"driving: {conditions.summary}")
+        face = conditions.face is not None
+        crop = (top_quarter_crop if face else center_crop)(plan.reference.shape[:2], plan.size)
+        fitted = crop.image(plan.reference, interpolation="area" if face else "bilinear")
+        pipeline = self._load()
+        inputs = {
+            "reference": {"path": str(job.reference), "sha256": file_sha256(job.reference)},
+            "driving": {"path": str(job.drive), "sha256": file_sha256(job.drive), "kind": plan.driving.kind},
+        }
+        if job.face_video is not None:
+            inputs["face_video"] = {"path": str(job.face_video), "sha256": file_sha256(job.face_video)}
+        config = dataclasses.replace(self.config, prompt=self.config.prompt if job.prompt is None else job.prompt)
+        result = {
+            "config": dataclasses.asdict(config),
+            "size": plan.size,
+            "rows": plan.driving.rows.tolist(),
+            "face": face,
+            "inputs": {name: {k: v for k, v in entry.items() if k != "path"} for name, entry in inputs.items()},
+            "weights": self._weights(),
+            "dtype": str(self.dtype),
+        }
+        partial = PartialRun(plan.files.video, fingerprint(result))
+        latents = self._sample(pipeline, plan.reference, fitted, conditions, config, partial)
+        frames = (frame for chunk in pipeline.decode_frames(latents, chunk=config.vae_chunk) for frame in to_uint8(chunk))
+        write_outputs(
+            plan.files,
+            frames,
+            reference=fitted,
+            driving=plan.driving,
+            conditions=conditions,
+            keep_audio=config.keep_audio,
+            overwrite=self.overwrite,
+        )
+        partial.remove()
+        seconds, memory = time.perf_counter() - start, peak_memory(self.device)
+        self._write_manifest(plan, conditions, {**result, "inputs": inputs}, seconds, memory)
+        for path in plan.files.all():
+            print(f"wrote {path}")
+        print(f"{describe(plan.files)}; took {seconds:.1f} s, peak memory {max(memory.values()) / 2**30:.2f} GiB")
+        return plan.files
+
+    def _use_face(self, driving: Driving) -> bool:
+        wanted = self.config.face
+        if wanted and not self.checkpoint.has_face:
+            raise UsageError(f"--face: {self.checkpoint.folder} has no face ControlNet; leave out --face")
+        if wanted and driving.face_video is None:
+            raise UsageError(
+                f"--face: {driving.path} holds no faces (it is a {driving.kind} file); drive with a video of a person, "
+                "or name the video the poses were made from with --face-video"
+            )
+        possible = self.checkpoint.has_face and driving.face_video is not None
+        return possible if wanted is None else wanted
+
+    def _conditions(self, plan: Plan) -> Conditions:
+        try:
+            return make_conditions(
+                plan.driving, self.config, size=plan.size, face=plan.face, cache_dir=self.cache_dir
+            )
+        except PerceptionError as error:
+            if self.config.face is not None or not plan.face:
+                raise
+            without = make_conditions(plan.driving, self.config, size=plan.size, face=False, cache_dir=self.cache_dir)
+            print(f"note: going on without face control: {error}")
+            return without
+
+    def _load(self) -> XDynaPipeline:
+        if self._pipeline is None:
+            use_face = self.checkpoint.has_face and self.config.face is not False
+            self._pipeline = load_pipeline(
+                self.checkpoint, device=self.device, dtype=self.dtype, face=use_face, attention=self.config.attention
+            )
+            self._pipeline.set_progress_bar_config(desc="denoising", unit="window")
+        return self._pipeline
+
+    def _weights(self) -> dict[str, str]:
+        if self._hashes is None:
+            files = tqdm(self.checkpoint.weight_files(), desc="hashing weights", unit="file", leave=False)
+            self._hashes = self.checkpoint.hashes(files)
+        return self._hashes
+
+    def _sample(
+        self,
+        pipeline: XDynaPipeline,
+        reference: np.ndarray,
+        fitted: np.ndarray,
+        conditions: Conditions,
+        config: InferConfig,
+        partial: PartialRun,
+    ) -> torch.Tensor:
+        """Latents of the clip; goes on from a partial result of the same run."""
+        generator = torch.Generator("cpu").manual_seed(config.seed)
+        done, latents = partial.load() or (0, None)
+        if done:
+            print(f"going on after step {done} of {config.steps} (found {partial.path})")
+        given = Precomputed(
+            reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator),
+            latents=latents,
+            start_step=done,
+        )
+
+        def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            partial.update(step + 1, state["latents"])
+            return state
+
+        try:
+            return pipeline(
+                reference,
+                conditions.pose,
+                conditions.face,
+                prompt=config.prompt,
+                negative_prompt=config.negative_prompt,
+                options=sampling_options(config),
+                generator=generator,
+                precomputed=given,
+                callback_on_step_end=after_step,
+                output_type="latent",
+            ).frames
+        except KeyboardInterrupt:
+            if partial.save():
+                print(f"\npartial result kept in {partial.path}; the same command goes on from there")
+            raise
+
+    def _write_manifest(
+        self, plan: Plan, conditions: Conditions, result: dict[str, Any], seconds: float, memory: dict[str, int]
+    ) -> None:
+        entries = {
+            **result,
+            "checkpoint": {"folder": str(self.checkpoint.folder), "untrained": self.checkpoint.untrained},
+            "device": str(self.device),
+            "fps": float(plan.driving.fps),
+            "driving_fps": plan.driving.source_fps,
+            "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
+            "seconds": round(seconds, 2),
+            "peak_memory_bytes": memory,
+            "outputs": {path.name: file_sha256(path) for path in plan.files.all()[:-1]},
+        }
+        write_manifest(plan.files.manifest, entries, argv=self.argv, overwrite=self.overwrite)
+
+
+def sampling_options(config: InferConfig) -> SamplingOptions:
+    """The pipeline's part of the settings."""
+    return SamplingOptions(
+        steps=config.steps,
+        guidance=config.guidance,
+        context_frames=config.context_frames,
+        context_overlap=config.context_overlap,
+        context_schedule=config.context_schedule,
+        similarity_prior=config.similarity_prior,
+        decode_chunk=config.vae_chunk,
+    )
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    if args.batch is not None:
+        if args.ref or args.drive or args.out:
+            raise UsageError("--batch names the references, driving files and outputs itself; leave out --ref, --drive, --out")
+        return [
+            Job(
+                entry["ref"],
+                entry["drive"],
+                out=Path(entry["out"]) if "out" in entry else None,
+                kind=entry.get("kind", "auto"),
+                face_video=entry.get("face_video"),
+                prompt=entry.get("prompt"),
+            )
+            for entry in batch.read_pairs(args.batch)
+        ]
+    if args.ref is None or args.drive is None:
+        raise UsageError("give a picture with --ref and a driving file with --drive (or pairs with --batch); see --help")
+    return [Job(args.ref, args.drive, out=args.out, kind=args.drive_kind, face_video=args.face_video)]

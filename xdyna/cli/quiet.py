@@ -1,0 +1,21 @@
+"""Silences what libraries print on loading; our own messages say what a user needs."""
+
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Errors only from diffusers and transformers, and none of their loading bars; cut tails of videos are still told."""
+    import diffusers
+    import transformers
+
+    from xdyna.media import MediaWarning
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("always", category=MediaWarning)
+    warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(f"warning: {message}")

@@ -1,0 +1,72 @@
+"""Partial results of an interrupted run, so that the same command goes on where it stopped.
+
+One file beside the output, `NAME.partial.safetensors`: the latents after the last finished step, and a fingerprint of
+everything that decides the result. It is written at most every half minute and when the run is interrupted, and
+removed when the output is complete. Noise and window offsets follow from the seed and need not be stored.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from xdyna.media.atomic import atomic_output
+
+SECONDS_BETWEEN_WRITES = 30.0
+
+
+def fingerprint(entries: dict[str, Any]) -> str:
+    """A hash of all values that decide the result."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class PartialRun:
+    """Keeps and finds the partial result of one output.
+
+    Args:
+        output: the final file.
+        key: fingerprint of the run; a partial result with another one is not used.
+    """
+
+    def __init__(self, output: Path, key: str) -> None:
+        self.path = output.with_name(f"{output.stem}.partial.safetensors")
+        self.key = key
+        self._latest: tuple[int, torch.Tensor] | None = None
+        self._written = time.monotonic()
+
+    def load(self) -> tuple[int, torch.Tensor] | None:
+        """The number of finished steps and the latents after them; None when there is nothing to go on from."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("key") != self.key:
+                    return None
+                return int(metadata["steps"]), file.get_tensor("latents")
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None  # missing or damaged: the run starts from the beginning
+
+    def update(self, steps: int, latents: torch.Tensor) -> None:
+        """Remember the state after a step; writes it now and then."""
+        self._latest = (steps, latents)
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.save()
+
+    def save(self) -> bool:
+        """Write the latest state. Returns: whether there was one."""
+        if self._latest is None:
+            return False
+        steps, latents = self._latest
+        with atomic_output(self.path, overwrite=True) as temporary:
+            metadata = {"key": self.key, "steps": str(steps)}
+            save_file({"latents": latents.cpu().contiguous()}, temporary, metadata=metadata)
+        self._written = time.monotonic()
+        return True
+
+    def remove(self) -> None:
+        """Forget the partial result: the output is complete."""
+        self.path.unlink(missing_ok=True)
