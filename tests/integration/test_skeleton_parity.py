@@ -1,0 +1,111 @@
+"""Our skeletons beside the official pose pictures of the same frames.
+
+The official joints are found by their colours in the official pose videos (discs of radius 4 px at full brightness;
+limbs are 60 % bright). With XDYNA_SHOWS_DIR set, a side-by-side picture per video is written there.
+"""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from xdyna.media import probe, read_frames, write_png
+from xdyna.media.sheet import contact_sheet
+from xdyna.perception import draw_pose, perceive
+from xdyna.perception.topology import BODY_COLORS, BODY_JOINTS
+
+pytest.importorskip("mediapipe", reason="needs the perception extra")
+
+FRAMES = 60
+TARGET = 0.08
+_LEFT_HIP, _LEFT_KNEE, _LEFT_ANKLE = 11, 12, 13
+_DRAWN = 14  # joints without eyes and ears
+
+
+def official_joints(picture: np.ndarray) -> np.ndarray:
+    """(14, 3) x px, y px, share of the disc that shows (hands are drawn over some)."""
+    picture = picture.astype(np.float32)
+    apart = np.stack([np.abs(picture - color).sum(axis=-1) for color in BODY_COLORS[:_DRAWN].astype(np.float32)])
+    nearest, bright = apart.argmin(axis=0), picture.max(axis=-1) > 180
+    disc = np.zeros((9, 9), np.float32)
+    cv2.circle(disc, (4, 4), 4, 1, -1)
+    ring = np.hypot(*np.mgrid[-8:9, -8:9]) > 5.5
+    joints = np.zeros((_DRAWN, 3))
+    for joint in [*range(_LEFT_KNEE), _LEFT_ANKLE, _LEFT_KNEE]:
+        mask = ((nearest == joint) & bright & (apart[joint] < 150)).astype(np.float32)
+        shown = cv2.filter2D(mask, -1, disc / disc.sum(), borderType=cv2.BORDER_CONSTANT)
+        if joint == _LEFT_KNEE:  # hands have the same blue: a lone disc around the middle of the leg is the knee
+            if min(joints[_LEFT_HIP, 2], joints[_LEFT_ANKLE, 2]) < 0.5:
+                continue
+            leg = joints[[_LEFT_HIP, _LEFT_ANKLE], :2]
+            rows, columns = np.indices(mask.shape)
+            apart_from_middle = np.hypot(columns - leg[:, 0].mean(), rows - leg[:, 1].mean())
+            shown[apart_from_middle > 0.35 * np.linalg.norm(leg[0] - leg[1])] = 0
+            shown -= cv2.filter2D(mask, -1, ring / ring.sum(), borderType=cv2.BORDER_CONSTANT)
+        best = shown.max()
+        if best > 0.35:
+            row, column = np.unravel_index(shown.argmax(), shown.shape)
+            ys, xs = np.nonzero(shown >= best - 1e-3)
+            same = np.hypot(xs - column, ys - row) < 5
+            joints[joint] = xs[same].mean(), ys[same].mean(), best
+    return joints
+
+
+def test_official_joints_are_found_by_colour():
+    """The measuring tool itself: joints drawn by us are found where they were drawn, hands notwithstanding."""
+    rng = np.random.default_rng(0)
+    body = np.ones((18, 3), np.float32)
+    places = np.stack(np.mgrid[60:460:80, 60:860:160], axis=-1).reshape(-1, 2)
+    body[:, :2] = rng.permutation(places)[:18]
+    body[_LEFT_KNEE, :2] = (body[_LEFT_HIP, :2] + body[_LEFT_ANKLE, :2]) / 2 + 15
+    hands = np.ones((2, 21, 3), np.float32)
+    hands[..., :2] = body[[3, 6], None, :2] + rng.uniform(20, 50, (2, 21, 2))
+    found = official_joints(draw_pose(body, hands, size=(896, 512)))
+    shown = found[:, 2] > 0.5
+    assert shown[_LEFT_KNEE]
+    assert shown.sum() >= _DRAWN - 2
+    np.testing.assert_allclose(found[shown, :2], np.trunc(body[:_DRAWN][shown, :2]), atol=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dance_1", "dance_2"])
+def test_joints_match_the_official_ones(name: str, shared_dir: Path, tmp_path: Path):
+    video, official_video = shared_dir / "data" / f"{name}.mp4", shared_dir / "data" / f"{name}_pose.mp4"
+    rows = np.linspace(0, probe(video).frame_count - 1, FRAMES).round().astype(int)
+    track = perceive(video, frame_indices=rows, cache_dir=tmp_path)
+    official_pictures = list(read_frames(official_video, rows))
+    official = np.stack([official_joints(picture) for picture in official_pictures])
+    hips = (official[:, 8, :2] + official[:, _LEFT_HIP, :2]) / 2
+    torso_shown = (official[:, [1, 8, _LEFT_HIP], 2] > 0.5).all(axis=1)
+    torso = np.median(np.linalg.norm(official[torso_shown, 1, :2] - hips[torso_shown], axis=1))
+
+    shown = official[..., 2] > 0.5
+    drawn = track.body[:, :_DRAWN, 2] >= 0.3
+    distance = np.linalg.norm(track.body[:, :_DRAWN, :2] - official[..., :2], axis=2) / torso
+    distance[~(shown & drawn)] = np.nan
+    print(f"\n{name}: torso {torso:.0f} px, {np.isfinite(distance).sum()} joints compared, {track.summary}")
+    print(f"  official joints shown {shown.sum()}, of these not drawn by us {(shown & ~drawn).sum()}")
+    mean, median, p95 = np.nanmean(distance), np.nanmedian(distance), np.nanpercentile(distance, 95)
+    print(f"  all: mean {mean:.4f}, median {median:.4f}, p95 {p95:.3f}")
+    for joint, column in enumerate(distance.T):
+        count = np.isfinite(column).sum()
+        print(f"  {BODY_JOINTS[joint]:15s} mean {np.nanmean(column):.3f}  median {np.nanmedian(column):.3f}  n {count}")
+    if folder := os.environ.get("XDYNA_SHOWS_DIR"):
+        write_side_by_side(Path(folder) / f"skeleton_{name}.png", video=video, official=official_pictures, track=track)
+
+    assert track.found.all()
+    assert np.isfinite(distance).sum() > 0.85 * distance.size
+    assert (shown & ~drawn).sum() <= 0.03 * shown.sum()
+    assert np.nanmean(distance) <= TARGET
+
+
+def write_side_by_side(path: Path, *, video: Path, official: list[np.ndarray], track) -> None:
+    """Six frames: driving picture, official pose picture, ours."""
+    chosen = np.linspace(0, len(track) - 2, 6).round().astype(int)
+    driving = list(read_frames(video, track.frame_index[chosen]))
+    ours = [draw_pose(track.body[row], track.hands[row], size=track.size) for row in chosen]
+    rows = {"driving": driving, "official": [official[row] for row in chosen], "ours": ours}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, contact_sheet(rows, columns=6, cell_height=420), overwrite=True)
