@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from xdyna.cli.guard import UsageError
 from xdyna.config import InferConfig
@@ -14,6 +15,7 @@ from xdyna.media.image import CropResize, center_crop, top_quarter_crop
 from xdyna.media.video import frame_times, natural_fps, probe, read_frames, resample_indices
 from xdyna.perception.draw import draw_pose
 from xdyna.perception.face_patch import face_patches
+from xdyna.perception.smooth import OneEuro
 from xdyna.perception.track import perceive
 from xdyna.perception.types import PerceptionSummary, PoseTrack
 
@@ -169,15 +171,17 @@ def make_conditions(
     if driving.track is not None:
         track = driving.track.select(rows)
     elif driving.face_video is not None and (driving.kind == "video" or face):
-        track = perceive(
-            driving.face_video,
-            frame_indices=rows,
-            backend=config.pose_backend,
-            person=config.person,
-            cache_dir=cache_dir,
-            smooth=config.smooth,
-            max_gap=config.max_gap,
-        )
+        with tqdm(desc="finding the person", unit="frame") as bar:
+            track = perceive(
+                driving.face_video,
+                frame_indices=rows,
+                backend=config.pose_backend,
+                person=config.person,
+                cache_dir=cache_dir,
+                progress=lambda done, total: _advance(bar, done, total),
+                smooth=OneEuro() if config.smooth else None,
+                max_gap=config.max_gap,
+            )
     if driving.kind == "pose":
         skeletons = read_frames(driving.path, rows.tolist())
         drawn = np.stack([crop.image(frame, interpolation="bilinear") for frame in skeletons])
@@ -193,3 +197,8 @@ def make_conditions(
         pictures = np.stack([crop.image(frame) for frame in read_frames(driving.face_video, rows.tolist())])
         patches = np.concatenate(face_patches(pictures, track.transform(crop).face), axis=-1)[repeats]
     return Conditions(drawn[repeats], patches, crop, track.summary if track else None, track)
+
+
+def _advance(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)

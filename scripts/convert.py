@@ -1,0 +1,10 @@
+#!/usr/bin/env python
+"""Turn published weights into one pipeline folder. See `python scripts/convert.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+from xdyna.cli.convert import main
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,110 @@
+import importlib.util
+
+import pytest
+import torch
+from einops import rearrange
+
+from xdyna.models import attention
+from xdyna.models.attention import DynamicsAdapterAttention, TextImageCrossAttention, attend
+
+B, F, L, C, N = 2, 3, 5, 12, 3
+
+
+def softmax_attention(q, k, v, heads):
+    """The formula, head by head, without any fused kernel: inputs (L, C), (S, C), (S, C)."""
+    width = q.shape[-1] // heads
+    outputs = []
+    for i in range(heads):
+        part = slice(i * width, (i + 1) * width)
+        weights = torch.softmax(q[:, part] @ k[:, part].T / width**0.5, dim=-1)
+        outputs.append(weights @ v[:, part])
+    return torch.cat(outputs, dim=-1)
+
+
+def randomised(module):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    return module
+
+
+@torch.no_grad()
+def test_dynamics_adapter_is_the_equation():
+    layer = randomised(DynamicsAdapterAttention(C, heads=N))
+    x = torch.randn(B * F, L, C)
+    out = layer(x, num_frames=F)
+    for b in range(B):
+        reference = x[b * F]
+        k0, v0 = layer.to_k(reference), layer.to_v(reference)
+        for f in range(F):
+            frame = x[b * F + f]
+            own = softmax_attention(layer.to_q(frame), layer.to_k(frame), layer.to_v(frame), N)
+            from_reference = softmax_attention(layer.to_q_ff(frame), k0, v0, N)
+            expected = layer.to_out[0](own) + layer.to_out_ff(from_reference)
+            torch.testing.assert_close(out[b * F + f], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_adapter_starts_as_plain_self_attention():
+    layer = randomised(DynamicsAdapterAttention(C, heads=N))
+    plain = DynamicsAdapterAttention(C, heads=N, adapter=False)
+    plain.load_state_dict({k: v for k, v in layer.state_dict().items() if "_ff" not in k})
+    x = torch.randn(B * F, L, C)
+    assert not torch.allclose(layer(x, num_frames=F), plain(x, num_frames=F))
+    layer.init_adapter()
+    assert torch.equal(layer.to_q_ff.weight, layer.to_q.weight)
+    assert torch.equal(layer(x, num_frames=F), plain(x, num_frames=F))
+
+
+@torch.no_grad()
+def test_cross_attention_sums_text_and_image():
+    layer = randomised(TextImageCrossAttention(C, heads=N, context_dim=7))
+    x, text, image = torch.randn(B * F, L, C), torch.randn(B, 4, 7), torch.randn(B, 2, 7)
+    out, text_only = layer(x, text, image, num_frames=F), layer(x, text, None, num_frames=F)
+    for z in range(B * F):
+        q, b = layer.to_q(x[z]), z // F
+        from_text = softmax_attention(q, layer.to_k(text[b]), layer.to_v(text[b]), N)
+        from_image = softmax_attention(q, layer.to_k_ip(image[b]), layer.to_v_ip(image[b]), N)
+        torch.testing.assert_close(out[z], layer.to_out[0](from_text + from_image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(text_only[z], layer.to_out[0](from_text), atol=1e-5, rtol=1e-5)
+
+
+def test_large_batches_are_cut(monkeypatch):
+    q, k, v = torch.randn(3, 10, 4, 8).unbind(0)
+    whole = attend(q, k, v, heads=2)
+    monkeypatch.setattr(attention, "MAX_ATTENTION_BATCH", 3)
+    torch.testing.assert_close(attend(q, k, v, heads=2), whole)
+    expected = torch.stack([softmax_attention(q[i], k[i], v[i], 2) for i in range(10)])
+    torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_heads_must_divide_channels():
+    with pytest.raises(ValueError, match="12 channels cannot be split into 5 heads"):
+        DynamicsAdapterAttention(12, heads=5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
+def test_missing_xformers_is_told():
+    layer = DynamicsAdapterAttention(C, heads=N)
+    with pytest.raises(ValueError, match=r"xformers is not installed.*xdyna\[xformers\]"):
+        layer.set_use_memory_efficient_attention_xformers(True)
+    layer.set_use_memory_efficient_attention_xformers(False)
+    assert layer(torch.randn(F, L, C), num_frames=F).shape == (F, L, C)
+
+
+def test_xformers_path_lays_out_heads(monkeypatch):
+    """The xformers branch against the formula, with a stand-in that takes (B, L, N, D) as the package does."""
+    import sys
+    import types
+
+    def memory_efficient_attention(q, k, v):
+        q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
+        weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+        return rearrange(weights @ v, "b n l d -> b l n d")
+
+    ops = types.ModuleType("xformers.ops")
+    ops.memory_efficient_attention = memory_efficient_attention
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    q, k, v = torch.randn(2, L, C), torch.randn(2, 4, C), torch.randn(2, 4, C)
+    torch.testing.assert_close(attend(q, k, v, heads=N, xformers=True), attend(q, k, v, heads=N))
