@@ -46,6 +46,9 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         raise MediaError(f"output '{path}' is a folder; give a file name, for example '{path / 'out.mp4'}'")
     if os.path.lexists(path) and not overwrite:
         raise MediaError(f"output '{path}' exists already; choose another name or allow overwriting (--overwrite)")
+    blocking = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
+    if os.path.lexists(blocking) and not blocking.is_dir():
+        raise MediaError(f"output '{path}' cannot be written: '{blocking}' is a file, not a folder; choose a folder")
     temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -90,9 +90,7 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
     if min(size) < MIN_SIDE:
         raise MediaError(f"picture '{path}' is {width} x {height} px; each side needs at least {MIN_SIDE} px")
     if max(size) > MAX_SIDE:
-        raise MediaError(
-            f"picture '{path}' is {width} x {height} px; a side above {MAX_SIDE} px is refused, reduce it first"
-        )
+        raise MediaError(f"picture '{path}' is {width} x {height} px; at most {MAX_SIDE} px a side, reduce it first")
 
 
 def _decode(opened: Image.Image, path: Path) -> Image.Image:
@@ -168,11 +166,8 @@ def _looks_like(path: Path) -> str:
     with path.open("rb") as handle:
         head = handle.read(64)
     if head[4:8] == b"ftyp":
-        return (
-            "an HEIC/AVIF picture or a video"
-            if head[8:12] in (b"heic", b"heix", b"mif1", b"avif", b"hevc")
-            else "a video"
-        )
+        heic = head[8:12] in (b"heic", b"heix", b"mif1", b"hevc")
+        return "an HEIC picture, which is not supported: convert it to JPEG or PNG" if heic else "a video"
     if head[:4] == b"\x1aE\xdf\xa3" or head[:4] == b"RIFF":
         return "a video or sound file"
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<svg "):
