@@ -6,6 +6,7 @@ gaps and filters are decided afterwards. A damaged file is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -49,7 +50,14 @@ class DetectionCache:
         self.path = Path(folder) / f"{video_sha256[:20]}-{backend}-{digest}.npz"
         self.frames: dict[int, list[Person]] = {}
         if self.path.exists():
-            self._load()
+            try:
+                self.frames = self._read()
+            except PerceptionError as error:
+                warnings.warn(
+                    f"cached key points '{self.path}' are damaged and will be detected again ({error})",
+                    PerceptionWarning,
+                    stacklevel=2,
+                )
 
     def save(self) -> bool:
         """Write the file; a folder that cannot be written to costs a warning, not the run.
@@ -59,11 +67,9 @@ class DetectionCache:
         Returns:
             Whether it was written.
         """
-        mine = self.frames
-        self.frames = {}
         if self.path.exists():
-            self._load()
-        self.frames.update(mine)
+            with contextlib.suppress(PerceptionError):  # a damaged file is replaced; it was reported when it was read
+                self.frames = {**self._read(), **self.frames}
         rows = sorted(self.frames)
         people = [person for row in rows for person in self.frames[row]]
         arrays = {
@@ -91,18 +97,9 @@ class DetectionCache:
             return False
         return True
 
-    def _load(self) -> None:
-        """Read the file; a damaged one is reported and left out."""
-        try:
-            arrays = read_npz(self.path, keys=("format", "key", "frame_index", "counts", *_SHAPES))
-            self.frames = self._people(arrays)
-        except PerceptionError as error:
-            self.frames = {}
-            warnings.warn(
-                f"cached key points '{self.path}' are damaged and will be detected again ({error})",
-                PerceptionWarning,
-                stacklevel=3,
-            )
+    def _read(self) -> dict[int, list[Person]]:
+        """The content of the file, or an error."""
+        return self._people(read_npz(self.path, keys=("format", "key", "frame_index", "counts", *_SHAPES)))
 
     def _people(self, arrays: dict[str, np.ndarray]) -> dict[int, list[Person]]:
         """The people of each frame from the arrays of a file."""

@@ -1,4 +1,4 @@
-"""Pose backend on DWPose (rtmlib), the detector behind the official pose pictures. Its models are never downloaded here."""
+"""Pose backend on DWPose (rtmlib), the detector behind the official pose pictures. Models are never downloaded here."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from xdyna.perception.errors import PerceptionError
 
+_MAX_SPAN = 1.0  # s between the sightings around a gap that is filled
+
 
 @dataclass(frozen=True)
 class OneEuro:
@@ -34,14 +36,18 @@ class OneEuro:
             raise PerceptionError(f"{self} cannot filter: cutoffs must be above 0 Hz, beta at least 0")
 
 
-def fill_gaps(points: np.ndarray, *, max_gap: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def fill_gaps(
+    points: np.ndarray, *, times: np.ndarray, max_gap: int, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Fill points that are missing for a few frames.
 
     Between two sightings positions are interpolated linearly and the confidence is the lower of the two; at the ends of
-    the clip the nearest sighting is held. Gaps longer than `max_gap` stay as they are.
+    the clip the nearest sighting is held. Gaps of more than `max_gap` frames stay as they are, and so do gaps of more
+    than a second: nothing is known about so long a time.
 
     Args:
         points: (T, K, 3) x px, y px, confidence.
+        times: (T,) s, ascending.
         max_gap: longest gap that is filled, frames; 0 fills nothing.
         threshold: points of lower confidence count as missing, in (0, 1].
 
@@ -58,7 +64,7 @@ def fill_gaps(points: np.ndarray, *, max_gap: int, threshold: float) -> tuple[np
             continue
         for before, after in zip([-1, *seen], [*seen, count], strict=True):
             gap = int(after) - int(before) - 1
-            if not 0 < gap <= max_gap:
+            if not 0 < gap <= max_gap or times[min(after, count - 1)] - times[max(before, 0)] > _MAX_SPAN:
                 continue
             rows = np.arange(before + 1, after)
             start = filled[before if before >= 0 else after, joint].copy()

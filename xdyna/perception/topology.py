@@ -68,16 +68,6 @@ MEDIAPIPE_TO_IBUG68 = np.array(
 Source: the usual correspondence of the canonical face mesh with the iBUG 300-W scheme, chosen left-right symmetric.
 """
 
-IBUG68_MIRROR = np.array(
-    [
-        *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),
-        45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
-        54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
-    ],
-    dtype=np.int64,
-)  # fmt: skip
-"""iBUG-68 landmark -> the landmark it becomes in a mirrored picture."""
-
 COCO_TO_BODY = {
     0: 0, 2: 6, 3: 8, 4: 10, 5: 5, 6: 7, 7: 9, 8: 12, 9: 14, 10: 16, 11: 11, 12: 13, 13: 15, 14: 2, 15: 1, 16: 4, 17: 3,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from xdyna.perception.cache import DetectionCache, default_cache_dir
 from xdyna.perception.draw import CONFIDENCE
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.smooth import OneEuro, fill_gaps, one_euro
+from xdyna.perception.topology import LEFT_WRIST, RIGHT_WRIST
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack, missing_points
 
 Progress = Callable[[int, int], None]
@@ -50,7 +51,7 @@ def perceive(
         cache_dir: folder of cached detections; None: `default_cache_dir()`.
         progress: called as frames are detected; frames from the cache are not counted.
         smooth: filter for body, hands and face; None: no filter.
-        max_gap: longest gap to fill, frames.
+        max_gap: longest gap to fill, frames; gaps of more than a second are never filled.
 
     Returns:
         The track of T frames in px of the video's frames, with `summary`.
@@ -245,11 +246,23 @@ def _stacked(people: Sequence[Person | None], name: str, shape: tuple[int, ...])
 
 def _filled(track: PoseTrack, *, detected: np.ndarray, max_gap: int) -> tuple[PoseTrack, np.ndarray]:
     """The track without short gaps, and (T,) the body joints filled in frames with a detection."""
-    body, changed = fill_gaps(track.body, max_gap=max_gap, threshold=CONFIDENCE)
-    hands, _ = fill_gaps(track.hands.reshape(len(track), 42, 3), max_gap=max_gap, threshold=CONFIDENCE)
-    face, _ = fill_gaps(track.face, max_gap=max_gap, threshold=CONFIDENCE)
-    track = replace(track, body=body, hands=hands.reshape(track.hands.shape), face=face)
-    return track, np.where(detected, changed.sum(axis=1), 0)
+
+    def filled(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return fill_gaps(points, times=track.times, max_gap=max_gap, threshold=CONFIDENCE)
+
+    body, changed = filled(track.body)
+    face, _ = filled(track.face)
+    hands = track.hands.copy()
+    for side, wrist in enumerate((LEFT_WRIST, RIGHT_WRIST)):
+        # A hand goes with its wrist, so its place relative to the wrist is what is interpolated.
+        anchor = body[:, wrist]
+        seen = anchor[:, 2] > 0
+        relative = hands[:, side] - np.array([1, 1, 0]) * anchor[:, None]
+        relative, new = filled(np.where(seen[:, None, None], relative, 0))
+        new &= seen[:, None]
+        relative[..., :2] += anchor[:, None, :2]
+        hands[:, side] = np.where(new[..., None], relative, hands[:, side])
+    return replace(track, body=body, hands=hands, face=face), np.where(detected, changed.sum(axis=1), 0)
 
 
 def _check_indices(frame_indices: Sequence[int] | np.ndarray | None, *, count: int) -> np.ndarray:

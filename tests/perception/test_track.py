@@ -1,0 +1,218 @@
+import itertools
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xdyna.media import frame_times
+from xdyna.perception import OneEuro, PerceptionError, PerceptionWarning, perceive
+from xdyna.perception.cache import default_cache_dir
+from xdyna.perception.track import follow
+
+RED, GREEN, BLUE = 0, 1, 2
+
+
+def walk(count: int, *, color: int = RED, start: int = 40, step: int = 4, height: int = 90) -> list[list[tuple]]:
+    """One person who walks to the right."""
+    return [[(color, start + step * k, 40, start + step * k + 40, 40 + height)] for k in range(count)]
+
+
+def merged(*clips: list[list[tuple]]) -> list[list[tuple]]:
+    return [list(itertools.chain(*boxes)) for boxes in zip(*clips, strict=True)]
+
+
+def center_x(track) -> np.ndarray:
+    return track.body[:, [0, 17], 0].mean(axis=1)
+
+
+def test_all_frames_of_one_person(make_video, color_backend, tmp_path: Path):
+    path = make_video(walk(12))
+    track = perceive(path, backend=color_backend, cache_dir=tmp_path / "cache")
+    assert len(track) == 12
+    assert track.size == (160, 240)
+    assert track.source == "drive.mp4"
+    np.testing.assert_array_equal(track.frame_index, np.arange(12))
+    np.testing.assert_allclose(track.times, frame_times(path))
+    np.testing.assert_allclose(center_x(track), 59.5 + 4 * np.arange(12), atol=1.5)
+    assert (track.summary.frames, track.summary.found, track.summary.filled, track.summary.missing) == (12, 12, 0, 0)
+    assert str(track.summary) == "person found in 12 of 12 frames"
+
+
+def test_repeated_frames_are_detected_once(make_video, color_backend, tmp_path: Path):
+    path = make_video(walk(6))
+    track = perceive(path, frame_indices=[0, 0, 3, 3, 3, 5], backend=color_backend, cache_dir=tmp_path)
+    assert color_backend.calls == 3
+    assert track.frame_index.tolist() == [0, 0, 3, 3, 3, 5]
+    assert track.summary.frames == 6
+    np.testing.assert_array_equal(track.body[2], track.body[4])
+
+
+def test_cache_is_reused_extended_and_equal(make_video, color_backend, tmp_path: Path):
+    path, cache = make_video(walk(10)), tmp_path / "cache"
+    calls = []
+    perceive(path, frame_indices=[2, 4], backend=color_backend, cache_dir=cache, progress=lambda *n: calls.append(n))
+    assert calls == [(1, 2), (2, 2)]
+    first = perceive(path, backend=color_backend, cache_dir=cache)
+    assert color_backend.calls == 10, "frames 2 and 4 came from the cache"
+    again = perceive(path, backend=color_backend, cache_dir=cache, progress=lambda *n: pytest.fail("nothing to detect"))
+    assert color_backend.calls == 10
+    fresh = perceive(path, backend=color_backend, cache_dir=tmp_path / "other")
+    for track in (again, fresh):
+        for name in ("body", "hands", "face", "times", "frame_index"):
+            np.testing.assert_array_equal(getattr(track, name), getattr(first, name))
+    assert len(list(cache.iterdir())) == 1, "one file, no temporary ones"
+
+
+def test_cache_knows_video_and_version(make_video, color_backend, tmp_path: Path):
+    cache = tmp_path / "cache"
+    first, second = make_video(walk(3)), make_video(walk(3, step=9), name="other.mp4")
+    perceive(first, backend=color_backend, cache_dir=cache)
+    perceive(second, backend=color_backend, cache_dir=cache)
+    assert color_backend.calls == 6
+    os.rename(first, tmp_path / "renamed.mp4")
+    perceive(tmp_path / "renamed.mp4", backend=color_backend, cache_dir=cache)
+    assert color_backend.calls == 6, "the content counts, not the name"
+    color_backend.version = "2"
+    perceive(second, backend=color_backend, cache_dir=cache)
+    assert color_backend.calls == 9
+
+
+def test_damaged_cache_is_made_anew_with_one_warning(make_video, color_backend, tmp_path: Path):
+    path, cache = make_video(walk(4)), tmp_path / "cache"
+    want = perceive(path, backend=color_backend, cache_dir=cache)
+    file = next(cache.iterdir())
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        bad = bytearray(good[: rng.integers(len(good))] if trial % 2 else good)
+        if trial % 2 == 0:
+            bad[rng.integers(60, len(bad) // 2)] ^= 0xFF
+        file.write_bytes(bad)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            track = perceive(path, backend=color_backend, cache_dir=cache)
+        assert [entry.category for entry in caught] in ([], [PerceptionWarning])
+        np.testing.assert_array_equal(track.body, want.body)
+    file.write_bytes(good[: len(good) // 2])
+    with pytest.warns(PerceptionWarning, match="damaged and will be detected again"):
+        perceive(path, backend=color_backend, cache_dir=cache)
+    calls = color_backend.calls
+    perceive(path, backend=color_backend, cache_dir=cache)
+    assert color_backend.calls == calls, "it was mended"
+
+
+def test_interrupted_detection_keeps_what_was_done(make_video, color_backend, tmp_path: Path):
+    path = make_video(walk(8))
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perceive(path, backend=color_backend, cache_dir=tmp_path / "cache", progress=stop)
+    perceive(path, backend=color_backend, cache_dir=tmp_path / "cache")
+    assert color_backend.calls == 8
+
+
+def test_unwritable_cache_costs_a_warning(make_video, color_backend, tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(PerceptionWarning, match="cannot be cached"):
+        track = perceive(make_video(walk(3)), backend=color_backend, cache_dir=tmp_path / "file" / "cache")
+    assert track.summary.found == 3
+
+
+def test_default_cache_dir(monkeypatch):
+    monkeypatch.setenv("XDYNA_CACHE", "/some/where")
+    assert default_cache_dir() == Path("/some/where/keypoints")
+    monkeypatch.delenv("XDYNA_CACHE")
+    assert default_cache_dir() == Path.home() / ".cache" / "xdyna" / "keypoints"
+
+
+def test_gaps_are_filled_and_counted(make_video, color_backend, tmp_path: Path):
+    frames = walk(24)
+    for k in (5, 6, *range(12, 20)):
+        frames[k] = []
+    track = perceive(make_video(frames), backend=color_backend, cache_dir=tmp_path, max_gap=3)
+    summary = track.summary
+    assert (summary.frames, summary.found, summary.filled, summary.missing) == (24, 14, 2, 8)
+    assert track.found.tolist() == [k not in range(12, 20) for k in range(24)]
+    np.testing.assert_allclose(center_x(track)[5:7], [79.5, 83.5], atol=1.5)
+    assert str(summary) == "person found in 14 of 24 frames, 2 filled from their neighbours, 8 left empty"
+
+
+def test_filled_hands_go_with_the_wrist(make_video, color_backend, tmp_path: Path):
+    detect = color_backend.detect
+
+    def without_hand(frame: np.ndarray):
+        people = detect(frame)
+        if color_backend.calls == 3:  # frame 2
+            people[0].hands[0] = 0
+        return people
+
+    color_backend.detect = without_hand
+    frames = walk(5, step=0)
+    frames[2] = [(RED, 100, 40, 140, 130)]  # a jerk of 60 px
+    track = perceive(make_video(frames), backend=color_backend, cache_dir=tmp_path)
+    np.testing.assert_allclose(
+        track.hands[2, 0, :, :2] - track.body[2, 7, :2], track.hands[1, 0, :, :2] - track.body[1, 7, :2], atol=1e-3
+    )
+
+
+def test_the_largest_is_followed_when_others_grow(make_video, color_backend, tmp_path: Path):
+    big = walk(10, step=2)
+    passer = [[(GREEN, 230 - 22 * k, 10, min(239, 270 - 22 * k), 60 + 9 * k)] for k in range(10)]
+    track = perceive(make_video(merged(big, passer)), backend=color_backend, cache_dir=tmp_path)
+    np.testing.assert_allclose(center_x(track), 59.5 + 2 * np.arange(10), atol=12)
+    assert np.abs(np.diff(center_x(track))).max() < 15
+
+
+def test_person_n(make_video, color_backend, tmp_path: Path):
+    path = make_video(merged(walk(6), walk(6, color=GREEN, start=150, step=3, height=60)))
+    left, right = (perceive(path, backend=color_backend, cache_dir=tmp_path, person=n) for n in (0, 1))
+    np.testing.assert_allclose(center_x(left), 59.5 + 4 * np.arange(6), atol=1.5)
+    np.testing.assert_allclose(center_x(right), 169.5 + 3 * np.arange(6), atol=1.5)
+    assert color_backend.calls == 6, "both people come from one detection"
+    with pytest.raises(PerceptionError, match=r"person 2 was asked for, but at most 2 people.*--person 0 to 1"):
+        perceive(path, backend=color_backend, cache_dir=tmp_path, person=2)
+
+
+def test_follow_does_not_jump_in_a_gap(make_people):
+    dancer, other = make_people(20, 20, 60, 120), make_people(180, 25, 215, 110)
+    found = [[dancer, other], [other], [other], [dancer, other], []]
+    assert follow(found) == [dancer, None, None, dancer, None]
+    assert follow(found, person=1) == [other, other, other, other, None]
+    assert follow([[], []]) == [None, None]
+
+
+def test_follow_goes_to_both_ends_and_over_cuts(make_people):
+    dancer, other = make_people(20, 20, 60, 120), make_people(180, 25, 215, 110)
+    assert follow([[other], [dancer, other]], person=1) == [other, other]
+    cut = [[dancer]] * 2 + [[other]] * 12
+    assert follow(cut) == [dancer] * 2 + [None] * 8 + [other] * 4
+
+
+def test_smooth_is_off_by_default(make_video, color_backend, tmp_path: Path):
+    frames = [[(RED, 60 + 6 * (k % 2), 40, 100 + 6 * (k % 2), 130)] for k in range(10)]
+    path = make_video(frames)
+    raw = perceive(path, backend=color_backend, cache_dir=tmp_path)
+    smooth = perceive(path, backend=color_backend, cache_dir=tmp_path, smooth=OneEuro(min_cutoff=0.5, beta=0))
+    assert np.abs(np.diff(center_x(raw))).min() > 4
+    assert np.abs(np.diff(center_x(smooth))).max() < 3
+    np.testing.assert_array_equal(raw.body[..., 2], smooth.body[..., 2])
+
+
+def test_errors(make_video, color_backend, tmp_path: Path):
+    path = make_video(walk(4))
+    with pytest.raises(PerceptionError, match=r"from 0 to 4; expected ascending numbers from 0 to 3"):
+        perceive(path, frame_indices=[0, 4], backend=color_backend, cache_dir=tmp_path)
+    with pytest.raises(PerceptionError, match="ascending"):
+        perceive(path, frame_indices=[2, 1], backend=color_backend, cache_dir=tmp_path)
+    with pytest.raises(PerceptionError, match="whole numbers"):
+        perceive(path, frame_indices=[0.5], backend=color_backend, cache_dir=tmp_path)
+    with pytest.raises(PerceptionError, match="0 or more"):
+        perceive(path, person=-1, backend=color_backend, cache_dir=tmp_path)
+    empty = make_video([[]] * 4, name="empty.mp4")
+    with pytest.raises(PerceptionError, match=r"no person was found in any of 4 frames.*large and well lit"):
+        perceive(empty, backend=color_backend, cache_dir=tmp_path)
