@@ -325,6 +325,16 @@ def test_write_png_without_space_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interrupt_while_writing_png_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_png(tmp_path / "a.png", gradient())
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- crops
 
 

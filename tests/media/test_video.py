@@ -181,6 +181,29 @@ def test_edit_list_hides_frames(make_video, number_of, tmp_path):
     assert number_of(next(read_frames(path, [7]))) == 17
 
 
+def test_hidden_frames_are_not_counted(make_video, number_of, tmp_path):
+    """VP8 frames with show_frame = 0 (RFC 6386, 9.1) are packets with a time of their own, but no picture."""
+    source = make_video("a.webm", codec="libvpx", options={"cpu-used": "8", "g": "40"})
+    path = tmp_path / "hidden.webm"
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if not packet.size:
+                continue
+            data = bytearray(bytes(packet))
+            if number in (5, 20):
+                data[0] &= ~0x10
+            copy = av.Packet(bytes(data))
+            copy.pts, copy.dts, copy.time_base, copy.stream = packet.pts, packet.dts, packet.time_base, stream
+            copy.is_keyframe = packet.is_keyframe
+            new.mux(copy)
+    shown = [k for k in range(40) if k not in (5, 20)]
+    assert probe(path).frame_count == 38
+    assert frame_times(path) == pytest.approx(np.array(shown) / 25, abs=2e-3)
+    assert [number_of(frame) for frame in read_frames(path)] == shown
+    assert number_of(next(read_frames(path, [30]))) == 32
+
+
 def test_one_frame(make_video, number_of):
     path = make_video(count=1)
     info = probe(path)

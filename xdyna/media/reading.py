@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from xdyna.media.containers import decode_frames, open_container
@@ -147,7 +146,7 @@ class _Decoder:
         if self._may_seek and key > 0 and index.keyframes[key] > here:
             self._open(key)
         frame = self._walk_to(position)
-        if frame is None and self._origin > 0:  # the keyframe did not lead there: decode from the start instead
+        if frame is None and self._origin > 0:  # the keyframe did not lead there (intra refresh): decode from the start
             self._may_seek = False
             self._open(0)
             frame = self._walk_to(position)
@@ -174,10 +173,6 @@ class _Decoder:
                 return
         self._frames = self._numbered(self._container, stream, first=int(self.index.keyframes[key]) if key > 0 else 0)
         self._next = next(self._frames, None)
-        if key > 0 and (self._next is None or self._next[1].pict_type != PictureType.I):
-            # With intra refresh a "keyframe" is an ordinary frame, and pictures after it are still incomplete.
-            self._may_seek = False
-            self._open(0)
 
     def _numbered(
         self, container: InputContainer, stream: VideoStream, *, first: int
