@@ -19,7 +19,7 @@ from xdyna.config import ModelConfig, load_config
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.pipelines.animate import XDynaPipeline
 from xdyna.weights import build, official
-from xdyna.weights.io import WeightsError, check_finite, load_nested, load_state_dict
+from xdyna.weights.io import WeightsError, check_finite, load_state_dict
 
 SD15_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "model" / "sd15.yaml"
 
@@ -150,7 +150,8 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
 
         def resampler() -> torch.nn.Module:
             module, source = build.build_resampler(config.resampler), sources["ip_adapter"]
-            official.load_ip_adapter(load_nested(source), resampler=module, what=str(source))
+            parts = official.split_ip_adapter(_finite_state(source))
+            official.load_ip_adapter(parts, resampler=module, what=str(source))
             return module
 
         base = sources["sd15"]

@@ -23,7 +23,7 @@ from xdyna.cli.plan import Plan, print_plan
 from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.resume import PartialRun, fingerprint
 from xdyna.cli.tiny import build_untrained
-from xdyna.config import ConfigError, InferConfig, validate_size
+from xdyna.config import InferConfig
 from xdyna.media.image import center_crop, read_image, top_quarter_crop
 from xdyna.media.video import file_sha256
 from xdyna.perception.errors import PerceptionError
@@ -122,10 +122,6 @@ class Runner:
             raise UsageError(f"--ref {job.reference}: no such file; expected a picture of a person (jpg, png, webp, ...)")
         reference = read_image(job.reference)
         size = (self.config.height or self.checkpoint.size[0], self.config.width or self.checkpoint.size[1])
-        try:
-            validate_size(*size)
-        except ConfigError as error:
-            raise UsageError(str(error)) from error
         driving = open_driving(
             job.drive,
             kind=job.kind,

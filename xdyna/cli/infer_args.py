@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xdyna.cli.driving import KINDS
 from xdyna.cli.guard import UsageError
-from xdyna.config import ConfigError, InferConfig, load_config
+from xdyna.config import ConfigError, InferConfig, load_config, parse_size
 
 # Arguments that set an entry of `InferConfig` under another name.
 RENAMED = {"cfg": "guidance"}
@@ -79,21 +79,10 @@ def settings(args: argparse.Namespace) -> InferConfig:
     names = {field.name for field in dataclasses.fields(InferConfig)}
     given = {RENAMED.get(name, name): value for name, value in vars(args).items()}
     changes = {name: value for name, value in given.items() if name in names}
-    if "size" in given:
-        changes["height"], changes["width"] = parse_size(given["size"])
     try:
-        return dataclasses.replace(load_config(InferConfig, args.config), **changes)
+        if "size" in given:
+            changes["height"], changes["width"] = parse_size(given["size"])
+        return load_config(InferConfig, args.config, changes)
     except ConfigError as error:
         raise UsageError(str(error)) from error
 
-
-def parse_size(text: str) -> tuple[int, int]:
-    """ "896x512" -> (896, 512).
-
-    Raises:
-        UsageError: another form.
-    """
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise UsageError(f"--size {text!r}: expected HEIGHTxWIDTH in pixels, for example 896x512")
-    return int(height), int(width)
