@@ -1,14 +1,12 @@
 """Golden folders, and the table of largest errors printed at the end of the run."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from golden import Golden
+from tests.parity.golden import Golden
 
 COMPACT = Path(__file__).parent.parent / "golden"
 ERRORS: dict[tuple[str, str], tuple[float, float]] = {}

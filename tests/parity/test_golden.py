@@ -8,8 +8,8 @@ of the run (tests/parity/conftest.py).
 import numpy as np
 import pytest
 import torch
-from golden import CONTROL_CHANNELS, TEXT_TOKENS, Golden, resampler_shapes
 
+from tests.parity.golden import CONTROL_CHANNELS, TEXT_TOKENS, Golden, resampler_shapes
 from xdyna.diffusion.prior import gaussian_blur
 from xdyna.diffusion.windows import uniform_windows
 from xdyna.media.image import top_quarter_crop

@@ -297,6 +297,8 @@ class XDynaPipeline(DiffusionPipeline):
         device, frames = self._execution_device, conditions[0].pictures.shape[0]
         self.scheduler.set_timesteps(options.steps, device=device)
         timesteps = self.scheduler.timesteps
+        if int(timesteps.max()) >= self.scheduler.config.num_train_timesteps:
+            raise ValueError(f"{options.steps} steps are more than this checkpoint's scheduler has; use fewer")
         latents, offsets = self._initial_latents(reference, frames, options, given, generator)
         schedule = window_schedule(options.context_schedule)
         plan = [

@@ -1,0 +1,159 @@
+"""`scripts/convert.py` on published files of small sizes, made here."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.cli.small import SMALL
+from xdyna.cli.checkpoint import find_checkpoint, load_pipeline
+from xdyna.cli.convert import main
+from xdyna.cli.guard import run
+from xdyna.cli.tiny import build_pipeline
+from xdyna.pipelines.animate import SamplingOptions, XDynaPipeline
+
+
+def published_resampler(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our Resampler weights under the names of the published file (written out, not our map turned round)."""
+    names = {"latents": "latents"}
+    for part in ("proj_in", "proj_out", "norm_out"):
+        names |= {f"{part}.{end}": f"{part}.{end}" for end in ("weight", "bias")}
+    for end in ("weight", "bias"):
+        names |= {f"layers.0.ln0.{end}": f"layers.0.0.norm1.{end}", f"layers.0.ln1.{end}": f"layers.0.0.norm2.{end}"}
+        names[f"layers.0.ff.0.{end}"] = f"layers.0.1.0.{end}"
+    names["layers.0.attn.to_q.weight"] = "layers.0.0.to_q.weight"
+    names["layers.0.attn.to_out.0.weight"] = "layers.0.0.to_out.weight"
+    names["layers.0.ff.1.net.0.proj.weight"] = "layers.0.1.1.weight"
+    names["layers.0.ff.1.net.2.weight"] = "layers.0.1.3.weight"
+    state = {name.removeprefix("projection."): tensor for name, tensor in state.items()}
+    out = {names[name]: tensor for name, tensor in state.items() if name in names}
+    keys, values = state["layers.0.attn.to_k.weight"], state["layers.0.attn.to_v.weight"]
+    return {**out, "layers.0.0.to_kv.weight": torch.cat([keys, values])}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, XDynaPipeline]:
+    """A folder arranged as the published release, and the pipeline it was made from."""
+    pipeline = build_pipeline(SMALL, seed=3)
+    root = tmp_path / "pretrained_weights"
+    for name in ("unet", "controlnet", "controlnet_face", "initialization/IP-Adapter/models"):
+        (root / name).mkdir(parents=True)
+    state = pipeline.unet.state_dict()
+    torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, root / "unet/unet-checkpoint-epoch-5.ckpt")
+    torch.save(pipeline.pose_controlnet.state_dict(), root / "controlnet/controlnet-checkpoint-epoch-5.ckpt")
+    torch.save(
+        pipeline.face_controlnet.state_dict(), root / "controlnet_face/controlnet-face-checkpoint-epoch-2.ckpt"
+    )
+    sd15 = root / "initialization" / "stable-diffusion-v1-5"
+    for part in ("vae", "text_encoder", "tokenizer"):
+        getattr(pipeline, part).save_pretrained(sd15 / part)
+    (sd15 / "model_index.json").write_text("{}")
+    ip_adapter = root / "initialization" / "IP-Adapter" / "models"
+    pipeline.image_encoder.save_pretrained(ip_adapter / "image_encoder")
+    resampler = published_resampler(pipeline.image_projection.state_dict())
+    torch.save({"image_proj": resampler, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(1)}}, ip_adapter / "ip-adapter-plus_sd15.bin")
+    sizes = {"unet": SMALL.unet, "controlnet": SMALL.controlnet, "resampler": SMALL.resampler, "scheduler": SMALL.scheduler}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(sizes))
+    return root, pipeline
+
+
+def convert(root: Path, *more: str | Path) -> int:
+    out = root.parent / "converted"
+    arguments = ["--official", root, "--out", out, "--dtype", "float32", "--model", root.parent / "model.yaml", *more]
+    return run(main, [str(a) for a in arguments])
+
+
+def test_converted_folder_computes_the_same(published, capsys):
+    root, source = published
+    assert convert(root) == 0
+    checkpoint = find_checkpoint(root.parent / "converted", lambda _: None)
+    assert checkpoint.has_face
+    assert checkpoint.size == (32, 32)
+    assert not checkpoint.untrained
+    ours = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
+    # The published sampler preprocesses for CLIP ViT-H (224 px); this encoder is smaller.
+    ours.feature_extractor = source.feature_extractor
+    rng = np.random.default_rng(0)
+    pose, face = (rng.integers(0, 256, (3, 32, 32, c), dtype=np.uint8) for c in (3, 6))
+    reference = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    videos = []
+    for pipeline in (source, ours):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        videos.append(pipeline(reference, pose, face, options=SamplingOptions(steps=2), generator=generator).frames)
+    np.testing.assert_array_equal(videos[0], videos[1])
+
+
+def test_face_controlnet_is_optional(published):
+    root, _ = published
+    shutil.rmtree(root / "controlnet_face")
+    assert convert(root) == 0
+    assert not find_checkpoint(root.parent / "converted", lambda _: None).has_face
+
+
+def test_missing_files_are_listed(published, capsys):
+    root, _ = published
+    shutil.rmtree(root / "unet")
+    (root / "initialization/IP-Adapter/models/ip-adapter-plus_sd15.bin").unlink()
+    assert convert(root) == 2
+    err = capsys.readouterr().err
+    assert "2 of the published files not found" in err
+    assert "--unet" in err
+    assert "--ip-adapter" in err
+    assert "pretrained/README.md" in err
+    assert not (root.parent / "converted").exists()
+
+
+def test_wrong_architecture_is_explained(published, capsys):
+    root, _ = published
+    (root.parent / "model.yaml").write_text("unet: {}\n")  # the full size
+    shutil.copy(root / "controlnet/controlnet-checkpoint-epoch-5.ckpt", root / "unet/unet-checkpoint-epoch-5.ckpt")
+    sizes = {"unet": SMALL.unet, "controlnet": SMALL.controlnet, "resampler": SMALL.resampler, "scheduler": SMALL.scheduler}
+    (root.parent / "model.yaml").write_text(yaml.safe_dump(sizes))
+    assert convert(root) == 1
+    err = capsys.readouterr().err
+    assert "does not fit XDynaUNet" in err
+    assert "missing" in err
+
+
+def test_nan_and_code_are_refused(published, capsys):
+    root, source = published
+    path = root / "unet/unet-checkpoint-epoch-5.ckpt"
+    state = source.unet.state_dict()
+    torch.save({**state, "conv_in.bias": torch.full((8,), float("nan"))}, path)
+    assert convert(root) == 1
+    assert "NaN or infinity in (1): conv_in.bias" in capsys.readouterr().err
+    import os
+
+    class Hostile:
+        def __reduce__(self):
+            return os.system, ("touch " + str(root / "hacked"),)
+
+    torch.save({"state_dict": Hostile()}, path)
+    assert convert(root) == 1
+    err = capsys.readouterr().err
+    assert "contains code" in err
+    assert "nothing of it was run" in err
+    assert not (root / "hacked").exists()
+
+
+def test_output_is_never_replaced(published, capsys):
+    root, _ = published
+    (root.parent / "converted").mkdir()
+    assert convert(root) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_tiny(tmp_path):
+    """The untrained tiny pipeline: at most 40 MB in float16, and the same bytes from the same seed."""
+    for name in ("a", "b"):
+        assert run(main, ["--tiny", "--out", str(tmp_path / name)]) == 0
+    files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 40e6
+    a, b = (find_checkpoint(tmp_path / name, lambda _: None) for name in ("a", "b"))
+    assert a.hashes() == b.hashes()
+    assert a.untrained
+    assert a.size == (128, 128)
