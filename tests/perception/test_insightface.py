@@ -69,6 +69,21 @@ def test_boxes_are_in_px_of_the_frame(models: Path):
     np.testing.assert_allclose(faces[0].box, [32, 32, 128, 128], atol=1e-3)
 
 
+def test_the_library_gets_bgr(models: Path, monkeypatch):
+    backend = get_face_backend("insightface", models_dir=models)
+    seen = []
+
+    def detect(picture: np.ndarray, **_):
+        seen.append(picture)
+        return np.zeros((0, 5)), np.zeros((0, 5, 2))
+
+    monkeypatch.setattr(backend._models["detection"], "detect", detect)
+    frame = np.zeros((64, 64, 3), np.uint8)
+    frame[..., 0] = 200
+    assert backend.detect_faces(frame) == []
+    assert (seen[0][..., 2] == 200).all()
+
+
 def test_landmarks_and_embedding(models: Path):
     corners = np.zeros((106, 2), np.float32)
     corners[1] = [1, 1]

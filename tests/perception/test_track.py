@@ -79,6 +79,17 @@ def test_cache_knows_video_and_version(make_video, color_backend, tmp_path: Path
     assert color_backend.calls == 9
 
 
+def test_cache_of_another_video_is_not_believed(make_video, color_backend, tmp_path: Path):
+    first, second = make_video(walk(3)), make_video(walk(3, start=90), name="other.mp4")
+    perceive(first, backend=color_backend, cache_dir=tmp_path / "a")
+    want = perceive(second, backend=color_backend, cache_dir=tmp_path / "b")
+    wrong, right = next((tmp_path / "a").iterdir()), next((tmp_path / "b").iterdir())
+    right.write_bytes(wrong.read_bytes())
+    with pytest.warns(PerceptionWarning, match="belongs to another video"):
+        track = perceive(second, backend=color_backend, cache_dir=tmp_path / "b")
+    np.testing.assert_array_equal(track.body, want.body)
+
+
 def test_damaged_cache_is_made_anew_with_one_warning(make_video, color_backend, tmp_path: Path):
     path, cache = make_video(walk(4)), tmp_path / "cache"
     want = perceive(path, backend=color_backend, cache_dir=cache)
@@ -153,8 +164,9 @@ def test_filled_hands_go_with_the_wrist(make_video, color_backend, tmp_path: Pat
 
     color_backend.detect = without_hand
     frames = walk(5, step=0)
-    frames[2] = [(RED, 100, 40, 140, 130)]  # a jerk of 60 px
+    frames[2] = [(RED, 75, 40, 115, 130)]  # a jerk of 35 px
     track = perceive(make_video(frames), backend=color_backend, cache_dir=tmp_path)
+    assert track.summary.found == 5
     np.testing.assert_allclose(
         track.hands[2, 0, :, :2] - track.body[2, 7, :2], track.hands[1, 0, :, :2] - track.body[1, 7, :2], atol=1e-3
     )

@@ -83,7 +83,7 @@ def face_boxes(face_landmarks: np.ndarray, *, size: tuple[int, int]) -> list[Box
     Raises:
         PerceptionError: wrong shape, or no face in any frame.
     """
-    return _boxes(*_filled_landmarks(face_landmarks), size=size)
+    return _boxes(_filled_landmarks(face_landmarks), size=size)
 
 
 def global_patch(frame: np.ndarray, box: Box) -> np.ndarray:
@@ -147,28 +147,25 @@ def face_patches(
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise PerceptionError(f"frames have shape {frames.shape} and type {frames.dtype}; expected (T, H, W, 3) uint8")
-    landmarks, found = _filled_landmarks(face_landmarks)
+    landmarks = _filled_landmarks(face_landmarks)
     if len(frames) != len(landmarks):
         raise PerceptionError(f"{len(frames)} frames but landmarks of {len(landmarks)}; expected as many")
     height, width = frames.shape[1:3]
-    boxes = _boxes(landmarks, found, size=(height, width))
+    boxes = _boxes(landmarks, size=(height, width))
     local = np.stack([local_patch(*entry) for entry in zip(frames, landmarks, boxes, strict=True)])
     return local, np.stack([global_patch(frame, box) for frame, box in zip(frames, boxes, strict=True)])
 
 
-def _boxes(landmarks: np.ndarray, found: np.ndarray, *, size: tuple[int, int]) -> list[Box]:
-    """Boxes of landmarks that are already carried through frames without a face."""
+def _boxes(landmarks: np.ndarray, *, size: tuple[int, int]) -> list[Box]:
+    """Boxes of landmarks without gaps."""
     boxes: list[Box] = []
-    previous: Box | None = None
-    for points, seen in zip(landmarks, found, strict=True):
-        if seen or previous is None:
-            previous = face_box(points, size=size, previous=previous)
-        boxes.append(previous)
+    for points in landmarks:
+        boxes.append(face_box(points, size=size, previous=boxes[-1] if boxes else None))
     return boxes
 
 
-def _filled_landmarks(face_landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks (T, 68, 2) float32 without gaps, and (T,) bool of the frames that really have a face."""
+def _filled_landmarks(face_landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks (T, 68, 2) float32 without gaps: each gap repeats the last face, which keeps its box as well."""
     points = np.asarray(face_landmarks)
     if points.ndim != 3 or points.shape[1] != 68 or points.shape[2] not in (2, 3) or not len(points):
         raise PerceptionError(
@@ -184,7 +181,7 @@ def _filled_landmarks(face_landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarra
         )
     rows = np.flatnonzero(found)
     last = np.searchsorted(rows, np.arange(len(points)), side="right") - 1
-    return points[rows[last.clip(0)], :, :2].astype(np.float32), found
+    return points[rows[last.clip(0)], :, :2].astype(np.float32)
 
 
 def _inside(box: Box, outer: Box) -> bool:
