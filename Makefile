@@ -64,9 +64,10 @@ test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (de
 	XDYNA_PARITY_DIR="$(PARITY_DIR)" $(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy xdyna
+	@status=0; \
+	for check in "ruff check ." "ruff format --check ." "mypy xdyna"; do \
+	  echo "$$check"; $(BIN)/$$check || status=1; \
+	done; exit $$status
 
 format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
