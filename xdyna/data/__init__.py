@@ -1,0 +1,1 @@
+"""Clips for training and for showing: what goes into the models, and where it comes from."""
