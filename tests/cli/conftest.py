@@ -15,6 +15,7 @@ from xdyna.cli.tiny import build_pipeline
 from xdyna.media.video import VideoWriter
 from xdyna.perception.draw import draw_pose
 
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete pipeline folder of 32 x 32 px with random weights."""
@@ -46,7 +47,12 @@ def infer(checkpoint: Path, media: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     def call(*arguments: str | Path) -> int:
         given = [str(a) for a in arguments]
-        defaults = {"--ref": media / "ref.png", "--drive": media / "driving.npz", "--checkpoint": checkpoint, "--steps": 2}
+        defaults = {
+            "--ref": media / "ref.png",
+            "--drive": media / "driving.npz",
+            "--checkpoint": checkpoint,
+            "--steps": 2,
+        }
         if "--batch" in given:
             defaults = {"--checkpoint": checkpoint, "--steps": 2}
         for option, value in defaults.items():

@@ -7,7 +7,13 @@ from xdyna.perception.types import PoseTrack
 
 BLOCKS = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8}
 SMALL = ModelConfig(
-    unet={**BLOCKS, "sample_size": [4, 4], "attention_levels": [True, False], "num_attention_heads": 2, "motion_heads": 2},
+    unet={
+        **BLOCKS,
+        "sample_size": [4, 4],
+        "attention_levels": [True, False],
+        "num_attention_heads": 2,
+        "motion_heads": 2,
+    },
     controlnet={
         **BLOCKS,
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
@@ -33,7 +39,13 @@ SMALL = ModelConfig(
         "layers_per_block": 1,
         "norm_num_groups": 2,
     },
-    scheduler={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "steps_offset": 1, "clip_sample": False},
+    scheduler={
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "linear",
+        "steps_offset": 1,
+        "clip_sample": False,
+    },
 )
 
 

@@ -44,9 +44,7 @@ def published(tmp_path: Path) -> tuple[Path, XDynaPipeline]:
     state = pipeline.unet.state_dict()
     torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, root / "unet/unet-checkpoint-epoch-5.ckpt")
     torch.save(pipeline.pose_controlnet.state_dict(), root / "controlnet/controlnet-checkpoint-epoch-5.ckpt")
-    torch.save(
-        pipeline.face_controlnet.state_dict(), root / "controlnet_face/controlnet-face-checkpoint-epoch-2.ckpt"
-    )
+    torch.save(pipeline.face_controlnet.state_dict(), root / "controlnet_face/controlnet-face-checkpoint-epoch-2.ckpt")
     sd15 = root / "initialization" / "stable-diffusion-v1-5"
     for part in ("vae", "text_encoder", "tokenizer"):
         getattr(pipeline, part).save_pretrained(sd15 / part)
@@ -54,8 +52,16 @@ def published(tmp_path: Path) -> tuple[Path, XDynaPipeline]:
     ip_adapter = root / "initialization" / "IP-Adapter" / "models"
     pipeline.image_encoder.save_pretrained(ip_adapter / "image_encoder")
     resampler = published_resampler(pipeline.image_projection.state_dict())
-    torch.save({"image_proj": resampler, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(1)}}, ip_adapter / "ip-adapter-plus_sd15.bin")
-    sizes = {"unet": SMALL.unet, "controlnet": SMALL.controlnet, "resampler": SMALL.resampler, "scheduler": SMALL.scheduler}
+    torch.save(
+        {"image_proj": resampler, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(1)}},
+        ip_adapter / "ip-adapter-plus_sd15.bin",
+    )
+    sizes = {
+        "unet": SMALL.unet,
+        "controlnet": SMALL.controlnet,
+        "resampler": SMALL.resampler,
+        "scheduler": SMALL.scheduler,
+    }
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(sizes))
     return root, pipeline
 
@@ -111,7 +117,12 @@ def test_wrong_architecture_is_explained(published, capsys):
     root, _ = published
     (root.parent / "model.yaml").write_text("unet: {}\n")  # the full size
     shutil.copy(root / "controlnet/controlnet-checkpoint-epoch-5.ckpt", root / "unet/unet-checkpoint-epoch-5.ckpt")
-    sizes = {"unet": SMALL.unet, "controlnet": SMALL.controlnet, "resampler": SMALL.resampler, "scheduler": SMALL.scheduler}
+    sizes = {
+        "unet": SMALL.unet,
+        "controlnet": SMALL.controlnet,
+        "resampler": SMALL.resampler,
+        "scheduler": SMALL.scheduler,
+    }
     (root.parent / "model.yaml").write_text(yaml.safe_dump(sizes))
     assert convert(root) == 1
     err = capsys.readouterr().err

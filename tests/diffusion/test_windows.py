@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from xdyna.diffusion.windows import open_windows, uniform_windows, window_schedule
@@ -30,12 +32,12 @@ def test_open_windows_overlap_enough_and_do_not_repeat():
     windows = open_windows(100, context=16, overlap=4, offset=5)
     starts = [window[0] for window in windows]
     assert starts == sorted(set(starts))
-    assert all(b - a <= 12 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a <= 12 for a, b in itertools.pairwise(starts))
 
 
 @pytest.mark.parametrize(("frames", "context", "overlap"), [(0, 16, 4), (20, 0, 0), (20, 4, 4), (20, 4, -1)])
 def test_bad_sizes(frames, context, overlap):
-    with pytest.raises(ValueError, match="expected 0 <= overlap < context|at least 1 is needed"):
+    with pytest.raises(ValueError, match=r"expected 0 <= overlap < context|at least 1 is needed"):
         uniform_windows(frames, context=context, overlap=overlap, offset=0)
 
 

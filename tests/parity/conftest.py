@@ -23,12 +23,16 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def record_error(golden: Golden) -> Callable[..., None]:
     """Compares with golden numbers: same shape, largest absolute difference within the tolerance."""
 
-    def check(case: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float, *, part: int | None = None) -> None:
+    def check(
+        case: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float, *, part: int | None = None
+    ) -> None:
         assert ours.shape == theirs.shape, f"{case} {part}: {tuple(ours.shape)} != {tuple(theirs.shape)}"
         error = float((ours - theirs).abs().max())
         key = ("tests/golden" if golden.folder == COMPACT else "full", case)
         ERRORS[key] = (max(error, ERRORS.get(key, (0.0, 0.0))[0]), tolerance)
-        assert error <= tolerance, f"{case} {'' if part is None else part}: max |difference| {error:.3g} > {tolerance:g}"
+        assert error <= tolerance, (
+            f"{case} {'' if part is None else part}: max |difference| {error:.3g} > {tolerance:g}"
+        )
 
     return check
 

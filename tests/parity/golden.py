@@ -22,7 +22,7 @@ TEXT_TOKENS = 77
 def rule(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The weight tensor that belongs to an official name."""
     seed = zlib.crc32(name.encode()) & 0xFFFFFFFF
-    a = np.random.RandomState(seed).standard_normal(shape)  # noqa: NPY002 - the rule names this generator
+    a = np.random.RandomState(seed).standard_normal(shape)
     a = np.asarray(a, dtype=np.float32)
     if len(shape) <= 1:
         return torch.from_numpy(np.asarray((1 + 0.1 * a) if name.endswith("weight") else 0.1 * a, dtype=np.float32))

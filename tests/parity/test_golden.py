@@ -1,8 +1,8 @@
 """Equality with the published implementation, on golden tensors.
 
-Runs on the compact extract in tests/golden always, and on a full folder (XDYNA_PARITY_DIR, default ../shared/parity) where
-there is one. Any folder of the same form passes, whatever its sizes. A table of the largest errors is printed at the end
-of the run (tests/parity/conftest.py).
+Runs on the compact extract in tests/golden always, and on a full folder (XDYNA_PARITY_DIR, default ../shared/parity)
+where there is one. Any folder of the same form passes, whatever its sizes. A table of the largest errors is printed at
+the end of the run (tests/parity/conftest.py).
 """
 
 import numpy as np
@@ -28,7 +28,9 @@ def _tokens(golden: Golden, case: str) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def test_unet(golden: Golden, case: str, record_error) -> None:
     golden_case(golden, case)
-    out = golden.unet()(golden.tensor(f"{case}/sample"), golden.tensor(f"{case}/timestep"), *_tokens(golden, case)).sample
+    out = golden.unet()(
+        golden.tensor(f"{case}/sample"), golden.tensor(f"{case}/timestep"), *_tokens(golden, case)
+    ).sample
     record_error(case, out, golden.tensor(f"{case}/out"), MODULE_TOLERANCE)
 
 
@@ -60,7 +62,9 @@ def test_controlnet(golden: Golden, kind: str, record_error) -> None:
 def test_resampler(golden: Golden, record_error) -> None:
     golden_case(golden, "resampler")
     resampler = golden.resampler(resampler_shapes(golden.config["resampler"]))
-    record_error("resampler", resampler(golden.tensor("resampler/features")), golden.tensor("resampler/out"), MODULE_TOLERANCE)
+    record_error(
+        "resampler", resampler(golden.tensor("resampler/features")), golden.tensor("resampler/out"), MODULE_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("case", ["pipeline_pose", "pipeline_pose_face"])
@@ -112,7 +116,9 @@ def test_face_patches(golden: Golden) -> None:
     for i in range(len(frames)):
         one = slice(i, i + 1)
         local, global_ = face_patches(frames[one], seen[one])
-        np.testing.assert_array_equal(face_boxes(seen[one], size=frames.shape[1:3])[0], golden.array("face_patch/bbox")[i])
+        np.testing.assert_array_equal(
+            face_boxes(seen[one], size=frames.shape[1:3])[0], golden.array("face_patch/bbox")[i]
+        )
         np.testing.assert_array_equal(region_centers(landmarks[i]), golden.array("face_patch/centers")[i])
         np.testing.assert_array_equal(local[0], golden.array("face_patch/local")[i])
         np.testing.assert_array_equal(global_[0], golden.array("face_patch/global_")[i])

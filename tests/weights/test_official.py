@@ -104,7 +104,7 @@ def test_animatediff(positions, options):
 
 def test_animatediff_v2_needs_a_middle_motion_module():
     state = motion_file(make_unet(motion_mid_block=True), 32)
-    with pytest.raises(WeightsError, match="AnimateDiff v2.*motion_mid_block=True"):
+    with pytest.raises(WeightsError, match=r"AnimateDiff v2.*motion_mid_block=True"):
         official.load_motion(make_unet(), state, what="mm_v2.ckpt")
 
 

@@ -22,10 +22,10 @@ KEYS = {
 def read_pairs(path: Path) -> list[dict[str, Any]]:
     """Read a list of animations.
 
-    Two forms: [{"ref": ..., "drive": ..., "out"?, "prompt"?, "drive_kind"?, "face_video"?}, ...], and the published one,
-    [{"image_path": ..., "caption": ..., "target_no_head_poses": ..., "target_videos"?: ...}, ...], whose driving file is
-    a pose video and whose `target_videos` are the videos the faces come from. Relative paths are looked for beside the
-    file first, then in the current folder.
+    Two forms: [{"ref": ..., "drive": ..., "out"?, "prompt"?, "drive_kind"?, "face_video"?}, ...], and the published
+    one, [{"image_path": ..., "caption": ..., "target_no_head_poses": ..., "target_videos"?: ...}, ...], whose driving
+    file is a pose video and whose `target_videos` are the videos the faces come from. Relative paths are looked for
+    beside the file first, then in the current folder.
 
     Args:
         path: JSON file.
@@ -51,7 +51,9 @@ def _read_entry(entry: dict[str, Any], number: int, path: Path) -> dict[str, Any
     known = {name for names in KEYS.values() for name in names}
     unknown = sorted(set(entry) - known)
     if unknown:
-        raise UsageError(f"--batch {path}, entry {number}: unknown keys {unknown}; known are {', '.join(sorted(known))}")
+        raise UsageError(
+            f"--batch {path}, entry {number}: unknown keys {unknown}; known are {', '.join(sorted(known))}"
+        )
     read: dict[str, Any] = {}
     for key, names in KEYS.items():
         values = [entry[name] for name in names if entry.get(name) is not None]

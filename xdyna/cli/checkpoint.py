@@ -73,9 +73,8 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     check_folder(folder)
     index = json.loads((folder / "model_index.json").read_text())
     if index.get("_class_name") != "XDynaPipeline":
-        raise WeightsError(
-            f"{folder} holds a {index.get('_class_name')}, expected an XDynaPipeline; convert it with scripts/convert.py"
-        )
+        kind = index.get("_class_name")
+        raise WeightsError(f"{folder} holds a {kind}, expected an XDynaPipeline; convert it with scripts/convert.py")
     unet = json.loads((folder / "unet" / "config.json").read_text())
     vae = json.loads((folder / "vae" / "config.json").read_text())
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -152,7 +151,9 @@ def load_pipeline(
 
 def _load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
     if library not in ("diffusers", "transformers") and not library.startswith("xdyna."):
-        raise WeightsError(f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna")
+        raise WeightsError(
+            f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna"
+        )
     component = getattr(importlib.import_module(library), class_name, None)
     if component is None:
         raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which does not exist")
@@ -161,9 +162,9 @@ def _load_component(folder: Path, library: str, class_name: str, *, dtype: torch
     try:
         module, info = component.from_pretrained(folder, **options)
     except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0].split(" If you want")[0]  # diffusers' advice is not for users
         raise WeightsError(
-            f"{folder} cannot be loaded as {class_name}: {str(error).strip().splitlines()[0]} "
-            "(is this another architecture, or an incomplete copy?)"
+            f"{folder} cannot be loaded as {class_name}: {reason} (is this another architecture, or a damaged copy?)"
         ) from error
     problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names and kind != "error_msgs"}
     if problems:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -133,7 +134,7 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
     """
     with tqdm(total=6, desc="converting", unit="part", disable=not progress) as bar:
 
-        def part(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+        def part(make: Callable[[], Any]) -> Any:
             module = make()
             bar.update()
             return module
@@ -176,7 +177,7 @@ def _finite_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _from_folder(component: type, folder: Path) -> torch.nn.Module:
+def _from_folder(component: Any, folder: Path) -> Any:
     try:
         return component.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
@@ -195,8 +196,12 @@ def _parser() -> argparse.ArgumentParser:
         optional = "" if part.required else ", optional"
         p.add_argument("--" + part.option.replace("_", "-"), type=Path, metavar="PATH", help=part.what + optional)
     p.add_argument("--out", type=Path, default=OFFICIAL, metavar="DIR", help="pipeline folder to write (%(default)s)")
-    p.add_argument("--dtype", choices=("float16", "float32", "bfloat16"), default="float16", help="of the written weights")
-    p.add_argument("--model", type=Path, default=SD15_CONFIG, metavar="YAML", help="model sizes (configs/model/sd15.yaml)")
+    p.add_argument(
+        "--dtype", choices=("float16", "float32", "bfloat16"), default="float16", help="of the written weights"
+    )
+    p.add_argument(
+        "--model", type=Path, default=SD15_CONFIG, metavar="YAML", help="model sizes (configs/model/sd15.yaml)"
+    )
     p.add_argument("--tiny", action="store_true", help="write an untrained tiny pipeline instead (no files needed)")
     p.add_argument("--seed", type=int, default=0, help="of the untrained weights")
     p.add_argument("--debug", action="store_true", help="show tracebacks")

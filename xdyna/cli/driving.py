@@ -52,7 +52,7 @@ class Driving:
     face_video: Path | None = None
 
     def frames(self, crop: CropResize) -> Iterator[np.ndarray]:
-        """The pictures of the driving person (or else the skeletons), one per output frame: uint8 (H, W, 3), cropped."""
+        """The driving person (or else the skeletons), cropped: uint8 (H, W, 3), one per output frame."""
         interpolation: Literal["area", "bilinear"] = "area" if self.face_video else "bilinear"
         for frame in read_frames(self.face_video or self.path, self.rows.tolist()):
             yield crop.image(frame, interpolation=interpolation)
@@ -193,7 +193,8 @@ def make_conditions(
         )
     patches = None
     if face:
-        assert track is not None and driving.face_video is not None
+        assert track is not None
+        assert driving.face_video is not None
         pictures = np.stack([crop.image(frame) for frame in read_frames(driving.face_video, rows.tolist())])
         patches = np.concatenate(face_patches(pictures, track.transform(crop).face), axis=-1)[repeats]
     return Conditions(drawn[repeats], patches, crop, track.summary if track else None, track)

@@ -26,7 +26,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
     Args:
         main: takes the arguments, returns the exit code.
-        argv: arguments without the program's name; default: those of the process. `--debug` among them shows tracebacks.
+        argv: arguments without the program's name; default: those of the process. `--debug` shows tracebacks.
 
     Returns:
         int: 0 success, 1 failure, 2 wrong usage, 130 interrupted.

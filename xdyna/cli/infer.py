@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
@@ -119,7 +120,9 @@ class Runner:
             ValueError: an unreadable reference or driving file, an output that is in the way.
         """
         if not job.reference.exists():
-            raise UsageError(f"--ref {job.reference}: no such file; expected a picture of a person (jpg, png, webp, ...)")
+            raise UsageError(
+                f"--ref {job.reference}: no such file; expected a picture of a person (jpg, png, webp, ...)"
+            )
         reference = read_image(job.reference)
         size = (self.config.height or self.checkpoint.size[0], self.config.width or self.checkpoint.size[1])
         driving = open_driving(
@@ -131,18 +134,21 @@ class Runner:
             frames=self.config.frames,
         )
         files = output_files(job.out, reference=job.reference, driving=job.drive, folder=OUTPUTS)
-        files.check(overwrite=self.overwrite)
+        files.check_free(overwrite=self.overwrite)
         return Plan(reference, size, driving, files, self._use_face(driving))
 
     def run(self, job: Job) -> OutputFiles:
         """Make one animation. Returns: the files written."""
         start = time.perf_counter()
         plan = self.plan(job)
+        plan.files.check_writable()
         conditions = self._conditions(plan)
         if conditions.summary is not None:
             print(f"driving: {conditions.summary}")
         face = conditions.face is not None
-        crop = (top_quarter_crop if face else center_crop)(plan.reference.shape[:2], plan.size)
+        crop = (top_quarter_crop if face else center_crop)(
+            (plan.reference.shape[0], plan.reference.shape[1]), plan.size
+        )
         fitted = crop.image(plan.reference, interpolation="area" if face else "bilinear")
         pipeline = self._load()
         inputs = {
@@ -163,7 +169,9 @@ class Runner:
         }
         partial = PartialRun(plan.files.video, fingerprint(result))
         latents = self._sample(pipeline, plan.reference, fitted, conditions, config, partial)
-        frames = (frame for chunk in pipeline.decode_frames(latents, chunk=config.vae_chunk) for frame in to_uint8(chunk))
+        frames = (
+            frame for chunk in pipeline.decode_frames(latents, chunk=config.vae_chunk) for frame in to_uint8(chunk)
+        )
         write_outputs(
             plan.files,
             frames,
@@ -195,9 +203,7 @@ class Runner:
 
     def _conditions(self, plan: Plan) -> Conditions:
         try:
-            return make_conditions(
-                plan.driving, self.config, size=plan.size, face=plan.face, cache_dir=self.cache_dir
-            )
+            return make_conditions(plan.driving, self.config, size=plan.size, face=plan.face, cache_dir=self.cache_dir)
         except PerceptionError as error:
             if self.config.face is not None or not plan.face:
                 raise
@@ -231,7 +237,9 @@ class Runner:
     ) -> torch.Tensor:
         """Latents of the clip; goes on from a partial result of the same run."""
         generator = torch.Generator("cpu").manual_seed(config.seed)
-        done, latents = partial.load() or (0, None)
+        # Other schedulers keep a history of steps, which is not stored: their runs start over.
+        resumable = isinstance(pipeline.scheduler, DDIMScheduler)
+        done, latents = (partial.load() if resumable else None) or (0, None)
         if done:
             print(f"going on after step {done} of {config.steps} (found {partial.path})")
         given = Precomputed(
@@ -241,11 +249,12 @@ class Runner:
         )
 
         def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            partial.update(step + 1, state["latents"])
+            if resumable:
+                partial.update(step + 1, state["latents"])
             return state
 
         try:
-            return pipeline(
+            sampled = pipeline(
                 reference,
                 conditions.pose,
                 conditions.face,
@@ -256,11 +265,13 @@ class Runner:
                 precomputed=given,
                 callback_on_step_end=after_step,
                 output_type="latent",
-            ).frames
+            )
         except KeyboardInterrupt:
             if partial.save():
                 print(f"\npartial result kept in {partial.path}; the same command goes on from there")
             raise
+        assert isinstance(sampled.frames, torch.Tensor)
+        return sampled.frames
 
     def _write_manifest(
         self, plan: Plan, conditions: Conditions, result: dict[str, Any], seconds: float, memory: dict[str, int]
@@ -295,7 +306,9 @@ def sampling_options(config: InferConfig) -> SamplingOptions:
 def _jobs(args: argparse.Namespace) -> list[Job]:
     if args.batch is not None:
         if args.ref or args.drive or args.out:
-            raise UsageError("--batch names the references, driving files and outputs itself; leave out --ref, --drive, --out")
+            raise UsageError(
+                "--batch names the references, driving files and outputs itself; leave out --ref, --drive, --out"
+            )
         return [
             Job(
                 entry["ref"],
@@ -308,5 +321,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             for entry in batch.read_pairs(args.batch)
         ]
     if args.ref is None or args.drive is None:
-        raise UsageError("give a picture with --ref and a driving file with --drive (or pairs with --batch); see --help")
+        raise UsageError(
+            "give a picture with --ref and a driving file with --drive (or pairs with --batch); see --help"
+        )
     return [Job(args.ref, args.drive, out=args.out, kind=args.drive_kind, face_video=args.face_video)]

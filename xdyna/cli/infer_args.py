@@ -43,11 +43,16 @@ def parser() -> argparse.ArgumentParser:
     video.add_argument("--stride", type=int, metavar="N", help="use every N-th driving frame instead of --fps")
     video.add_argument("--frames", type=int, metavar="N", help="at most N frames")
     video.add_argument(
-        "--audio", dest="keep_audio", action=argparse.BooleanOptionalAction, help="keep the driving sound (default: yes)"
+        "--audio",
+        dest="keep_audio",
+        action=argparse.BooleanOptionalAction,
+        help="keep the driving sound (default: yes)",
     )
 
     sampling = p.add_argument_group("sampling")
-    sampling.add_argument("--face", action=argparse.BooleanOptionalAction, help="face control (default: where possible)")
+    sampling.add_argument(
+        "--face", action=argparse.BooleanOptionalAction, help="face control (default: where possible)"
+    )
     sampling.add_argument("--steps", type=int, help="denoising steps")
     sampling.add_argument("--cfg", type=float, help="guidance scale; 1 or less runs without guidance")
     sampling.add_argument("--seed", type=int, help="the same seed gives the same video")
@@ -84,5 +89,4 @@ def settings(args: argparse.Namespace) -> InferConfig:
             changes["height"], changes["width"] = parse_size(given["size"])
         return load_config(InferConfig, args.config, changes)
     except ConfigError as error:
-        raise UsageError(str(error)) from error
-
+        raise UsageError(str(error).replace("in the overrides", "on the command line")) from error

@@ -44,15 +44,22 @@ class OutputFiles:
         """Every file."""
         return (self.video, self.grid, self.sheet, self.manifest)
 
-    def check(self, *, overwrite: bool) -> None:
-        """See before hours of work whether the files can be written.
+    def check_free(self, *, overwrite: bool) -> None:
+        """See whether the names are free.
 
         Raises:
-            ValueError: a file exists and may not be overwritten, or the folder cannot be written to.
+            ValueError: a file exists and may not be overwritten.
         """
         for path in self.all():
             if path.exists() and not overwrite:
                 raise ValueError(f"{path} exists already; choose another --out, or give --overwrite to replace it")
+
+    def check_writable(self) -> None:
+        """See before hours of work whether the folder can be written to; makes it where it is missing.
+
+        Raises:
+            ValueError: it cannot.
+        """
         try:
             with atomic_output(self.video, overwrite=True):
                 raise _OnlyProbing
@@ -118,7 +125,11 @@ def write_outputs(
             if grid is None:
                 grid = stack.enter_context(
                     VideoWriter(
-                        files.grid, fps=driving.fps, size=side_by_side.shape[:2], audio_from=audio, overwrite=overwrite
+                        files.grid,
+                        fps=driving.fps,
+                        size=(side_by_side.shape[0], side_by_side.shape[1]),
+                        audio_from=audio,
+                        overwrite=overwrite,
                     )
                 )
             grid.write(side_by_side)

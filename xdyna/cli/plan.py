@@ -69,7 +69,9 @@ def print_plan(
     print(f"checkpoint {checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''}")
     for name, digest in checkpoint.hashes().items():
         print(f"  {digest}  {name}")
-    print(f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB")
+    print(
+        f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
+    )
     print("would write:")
     for path in plan.files.all():
         print(f"  {path}")

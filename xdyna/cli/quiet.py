@@ -5,7 +5,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Errors only from diffusers and transformers, and none of their loading bars; cut tails of videos are still told."""
+    """Errors only from diffusers and transformers, none of their loading bars. Our own warnings become one line."""
     import diffusers
     import transformers
 
@@ -18,4 +18,6 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("always", category=MediaWarning)
-    warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(f"warning: {message}")
+    warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(
+        f"warning: {message}"
+    )

@@ -53,4 +53,6 @@ def build_untrained(folder: Path, *, seed: int = 0) -> None:
     pipeline = build_pipeline(load_config(ModelConfig, TINY_CONFIG), seed=seed)
     pipeline.to(torch.float16)
     save_pipeline(pipeline, folder)
-    (folder / UNTRAINED_MARK).write_text("Random weights, made by scripts/convert.py --tiny. They draw nothing sensible.\n")
+    (folder / UNTRAINED_MARK).write_text(
+        "Random weights, made by scripts/convert.py --tiny. They draw nothing sensible.\n"
+    )

@@ -1,0 +1,1 @@
+"""Pure functions on tensors, each naming its source: similarity prior, windows, guidance."""

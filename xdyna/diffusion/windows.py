@@ -24,9 +24,7 @@ def uniform_windows(frames: int, *, context: int, overlap: int, offset: int) -> 
     _check(frames, context, overlap)
     if frames <= context:
         return [list(range(frames))]
-    return [
-        [(start + k + offset) % frames for k in range(context)] for start in range(0, frames, context - overlap)
-    ]
+    return [[(start + k + offset) % frames for k in range(context)] for start in range(0, frames, context - overlap)]
 
 
 def open_windows(frames: int, *, context: int, overlap: int, offset: int) -> list[list[int]]:

@@ -49,5 +49,5 @@ class ImageTokenResampler(ModelMixin, ConfigMixin):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Args: features: (B, patches + 1, embedding_dim) penultimate hidden states. Returns: (B, num_queries, output_dim)."""
+        """(B, patches + 1, embedding_dim) penultimate hidden states -> (B, num_queries, output_dim)."""
         return self.projection(features)

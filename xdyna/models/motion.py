@@ -42,6 +42,7 @@ class PositionTable(nn.Module):
 
     def __init__(self, max_frames: int, dim: int) -> None:
         super().__init__()
+        self.pe: Tensor
         self.register_buffer("pe", sinusoidal_positions(max_frames, dim))
 
     def forward(self, x_PTC: Tensor) -> Tensor:

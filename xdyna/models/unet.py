@@ -7,6 +7,7 @@ grid, S tokens. Inside, pictures run as Z = B * F with the frames of a clip adja
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock", "SpatialTransformer", "MotionModule"]
+    _no_split_modules: ClassVar = ["ResnetBlock", "SpatialTransformer", "MotionModule"]
 
     @register_to_config
     def __init__(
@@ -218,7 +219,8 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                     f"{name} has shape {tuple(tokens.shape)}, expected ({sample.shape[0]} clips, tokens, "
                     f"{self.config.cross_attention_dim})"
                 )
-        skips = sum(len(block.resnets) + (block.downsamplers is not None) for block in self.down_blocks) + 1
+        levels, layers = len(self.config.block_out_channels), self.config.layers_per_block
+        skips = 1 + levels * layers + levels - 1  # conv_in, every layer, every downsampling
         if down_residuals and len(down_residuals) != skips:
             raise ValueError(f"{len(down_residuals)} down_residuals given, this UNet has {skips} skip connections")
 

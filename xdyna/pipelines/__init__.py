@@ -1,0 +1,1 @@
+"""The sampling pipeline: encode, denoise, decode."""

@@ -8,7 +8,7 @@ Shape legend: T generated frames, H W pixels, h w = H / 8, W / 8 latent grid, S 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class XDynaPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->unet->vae"
-    _optional_components = [
+    _optional_components: ClassVar = [
         "face_controlnet",
         "text_encoder",
         "tokenizer",
@@ -187,10 +187,10 @@ class XDynaPipeline(DiffusionPipeline):
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
         conditions = self._conditions(pose_frames, face_frames)
-        tokens, reference_latents = self._encode(reference, prompt, negative_prompt, conditions, options, given, generator)
-        latents = self._denoise(
-            reference_latents, tokens, conditions, options, given, generator, callback_on_step_end
+        tokens, reference_latents = self._encode(
+            reference, prompt, negative_prompt, conditions, options, given, generator
         )
+        latents = self._denoise(reference_latents, tokens, conditions, options, given, generator, callback_on_step_end)
         if output_type == "latent":
             frames: Any = latents
         else:
@@ -248,7 +248,9 @@ class XDynaPipeline(DiffusionPipeline):
             conditions.append(Condition(self.face_controlnet, _pictures(face, "face_frames", FACE_CHANNELS)))
             shapes = [tuple(np.array(c.pictures.shape)[[0, 2, 3]]) for c in conditions]
             if shapes[0] != shapes[1]:
-                raise ValueError(f"pose_frames are (T, H, W) = {shapes[0]} but face_frames {shapes[1]}; they must agree")
+                raise ValueError(
+                    f"pose_frames are (T, H, W) = {shapes[0]} but face_frames {shapes[1]}; they must agree"
+                )
         return conditions
 
     def _encode(
@@ -277,9 +279,7 @@ class XDynaPipeline(DiffusionPipeline):
             raise ValueError(f"reference latents have shape {tuple(latents.shape)}, expected {expected}")
         half = slice(None) if options.guidance > 1 else slice(1, 2)
         device, dtype = self._execution_device, self.unet.dtype
-        tokens = Tokens(
-            text[half].to(device, dtype), image[half].to(device, dtype) if image is not None else None
-        )
+        tokens = Tokens(text[half].to(device, dtype), image[half].to(device, dtype) if image is not None else None)
         return tokens, rearrange(latents.to(device), "1 c h w -> 1 c 1 h w")
 
     # --- denoise --------------------------------------------------------------------------------------------------
@@ -349,9 +349,9 @@ class XDynaPipeline(DiffusionPipeline):
         noise = given.noise.to(device) if given.noise is not None else noise
         if given.prior is not None:
             prior = given.prior.to(device)
+        elif options.similarity_prior:
+            prior = similarity_prior(reference[:, :, 0], blurred)
         else:
-            prior = similarity_prior(reference[:, :, 0], blurred) if options.similarity_prior else None
-        if prior is None:
             return noise * self.scheduler.init_noise_sigma, offsets
         return self.scheduler.add_noise(prior, noise, self.scheduler.timesteps[:1]), offsets
 

@@ -2,8 +2,8 @@
 
 The UNet and both ControlNets keep the published names, so their maps only take care of what differs between files:
 - X-Dyna `unet-checkpoint-*.ckpt`, `controlnet-checkpoint-*.ckpt`, `controlnet-face-checkpoint-*.ckpt`: as they are.
-- Stable Diffusion 1.5 UNet (diffusers layout): its 2-D weights serve each frame; adapter, image-token and motion weights
-  are not in it.
+- Stable Diffusion 1.5 UNet (diffusers layout): its 2-D weights serve each frame; adapter, image-token and motion
+  weights are not in it.
 - AnimateDiff motion modules (v1 `mm_sd_v15.ckpt`, `mm_sd_v14.ckpt`; v2 `mm_sd_v15_v2.ckpt`; v3 `v3_sd15_mm.ckpt`).
 - IP-Adapter plus (`ip-adapter-plus_sd15.bin` / `.safetensors`): Resampler + key / value weights for image tokens.
 """
