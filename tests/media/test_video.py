@@ -98,6 +98,24 @@ def test_real_video_matches_sequential_decoding(shared_dir, name):
     assert info.duration == pytest.approx(info.frame_count / 8)
 
 
+def test_seeking_saves_decoding(make_video, monkeypatch):
+    """From frame 1 to frame 38 of groups of 5: what lies between is not decoded."""
+    from xdyna.media import reading
+
+    decoded = []
+    original = reading.decode_frames
+
+    def counting(*args):
+        for frame in original(*args):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(reading, "decode_frames", counting)
+    index = read_index(make_video(options={"g": "5", "bf": "0"}))
+    assert len(list(read_pyav(index, [1, 38]))) == 2
+    assert len(decoded) <= 12
+
+
 def test_decord_failure_falls_back_in_the_middle(make_video, number_of, monkeypatch):
     path = make_video()
     import decord
