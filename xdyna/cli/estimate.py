@@ -78,28 +78,27 @@ def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dt
     h, w = (side // checkpoint.vae_scale for side in work.size)
     with torch.device("meta"):
         unet = XDynaUNet.from_config(XDynaUNet.load_config(checkpoint.folder / "unet"))
-        net = ControlNetModel.from_config(ControlNetModel.load_config(checkpoint.folder / "pose_controlnet"))
+        names = ["pose_controlnet", "face_controlnet"] if work.face else ["pose_controlnet"]
+        nets = [ControlNetModel.from_config(ControlNetModel.load_config(checkpoint.folder / n)) for n in names]
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(checkpoint.folder / "vae"))
         width = unet.config.cross_attention_dim
         text, image = torch.empty(1, 77, width), torch.empty(1, 16, width)
         sample = torch.empty(1, unet.config.in_channels, work.context + 1, h, w)
-        per_window = _count(unet, sample, torch.tensor(1, device="cpu").to("meta"), text, image) * work.halves
-        per_frame = _count(
-            net,
-            torch.empty(1, unet.config.in_channels, h, w),
-            torch.empty((), dtype=torch.long),
-            encoder_hidden_states=text,
-            controlnet_cond=torch.empty(1, 3, *work.size),
+        per_window = _count(unet, sample, torch.empty(()), text, image) * work.halves
+        latent, step = torch.empty(1, unet.config.in_channels, h, w), torch.empty((), dtype=torch.long)
+        pictures = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
+        per_frame = sum(
+            _count(net, latent, step, encoder_hidden_states=text, controlnet_cond=picture)
+            for net, picture in zip(nets, pictures, strict=True)
         )
         decode = _count(vae.decoder, torch.empty(1, vae.config.latent_channels, h, w))
-    nets = 2 if work.face else 1
-    flops = work.steps * (work.windows * per_window + work.frames * nets * per_frame) + work.frames * decode
+    flops = work.steps * (work.windows * per_window + work.frames * per_frame) + work.frames * decode
     itemsize = torch.empty((), dtype=dtype).element_size()
     weights = sum(path.stat().st_size for path in checkpoint.weight_files()) * itemsize / 2  # stored as float16
     channels = unet.config.block_out_channels[0]
     features = LIVE_FEATURE_MAPS * work.halves * (work.context + 1) * channels * h * w * itemsize
-    pictures = work.frames * work.size[0] * work.size[1] * (9 if work.face else 3)
-    return Estimate(flops, flops / (_matmul_speed(device, dtype) * MATMUL_EFFICIENCY), weights + features + pictures)
+    conditions = work.frames * work.size[0] * work.size[1] * (9 if work.face else 3)
+    return Estimate(flops, flops / (_matmul_speed(device, dtype) * MATMUL_EFFICIENCY), weights + features + conditions)
 
 
 def _matmul_speed(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:

@@ -15,6 +15,8 @@ from xdyna.media.containers import decode_frames, open_container
 from xdyna.media.errors import MediaError, MediaWarning
 from xdyna.media.index import VideoIndex
 
+BATCH_BYTES = 128 * 2**20  # decoded frames held at a time
+
 
 def read_positions(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]:
     """Frames at the given positions.
@@ -68,12 +70,16 @@ def read_decord(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]:
     except (ImportError, OSError):  # no wheel for this platform
         return
     decord.logging.set_level(decord.logging.QUIET)
+    height, width = index.size
+    count = max(8, min(64, BATCH_BYTES // (height * width * 3)))
     try:
-        reader = decord.VideoReader(os.path.abspath(index.path), ctx=decord.cpu(0), num_threads=2)
-        if len(reader) != len(index.pts):
-            return
-        for start in range(0, len(wanted), 8):
-            batch = reader.get_batch(wanted[start : start + 8]).asnumpy()
+        for start in range(0, len(wanted), count):
+            # An open reader decodes ahead without bound while its frames are being used, so none stays open meanwhile.
+            reader = decord.VideoReader(os.path.abspath(index.path), ctx=decord.cpu(0), num_threads=2)
+            if len(reader) != len(index.pts):
+                return
+            batch = reader.get_batch(wanted[start : start + count]).asnumpy()
+            del reader
             if batch.shape[1:] != (*index.size, 3):
                 return
             for frame in batch:
