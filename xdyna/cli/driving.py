@@ -122,8 +122,8 @@ def _check_face_video(face_video: Path, pose_video: Path, *, last_row: int, size
     info = probe(face_video)
     if info.frame_count <= last_row or (info.height, info.width) != size:
         raise UsageError(
-            f"--face-video {face_video} has {info.frame_count} frames of {info.height}x{info.width} (HxW), but the pose "
-            f"video {pose_video} needs {last_row + 1} of {size[0]}x{size[1]}; they must show the same frames"
+            f"--face-video {face_video} has {info.frame_count} frames of {info.height}x{info.width} (HxW), but the "
+            f"pose video {pose_video} needs {last_row + 1} of {size[0]}x{size[1]}; they must show the same frames"
         )
 
 
