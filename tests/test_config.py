@@ -148,7 +148,7 @@ def test_wrong_type_in_a_section() -> None:
         (["max_gap=-1"], "max_gap: got -1"),
         (["person=-1"], "person: got -1"),
         (["context_schedule=uniformopen"], "did you mean 'uniform_open'"),
-        (["pose_backend=openpose"], "expected one of mediapipe, dwpose, insightface"),
+        (["pose_backend=openpose"], "expected one of mediapipe, dwpose"),
         (["dtype=fp16"], "expected one of auto, float32, float16, bfloat16"),
         (["attention=xformer"], "did you mean 'xformers'"),
         (["device=gpu"], "device: got 'gpu'"),

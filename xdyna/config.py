@@ -28,7 +28,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "xformers")
 SCHEDULES = ("uniform", "uniform_open")
-POSE_BACKENDS = ("mediapipe", "dwpose", "insightface")
+POSE_BACKENDS = ("mediapipe", "dwpose")
 
 
 class ConfigError(ValueError):
@@ -54,7 +54,7 @@ class InferConfig:
         context_overlap: frames that neighbouring windows share, 0 .. context_frames - 1 (published: 4).
         context_schedule: "uniform" (published) ties the end to the beginning, "uniform_open" does not.
         face: use the face ControlNet; None: when the checkpoint has one and the driving shows faces.
-        pose_backend: what finds key points: "mediapipe", "dwpose" or "insightface" (faces only).
+        pose_backend: what finds key points: "mediapipe" or "dwpose".
         person: which person of a crowd; 0 is the largest.
         smooth: filter key points over time (one-euro filter).
         max_gap: fill gaps of missing key points up to so many frames, >= 0.

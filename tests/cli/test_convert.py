@@ -100,6 +100,27 @@ def test_face_controlnet_is_optional(published):
     assert not find_checkpoint(root.parent / "converted", lambda _: None).has_face
 
 
+def test_download_then_convert(published, monkeypatch, capsys):
+    """The files of the table are fetched first, those that are there are not; then all is converted."""
+    root, _ = published
+    fetched = []
+
+    def stand_in(file, folder):
+        fetched.append(file.name)
+        if file.name.endswith("unet-checkpoint-epoch-5.ckpt"):
+            file.target(folder).parent.mkdir(parents=True)
+            (root / "elsewhere.ckpt").rename(file.target(folder))
+
+    (root / "unet/unet-checkpoint-epoch-5.ckpt").rename(root / "elsewhere.ckpt")
+    monkeypatch.setattr("xdyna.cli.convert.fetch", stand_in)
+    assert convert(root, "--download") == 0
+    assert "X-Dyna/unet-checkpoint-epoch-5.ckpt" in fetched
+    assert not [name for name in fetched if name.startswith("animatediff")]  # of no use for animation
+    out = capsys.readouterr().out
+    assert "to download" in out
+    assert "X-Dyna/unet-checkpoint-epoch-5.ckpt: UNet with Dynamics-Adapter" in out
+
+
 def test_missing_files_are_listed(published, capsys):
     root, _ = published
     shutil.rmtree(root / "unet")

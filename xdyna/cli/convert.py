@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from xdyna.cli.checkpoint import OFFICIAL, save_pipeline
+from xdyna.cli.checkpoint import OFFICIAL, PRETRAINED, save_pipeline
 from xdyna.cli.guard import UsageError
 from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.tiny import build_untrained
@@ -20,8 +20,10 @@ from xdyna.config import ModelConfig, load_config
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.pipelines.animate import XDynaPipeline
 from xdyna.weights import build, official
+from xdyna.weights.hub import fetch, load_registry, missing, plan
 from xdyna.weights.io import WeightsError, check_finite, load_state_dict
 
+DOWNLOADS = PRETRAINED / "official"
 SD15_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "model" / "sd15.yaml"
 
 
@@ -70,12 +72,28 @@ def main(argv: Sequence[str]) -> int:
         build_untrained(args.out, seed=args.seed)
         print(f"wrote {args.out} (untrained weights)")
         return 0
+    if args.download:
+        args.official = args.official or DOWNLOADS
+        download(args.official)
     sources = find_sources(args.official, {part.option: getattr(args, part.option) for part in PARTS})
     pipeline = convert(sources, load_config(ModelConfig, args.model), progress=True)
     pipeline.to(getattr(torch, args.dtype))
     save_pipeline(pipeline, args.out)
     print(f"wrote {args.out}")
     return 0
+
+
+def download(folder: Path) -> None:
+    """Fetch the published files that are not in a folder yet; an interrupted download goes on where it stopped.
+
+    Raises:
+        DownloadError: offline, no space, wrong bytes, ...; says how to get the file by hand.
+    """
+    wanted = missing(folder)
+    print(plan(folder, [file for file in load_registry().values() if "animate" in file.uses]).summary())
+    for number, file in enumerate(wanted, start=1):
+        print(f"[{number}/{len(wanted)}] {file.repo}/{file.path}: {file.purpose} ({file.licence})")
+        fetch(file, folder)
 
 
 def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str, Path]:
@@ -112,8 +130,8 @@ def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str
         where = f"not found below {folder}" if folder else "not given"
         raise UsageError(
             f"{len(missing)} of the published files {where}:\n" + "\n".join(missing) + "\n"
-            "Name each with its option, or put all below one folder and give --official. "
-            "pretrained/README.md tells where to get them."
+            "Fetch them with --download, name each with its option, or put all below one folder and give --official. "
+            "pretrained/README.md tells where they are."
         )
     return found
 
@@ -192,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="convert.py", description="Turn the published X-Dyna files into one folder that infer.py loads."
     )
     p.add_argument("--official", type=Path, metavar="DIR", help="folder that holds the published files, searched below")
+    p.add_argument("--download", action="store_true", help="first fetch what is missing there (about 12 GB)")
     for part in PARTS:
         optional = "" if part.required else ", optional"
         p.add_argument("--" + part.option.replace("_", "-"), type=Path, metavar="PATH", help=part.what + optional)

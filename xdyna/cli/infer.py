@@ -184,10 +184,13 @@ class Runner:
         partial.remove()
         seconds, memory = time.perf_counter() - start, peak_memory(self.device)
         self._write_manifest(plan, conditions, {**result, "inputs": inputs}, seconds, memory)
-        for path in plan.files.all():
+        for path in self._written(plan):
             print(f"wrote {path}")
         print(f"{describe(plan.files)}; took {seconds:.1f} s, peak memory {max(memory.values()) / 2**30:.2f} GiB")
         return plan.files
+
+    def _written(self, plan: Plan) -> tuple[Path, ...]:
+        return plan.files.all(keypoints=plan.driving.kind == "video")
 
     def _use_face(self, driving: Driving) -> bool:
         wanted = self.config.face
@@ -285,7 +288,7 @@ class Runner:
             "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
             "seconds": round(seconds, 2),
             "peak_memory_bytes": memory,
-            "outputs": {path.name: file_sha256(path) for path in plan.files.all()[:-1]},
+            "outputs": {path.name: file_sha256(path) for path in self._written(plan)[:-1]},
         }
         write_manifest(plan.files.manifest, entries, argv=self.argv, overwrite=self.overwrite)
 

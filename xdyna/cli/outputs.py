@@ -40,9 +40,15 @@ class OutputFiles:
         """Run manifest."""
         return self.video.with_name(f"{self.video.stem}.run.json")
 
-    def all(self) -> tuple[Path, ...]:
-        """Every file."""
-        return (self.video, self.grid, self.sheet, self.manifest)
+    @property
+    def keypoints(self) -> Path:
+        """Key points of the driving video, as `--drive` takes them; written when perception ran."""
+        return self.video.with_name(f"{self.video.stem}.keypoints.npz")
+
+    def all(self, *, keypoints: bool) -> tuple[Path, ...]:
+        """Every file of a run, the manifest last."""
+        points = (self.keypoints,) if keypoints else ()
+        return (self.video, self.grid, self.sheet, *points, self.manifest)
 
     def check_free(self, *, overwrite: bool) -> None:
         """See whether the names are free.
@@ -50,7 +56,7 @@ class OutputFiles:
         Raises:
             ValueError: a file exists and may not be overwritten.
         """
-        for path in self.all():
+        for path in self.all(keypoints=True):
             if path.exists() and not overwrite:
                 raise ValueError(f"{path} exists already; choose another --out, or give --overwrite to replace it")
 
@@ -95,7 +101,9 @@ def write_outputs(
     keep_audio: bool,
     overwrite: bool,
 ) -> None:
-    """Write the video, the side-by-side video and the contact sheet; on failure or Ctrl-C none of the videos is left.
+    """Write the video, the side-by-side video, the contact sheet and the key points that perception found.
+
+    On failure or Ctrl-C no half video is left.
 
     Args:
         files: names.
@@ -142,6 +150,8 @@ def write_outputs(
         rows, columns=SHEET_COLUMNS, cell_height=int(np.clip(height, *SHEET_HEIGHT)), captions=captions
     )
     write_png(files.sheet, sheet, overwrite=overwrite)
+    if driving.kind == "video" and conditions.track is not None:
+        conditions.track.save(files.keypoints, overwrite=overwrite)
 
 
 def _driving_pictures(driving: Driving, conditions: Conditions) -> Iterator[np.ndarray | None]:

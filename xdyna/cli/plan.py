@@ -73,7 +73,7 @@ def print_plan(
         f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
     )
     print("would write:")
-    for path in plan.files.all():
+    for path in plan.files.all(keypoints=plan.driving.kind == "video"):
         print(f"  {path}")
 
 

@@ -10,14 +10,16 @@ def quiet_libraries() -> None:
     import transformers
 
     from xdyna.media import MediaWarning
+    from xdyna.perception import PerceptionWarning
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("always", category=MediaWarning)
+    warnings.simplefilter("ignore")
+    for ours in (MediaWarning, PerceptionWarning):
+        warnings.filterwarnings("always", category=ours)
     warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(
         f"warning: {message}"
     )
