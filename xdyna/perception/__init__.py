@@ -1,5 +1,6 @@
 """Videos and pictures to controls: people as numbers, pose pictures, face patches."""
 
+from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.base import Face, FaceBackend, MaskBackend, PoseBackend, get_backend, get_face_backend
 from xdyna.perception.cache import default_cache_dir
 from xdyna.perception.draw import draw_pose, draw_track
@@ -10,6 +11,7 @@ from xdyna.perception.track import perceive, smooth_track
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 
 __all__ = [
+    "AlignmentReport",
     "Face",
     "FaceBackend",
     "MaskBackend",
@@ -20,6 +22,7 @@ __all__ = [
     "Person",
     "PoseBackend",
     "PoseTrack",
+    "align_track",
     "default_cache_dir",
     "draw_pose",
     "draw_track",

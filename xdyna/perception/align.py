@@ -1,0 +1,447 @@
+"""Bring a driving person to the size and place of the person in a reference picture.
+
+One similarity x' = scale * x + offset for the whole clip: no rotation, and one scale for both axes, so the driving
+person's proportions and movements are kept and no limb can grow long.
+
+Scale: each segment (torso, shoulders, limbs, face) has a length in the reference and one in the driving clip, a high
+quantile over the frames in which both ends are seen, because turning away only shortens a segment. The scale is the
+weighted median of their ratios; the face weighs little and decides only where there is not much else.
+
+Offset: the neck's resting place in the clip goes to the neck in the reference (else the middle of the hips, else the
+nose, else whatever both show). Where both stand with their feet in view and the ground under them agrees with that, the
+ground decides the height: knees that bend then do not lift the feet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from xdyna.media import CropResize
+from xdyna.perception.draw import CONFIDENCE
+from xdyna.perception.errors import PerceptionError
+from xdyna.perception.topology import LEFT_HIP, LEFT_SHOULDER, NECK, NOSE, RIGHT_HIP, RIGHT_SHOULDER
+from xdyna.perception.types import Person, PoseTrack, missing_points
+
+# Points of a figure: 18 body joints, 68 face landmarks, the middle of the hips.
+_FACE, _MID_HIP = 18, 86
+_LEG_SEGMENTS = ("thigh", "shin")
+_LEGS = ((8, 9, 10), (11, 12, 13))  # hip, knee, ankle
+_ANKLES = [10, 13]
+
+_SEGMENTS = {
+    "torso": (NECK, _MID_HIP, 4.0), "shoulders": (RIGHT_SHOULDER, LEFT_SHOULDER, 3.0),
+    "hips": (RIGHT_HIP, LEFT_HIP, 1.0), "neck to nose": (NECK, NOSE, 1.0),
+    "right upper arm": (2, 3, 1.0), "right forearm": (3, 4, 0.5),
+    "left upper arm": (5, 6, 1.0), "left forearm": (6, 7, 0.5),
+    "right thigh": (8, 9, 1.5), "right shin": (9, 10, 1.0),
+    "left thigh": (11, 12, 1.5), "left shin": (12, 13, 1.0),
+    "eyes": (14, 15, 0.25), "ears": (16, 17, 0.25),
+    "outer eye corners": (_FACE + 36, _FACE + 45, 0.25), "nose bridge to chin": (_FACE + 27, _FACE + 8, 0.75),
+}  # fmt: skip
+_WEIGHTS = np.array([weight for _, _, weight in _SEGMENTS.values()])
+_FULL_WEIGHT = 7.0  # torso and shoulders: enough evidence of the scale
+_SHORTEST = 0.02  # of a person's longest segment; shorter ones are too coarse in px to be compared
+
+_EXTENTS = (
+    ("the head", (0, 14, 15, 16, 17, *range(_FACE, _MID_HIP))),
+    ("the shoulders", (2, 5)),
+    ("the hips", (8, 11)),
+    ("the knees", (9, 12)),
+    ("the feet", (10, 13)),
+)
+
+_LENGTH_QUANTILE = 0.75  # higher makes scales too small: the reference's limbs are foreshortened as well
+_GROUND_QUANTILE = 0.9  # feet leave the ground upwards only
+_ZOOM = 8.0  # the person's share of the picture's height may change by no more
+_GROUND_TOLERANCE = 0.1  # of neck to ground
+_AGREE = 1.25  # ratios within this factor of the scale support it
+_STANDING, _FOLDED = 0.6, 0.4  # height of the legs' parts in torso lengths
+_FACING = 0.25  # shoulders' horizontal distance in torso lengths above which front and back are told apart
+_OFTEN = 0.25  # share of the frames in which an anchor must be seen
+_MISMATCH = 0.6  # factor on the score for another posture or a back view
+_USABLE = 0.3
+
+
+@dataclass(frozen=True)
+class AlignmentReport:
+    """What `align_track` did, and how far to trust it.
+
+    Attributes:
+        scale: factor from driving px to reference px.
+        offset: (x, y) in px of the reference; x' = scale * x + offset.
+        source_size: (H, W) of the driving frames, px.
+        size: (H, W) of the reference picture, px.
+        segments: names of the segments the scale was measured on.
+        anchor: name of the point that was brought into place.
+        ground: whether the ground under the feet decided the height instead of the anchor.
+        score: in [0, 1]; agreement of the segments, times how much was compared (square root of its weight relative to
+            torso and shoulders), times the share of frames with the person, times the share of those in which it stays
+            in the picture; 0.6 times that for each of another posture and a back view.
+        warnings: sentences for the user; empty if all is well.
+        usable: the score is at least 0.3 and the scale was not limited.
+    """
+
+    scale: float
+    offset: tuple[float, float]
+    source_size: tuple[int, int]
+    size: tuple[int, int]
+    segments: tuple[str, ...]
+    anchor: str
+    ground: bool
+    score: float
+    warnings: tuple[str, ...]
+    usable: bool
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        place = f"{self.anchor} and ground" if self.ground else self.anchor
+        return (
+            f"driving person scaled by {self.scale:.3f}, moved by ({self.offset[0]:+.1f}, {self.offset[1]:+.1f}) px; "
+            f"measured on {len(self.segments)} segments, placed by {place}; score {self.score:.2f}"
+        )
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(2, 3) float64, driving px to reference px, for `cv2.warpAffine(frame, matrix, (W, H))`."""
+        return np.array([[self.scale, 0, self.offset[0]], [0, self.scale, self.offset[1]]])
+
+    def image(self, frame: np.ndarray) -> np.ndarray:
+        """A driving frame in the reference's picture; where the frame does not reach it is black.
+
+        Unlike one `cv2.warpAffine` this averages when reducing, so that no detail turns into noise.
+
+        Args:
+            frame: (H, W) or (H, W, C) of `source_size`, uint8 or float32.
+
+        Returns:
+            The picture of `size`, same type and number of channels.
+
+        Raises:
+            PerceptionError: the frame has another size.
+        """
+        if frame.ndim not in (2, 3) or frame.shape[:2] != self.source_size:
+            raise PerceptionError(
+                f"frame has shape {frame.shape}; expected (H, W, C) with the size {self.source_size} of the aligned "
+                f"track; crop frames and track alike before aligning"
+            )
+        matrix = self.matrix
+        if self.scale < 1:
+            height, width = self.source_size
+            small = (max(round(height * self.scale), 1), max(round(width * self.scale), 1))
+            frame = CropResize(box=(0, 0, width, height), size=small).image(frame)
+            # What the resize to whole sides left over; it scales about pixel edges, not centres.
+            rest = self.scale * np.array([width / small[1], height / small[0]])
+            matrix = np.column_stack([np.diag(rest), np.array(self.offset) + (rest - self.scale) / 2])
+        warped = cv2.warpAffine(frame, matrix, (self.size[1], self.size[0]), flags=cv2.INTER_LINEAR)
+        return warped.reshape(*self.size, *frame.shape[2:])  # OpenCV drops a single channel
+
+
+class _Figure(NamedTuple):
+    """A person in T frames: `xy` (T, 87, 2) float64 px and `seen` (T, 87) bool, in the order of the constants above."""
+
+    xy: np.ndarray
+    seen: np.ndarray
+
+    def length(self, start: int, end: int) -> np.ndarray:
+        """(N,) distances in px in the frames in which both points are seen."""
+        rows = self.seen[:, start] & self.seen[:, end]
+        return np.linalg.norm(self.xy[rows, start] - self.xy[rows, end], axis=1)
+
+
+class _Scale(NamedTuple):
+    """A scale and its evidence; `limited` is a warning, or empty."""
+
+    value: float
+    segments: tuple[str, ...]
+    agreement: float
+    weight: float
+    limited: str
+
+
+def align_track(
+    track: PoseTrack, reference: Person | np.ndarray, *, size: tuple[int, int]
+) -> tuple[PoseTrack, AlignmentReport]:
+    """Scale and move a driving track so that its person fits the one in the reference picture.
+
+    Aligning an aligned track again changes nothing, unless the scale was limited. Points that leave the picture stay in
+    the track (see `PoseTrack.transform`); confidences are unchanged.
+
+    Args:
+        track: T frames of the driving person.
+        reference: the person in the reference picture, or its body alone, (18, 3) x px, y px, confidence; a `Person`
+            also brings its face, which close-ups need.
+        size: (H, W) of the reference picture, px.
+
+    Returns:
+        The track in px of the reference picture, and the report. A track that is not `usable` is returned all the same.
+
+    Raises:
+        PerceptionError: wrong shapes or values, nobody in the track or in the reference, or no segment that both show.
+    """
+    height, width = int(size[0]), int(size[1])
+    if min(height, width) < 1:
+        raise PerceptionError(f"size of the reference picture is {size}; expected (H, W) in px, both at least 1")
+    target = _reference_figure(reference)
+    found = track.found
+    driving = _figure(track.body[found], track.face[found])
+    if not driving.seen.any():
+        raise PerceptionError(
+            f"none of the {len(track)} driving frames shows a joint with a confidence of {CONFIDENCE} or more; "
+            f"choose a video, or a part of it, that shows one person large and well lit"
+        )
+    posture, facing = _posture_warning(driving, target), _facing_warning(driving, target)
+    scale = _scale(driving, target, legs=not posture, zoom=track.size[0] / height)
+    offset, anchor, ground = _offset(driving, target, scale=scale.value, ground=not posture)
+    present = float(found.mean())
+    outside = _outside(driving, target, scale=scale.value, offset=offset, size=(height, width))
+    notes = (
+        scale.limited,
+        posture,
+        facing,
+        _framing_warning(driving, target),
+        *_quality_warnings(scale, present, outside),
+    )
+    score = scale.agreement * min(1.0, math.sqrt(scale.weight / _FULL_WEIGHT)) * present * (1 - outside)
+    score *= _MISMATCH ** (bool(posture) + bool(facing))
+    report = AlignmentReport(
+        scale=scale.value,
+        offset=(float(offset[0]), float(offset[1])),
+        source_size=track.size,
+        size=(height, width),
+        segments=scale.segments,
+        anchor=anchor,
+        ground=ground,
+        score=score,
+        warnings=tuple(note for note in notes if note),
+        usable=score >= _USABLE and not scale.limited,
+    )
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        xy = (scale.value * points[..., :2].astype(np.float64) + offset).clip(-1e6, 1e6)  # what a track may hold
+        return np.concatenate([np.where(points[..., 2:] > 0, xy, 0), points[..., 2:]], axis=-1)
+
+    aligned = replace(track, body=moved(track.body), hands=moved(track.hands), face=moved(track.face), size=report.size)
+    return aligned, report
+
+
+def _reference_figure(reference: Person | np.ndarray) -> _Figure:
+    """The reference as a figure of one frame, or an error."""
+    body, face = (reference.body, reference.face) if isinstance(reference, Person) else (reference, missing_points(68))
+    for points, count in ((body, 18), (face, 68)):
+        points = np.asarray(points)
+        fits = points.shape == (count, 3) and points.dtype.kind in "fiu" and bool(np.isfinite(points).all())
+        if not fits or np.abs(points[:, :2]).max() > 1e6:
+            raise PerceptionError(
+                f"key points of the reference have shape {points.shape} and type {points.dtype}; expected finite "
+                f"({count}, 3): x px, y px (below 1e6), confidence"
+            )
+    figure = _figure(np.asarray(body)[None], np.asarray(face)[None])
+    if not figure.seen.any():
+        raise PerceptionError(
+            f"the reference picture shows no joint with a confidence of {CONFIDENCE} or more; "
+            f"choose a picture that shows one person large and well lit, or run without alignment"
+        )
+    return figure
+
+
+def _figure(body: np.ndarray, face: np.ndarray) -> _Figure:
+    """Body (T, 18, 3) and face (T, 68, 3) as a figure."""
+    body_seen = body[..., 2] >= CONFIDENCE
+    face_seen = np.repeat((face[..., 2].mean(axis=1) >= CONFIDENCE)[:, None], 68, axis=1) & (face[..., 2] > 0)
+    xy = np.concatenate([body[..., :2], face[..., :2]], axis=1).astype(np.float64)
+    shoulders, hips = [RIGHT_SHOULDER, LEFT_SHOULDER], [RIGHT_HIP, LEFT_HIP]
+    # The neck of a body is the middle of its shoulders (see the maps in topology.py), so it can stand in.
+    stand_in = ~body_seen[:, NECK] & body_seen[:, shoulders].all(axis=1)
+    xy[stand_in, NECK] = xy[stand_in][:, shoulders].mean(axis=1)
+    body_seen[:, NECK] |= stand_in
+    xy = np.concatenate([xy, xy[:, hips].mean(axis=1, keepdims=True)], axis=1)
+    seen = np.concatenate([body_seen, face_seen, body_seen[:, hips].all(axis=1, keepdims=True)], axis=1)
+    return _Figure(xy=xy, seen=seen)
+
+
+def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Scale:
+    """The weighted median of the segments' ratios.
+
+    `zoom` is the driving picture's height over the reference's; `legs` whether the legs may be compared.
+    """
+    ours, theirs, weights = np.zeros(len(_SEGMENTS)), np.zeros(len(_SEGMENTS)), _WEIGHTS.copy()
+    for row, (name, (start, end, _)) in enumerate(_SEGMENTS.items()):
+        lengths, wanted = driving.length(start, end), target.length(start, end)
+        if len(lengths) and len(wanted) and (legs or not name.endswith(_LEG_SEGMENTS)):
+            ours[row], theirs[row] = _high(lengths), wanted[0]
+            weights[row] *= len(lengths) / len(driving.xy)
+    # Limits that do not depend on the driving scale: the same segments count before and after alignment.
+    rows = (ours > max(_SHORTEST * ours.max(), 1e-3)) & (theirs > max(_SHORTEST * theirs.max(), 1.0))
+    if not rows.any():
+        raise PerceptionError(
+            f"no part of the body could be compared: the reference is seen down to {_EXTENTS[_extent(target)][0]}, the "
+            f"driving person down to {_EXTENTS[_extent(driving)][0]}; "
+            f"choose a video and a picture that show the same part of the body, or run without alignment"
+        )
+    logs, weights = np.log(theirs[rows] / ours[rows]), weights[rows]
+    middle = _weighted_median(logs, weights)
+    agree, value = np.abs(logs - middle) <= math.log(_AGREE), math.exp(middle)
+    limited = min(max(value, 1 / (_ZOOM * zoom)), _ZOOM / zoom)
+    note = (
+        f"the driving person would have to be scaled by {value:.3g}, limited to {limited:.3g}: the sizes in their "
+        f"pictures differ too much; choose a video that shows the person about as large as the reference does"
+    )
+    return _Scale(
+        value=limited,
+        segments=tuple(name for name, used in zip(_SEGMENTS, rows, strict=True) if used),
+        agreement=float(weights[agree].sum() / weights.sum()),
+        weight=float(weights.sum()),
+        limited=note if limited != value else "",
+    )
+
+
+def _high(values: np.ndarray, *, quantile: float = _LENGTH_QUANTILE, slack: float | None = None) -> float:
+    """A high quantile of (N,) values that detections gone wrong in a part of the frames do not raise.
+
+    Values above the median by more than 3 standard deviations (estimated from the median deviation) and `slack` (5 % of
+    the median unless given) do not count.
+    """
+    median = float(np.median(values))
+    deviation = 1.4826 * float(np.median(np.abs(values - median)))
+    limit = median + 3 * deviation + (0.05 * median if slack is None else slack)
+    return float(np.quantile(values[values <= limit], quantile))
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """Half of the weight lies below; midway between two values where it falls between them."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    low, high = np.searchsorted(total, total[-1] / 2 * np.array([1 - 1e-9, 1 + 1e-9]))
+    return float(values[order[low]] + values[order[high]]) / 2
+
+
+def _offset(driving: _Figure, target: _Figure, *, scale: float, ground: bool) -> tuple[np.ndarray, str, bool]:
+    """The offset (2,), the anchor's name, and whether the ground decided the height; `ground`: whether it may."""
+    share = driving.seen.mean(axis=0) * target.seen[0]
+    named = ((NECK, "neck"), (_MID_HIP, "middle of the hips"), (NOSE, "nose"))
+    often = next((entry for entry in named if share[entry[0]] >= _OFTEN), None)
+    point, name = (int(share.argmax()), "the point seen most") if often is None else often
+    offset = target.xy[0, point] - scale * _resting_place(driving.xy[driving.seen[:, point], point])
+
+    shown = driving.seen[:, _ANKLES]
+    if not (ground and target.seen[0, _ANKLES].any() and target.seen[0, NECK]) or shown.any(axis=1).mean() < 0.5:
+        return offset, name, False
+    lowest = np.where(shown, driving.xy[:, _ANKLES, 1], -np.inf).max(axis=1)[shown.any(axis=1)]
+    floor = float(target.xy[0, _ANKLES, 1][target.seen[0, _ANKLES]].max())
+    body_height = abs(floor - float(target.xy[0, NECK, 1]))
+    height = floor - scale * _high(lowest, quantile=_GROUND_QUANTILE, slack=0.05 * body_height / scale)
+    if abs(height - offset[1]) > _GROUND_TOLERANCE * body_height:
+        return offset, name, False
+    return np.array([offset[0], height]), name, True
+
+
+def _resting_place(points: np.ndarray) -> np.ndarray:
+    """Where (N, 2) points mostly are: the median of the half that is nearest to the median of all."""
+    distance = np.linalg.norm(points - np.median(points, axis=0), axis=1)
+    return np.median(points[distance <= np.median(distance)], axis=0)
+
+
+def _outside(driving: _Figure, target: _Figure, *, scale: float, offset: np.ndarray, size: tuple[int, int]) -> float:
+    """Share of the frames in which most of the joints that the reference shows as well lie outside its picture."""
+    joints = np.flatnonzero(target.seen[0])
+    xy, seen = scale * driving.xy[:, joints] + offset, driving.seen[:, joints]
+    # A pixel covers half a unit on each side of its centre.
+    within = ((xy >= -0.5) & (xy <= np.array([size[1], size[0]]) - 0.5)).all(axis=-1) & seen
+    return float((2 * within.sum(axis=1) < seen.sum(axis=1)).mean())
+
+
+def _quality_warnings(scale: _Scale, present: float, outside: float) -> list[str]:
+    """Weak evidence of the scale; frames without the person, or with the person outside the picture."""
+    notes = []
+    if scale.agreement < 0.5 or scale.weight < _FULL_WEIGHT / 4:
+        notes.append(
+            f"the scale is a rough guess: it was measured on {', '.join(scale.segments)} alone, {scale.agreement:.0%} "
+            f"of which agree; look at the pose pictures, or choose a video and a picture that show more of the body"
+        )
+    if present < 0.95:
+        notes.append(
+            f"nobody is seen in {1 - present:.0%} of the driving frames; choose a part that shows the person throughout"
+        )
+    if outside > 0.05:
+        notes.append(
+            f"the person leaves the reference picture in {outside:.0%} of the frames; choose a reference with more "
+            f"room around the person, or a calmer part of the driving video"
+        )
+    return notes
+
+
+def _framing_warning(driving: _Figure, target: _Figure) -> str:
+    """What one of the two shows and the other does not."""
+    ours, theirs = _extent(driving), _extent(target)
+    if ours == theirs:
+        return ""
+    effect = (
+        "what lies below is driven without a picture to go by"
+        if ours > theirs
+        else "what lies below in the picture is not driven and may vanish"
+    )
+    return (
+        f"the reference is seen down to {_EXTENTS[theirs][0]}, the driving person down to {_EXTENTS[ours][0]}; {effect}"
+    )
+
+
+def _extent(figure: _Figure) -> int:
+    """Number of the lowest part that is seen in at least half of the frames; 0 if none is."""
+    shares = [figure.seen[:, list(points)].any(axis=1).mean() for _, points in _EXTENTS]
+    return max((row for row, share in enumerate(shares) if share >= 0.5), default=0)
+
+
+def _posture_warning(driving: _Figure, target: _Figure) -> str:
+    """One stands and the other does not."""
+    ours, theirs = _leg_height(driving), _leg_height(target)
+    if not (min(ours, theirs) < _FOLDED and max(ours, theirs) > _STANDING):
+        return ""
+    words = {True: "stands", False: "sits or kneels"}
+    return (
+        f"the reference {words[theirs > ours]} and the driving person {words[ours > theirs]}; their legs were not "
+        f"compared, and the result may bend or stretch them; choose a video with the reference's posture"
+    )
+
+
+def _leg_height(figure: _Figure) -> float:
+    """Typical height of the lower of thigh and shin, in the straighter leg, in torso lengths; NaN if not seen.
+
+    About 0.8 when standing; near 0 for the thigh when sitting and for the shin when kneeling.
+    """
+    torso = figure.length(NECK, _MID_HIP)
+    legs = []
+    for hip, knee, ankle in _LEGS:
+        thigh = figure.xy[:, knee, 1] - figure.xy[:, hip, 1]
+        shin = np.where(figure.seen[:, ankle], figure.xy[:, ankle, 1] - figure.xy[:, knee, 1], np.inf)
+        legs.append(np.where(figure.seen[:, hip] & figure.seen[:, knee], np.minimum(thigh, shin), -np.inf))
+    best = np.max(legs, axis=0)
+    best = best[np.isfinite(best)]
+    if not len(best) or not len(torso) or not _high(torso) > 0:
+        return math.nan
+    return float(np.median(best)) / _high(torso)
+
+
+def _facing_warning(driving: _Figure, target: _Figure) -> str:
+    """One shows the front and the other the back."""
+    facing, wanted = _facing(driving), _facing(target)[0]
+    share = float((facing[facing != 0] * wanted < 0).mean()) if facing.any() else 0.0
+    if share <= 0.5:
+        return ""
+    return (
+        f"left and right are the other way round than in the reference in {share:.0%} of the frames that show it: "
+        f"one of the two shows the back or is mirrored; choose a video that faces as the reference does"
+    )
+
+
+def _facing(figure: _Figure) -> np.ndarray:
+    """(T,) 1 where the left shoulder is clearly on the picture's right: the front is seen; -1 for the back, else 0."""
+    torso, shoulders = figure.length(NECK, _MID_HIP), figure.length(RIGHT_SHOULDER, LEFT_SHOULDER)
+    unit = _high(torso) if len(torso) else _high(shoulders) if len(shoulders) else 0.0
+    across = figure.xy[:, LEFT_SHOULDER, 0] - figure.xy[:, RIGHT_SHOULDER, 0]
+    clear = figure.seen[:, [RIGHT_SHOULDER, LEFT_SHOULDER]].all(axis=1) & (np.abs(across) > _FACING * unit)
+    return np.where(clear, np.sign(across), 0)
