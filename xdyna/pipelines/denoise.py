@@ -67,7 +67,8 @@ class ControlResidualCache:
     """
 
     def __init__(self, conditions: Sequence[Condition], tokens: Tokens) -> None:
-        self._conditions = [(c, *c.value_range) for c in conditions]
+        self.conditions = [(condition, *condition.value_range) for condition in conditions]
+        self.tokens = tokens
         self._texts = tokens.text[:1] if tokens.same_text else tokens.text
         self._frames: dict[int, ControlResiduals] = {}
         self._uses: Counter[int] = Counter()
@@ -88,7 +89,7 @@ class ControlResidualCache:
         Returns:
             ControlResiduals: each (H or 1, C, frames, ., .); None without ControlNets.
         """
-        if not self._conditions:
+        if not self.conditions:
             return None
         new = [frame for frame in window if frame not in self._frames]
         if new:
@@ -106,7 +107,7 @@ class ControlResidualCache:
         per_text = []
         for text in self._texts.split(1):
             outputs = []
-            for condition, low, high in self._conditions:
+            for condition, low, high in self.conditions:
                 pictures = scale_condition(condition.pictures[frames].to(sample.device), low, high)
                 outputs.append(run_controlnet(condition.controlnet, sample, timestep, text, pictures.to(sample.dtype)))
             per_text.append(merge_residuals(outputs))
