@@ -47,6 +47,7 @@ def fails(infer: Infer, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> C
 
 def person_video(path: Path, *, frames: int = 4, empty: tuple[int, ...] = (), fps: int = 8) -> Path:
     """A real person (a NASA portrait that scikit-image ships), moving a little; frames in `empty` are grey."""
+    pytest.importorskip("mediapipe")
     data = pytest.importorskip("skimage.data")
     portrait = np.asarray(Image.fromarray(data.astronaut()).resize((256, 256)))
     with VideoWriter(path, fps=fps, size=(256, 256)) as writer:
