@@ -3,13 +3,13 @@
 One similarity x' = scale * x + offset for the whole clip: no rotation, and one scale for both axes, so the driving
 person's proportions and movements are kept and no limb can grow long.
 
-Scale: each segment (torso, shoulders, limbs, face) has a length in the reference and one in the driving clip, a high
-quantile over the frames in which both ends are seen, because turning away only shortens a segment. The scale is the
-weighted median of their ratios; the face weighs little and decides only where there is not much else.
+Scale: each segment (torso, shoulders, limbs, face) has a length in the reference and one in the clip, a high quantile
+over the frames in which both ends are seen, because turning away only shortens a segment. The scale is the weighted
+60 % quantile of their ratios: the median, but for the reference's own turning. The face weighs little.
 
-Offset: the neck's resting place in the clip goes to the neck in the reference (else the middle of the hips, else the
-nose, else whatever both show). Where both stand with their feet in view and the ground under them agrees with that, the
-ground decides the height: knees that bend then do not lift the feet.
+Offset: the neck's resting place in the clip goes to the neck in the reference (else the middle of the hips, the nose,
+or the steadiest joint that both show). Where both stand with their feet in view and the ground under them agrees with
+that, the ground decides the height: knees that bend then do not lift the feet.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ import numpy as np
 from xdyna.media import CropResize
 from xdyna.perception.draw import CONFIDENCE
 from xdyna.perception.errors import PerceptionError
-from xdyna.perception.topology import LEFT_HIP, LEFT_SHOULDER, NECK, NOSE, RIGHT_HIP, RIGHT_SHOULDER
+from xdyna.perception.topology import BODY_JOINTS, LEFT_HIP, LEFT_SHOULDER, NECK, NOSE, RIGHT_HIP, RIGHT_SHOULDER
 from xdyna.perception.types import Person, PoseTrack, missing_points
 
-# Points of a figure: 18 body joints, 68 face landmarks, the middle of the hips.
+# Points of a figure: 18 body joints, 68 face landmarks, the middle of the hips. Anchors: the steadiest comes first.
 _FACE, _MID_HIP = 18, 86
+_ANCHORS = (NECK, _MID_HIP, NOSE, 2, 5, 8, 11, *range(14, 18), *range(_FACE, _MID_HIP), 9, 12, 10, 13, 3, 6, 4, 7)
 _LEG_SEGMENTS = ("thigh", "shin")
 _LEGS = ((8, 9, 10), (11, 12, 13))  # hip, knee, ankle
 _ANKLES = [10, 13]
 
 _SEGMENTS = {
-    "torso": (NECK, _MID_HIP, 4.0), "shoulders": (RIGHT_SHOULDER, LEFT_SHOULDER, 3.0),
+    "torso": (NECK, _MID_HIP, 2.0), "shoulders": (RIGHT_SHOULDER, LEFT_SHOULDER, 2.0),
+    "neck to right hip": (NECK, RIGHT_HIP, 1.0), "neck to left hip": (NECK, LEFT_HIP, 1.0),
+    "right shoulder": (NECK, RIGHT_SHOULDER, 0.5), "left shoulder": (NECK, LEFT_SHOULDER, 0.5),
     "hips": (RIGHT_HIP, LEFT_HIP, 1.0), "neck to nose": (NECK, NOSE, 1.0),
     "right upper arm": (2, 3, 1.0), "right forearm": (3, 4, 0.5),
     "left upper arm": (5, 6, 1.0), "left forearm": (6, 7, 0.5),
@@ -56,6 +59,7 @@ _EXTENTS = (
 )
 
 _LENGTH_QUANTILE = 0.75  # higher makes scales too small: the reference's limbs are foreshortened as well
+_RATIO_QUANTILE = 0.6
 _GROUND_QUANTILE = 0.9  # feet leave the ground upwards only
 _ZOOM = 8.0  # the person's share of the picture's height may change by no more
 _GROUND_TOLERANCE = 0.1  # of neck to ground
@@ -265,7 +269,7 @@ def _figure(body: np.ndarray, face: np.ndarray) -> _Figure:
 
 
 def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Scale:
-    """The weighted median of the segments' ratios.
+    """The weighted quantile of the segments' ratios.
 
     `zoom` is the driving picture's height over the reference's; `legs` whether the legs may be compared.
     """
@@ -280,11 +284,11 @@ def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Sc
     if not rows.any():
         raise PerceptionError(
             f"no part of the body could be compared: the reference is seen down to {_EXTENTS[_extent(target)][0]}, the "
-            f"driving person down to {_EXTENTS[_extent(driving)][0]}; "
-            f"choose a video and a picture that show the same part of the body, or run without alignment"
+            f"driving person down to {_EXTENTS[_extent(driving)][0]}; choose a video and a picture that show the same "
+            f"part of the body, or run without alignment"
         )
     logs, weights = np.log(theirs[rows] / ours[rows]), weights[rows]
-    middle = _weighted_median(logs, weights)
+    middle = _weighted_quantile(logs, weights)
     agree, value = np.abs(logs - middle) <= math.log(_AGREE), math.exp(middle)
     limited = min(max(value, 1 / (_ZOOM * zoom)), _ZOOM / zoom)
     note = (
@@ -312,20 +316,19 @@ def _high(values: np.ndarray, *, quantile: float = _LENGTH_QUANTILE, slack: floa
     return float(np.quantile(values[values <= limit], quantile))
 
 
-def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Half of the weight lies below; midway between two values where it falls between them."""
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray) -> float:
+    """The value with `_RATIO_QUANTILE` of the weight below; midway between two values where that falls between them."""
     order = np.argsort(values)
     total = np.cumsum(weights[order])
-    low, high = np.searchsorted(total, total[-1] / 2 * np.array([1 - 1e-9, 1 + 1e-9]))
+    low, high = np.searchsorted(total, total[-1] * _RATIO_QUANTILE * np.array([1 - 1e-9, 1 + 1e-9]))
     return float(values[order[low]] + values[order[high]]) / 2
 
 
 def _offset(driving: _Figure, target: _Figure, *, scale: float, ground: bool) -> tuple[np.ndarray, str, bool]:
     """The offset (2,), the anchor's name, and whether the ground decided the height; `ground`: whether it may."""
     share = driving.seen.mean(axis=0) * target.seen[0]
-    named = ((NECK, "neck"), (_MID_HIP, "middle of the hips"), (NOSE, "nose"))
-    often = next((entry for entry in named if share[entry[0]] >= _OFTEN), None)
-    point, name = (int(share.argmax()), "the point seen most") if often is None else often
+    point = next((joint for joint in _ANCHORS if share[joint] >= _OFTEN), int(share.argmax()))
+    name = (*BODY_JOINTS, *["face"] * 68, "middle of the hips")[point].replace("_", " ")
     offset = target.xy[0, point] - scale * _resting_place(driving.xy[driving.seen[:, point], point])
 
     shown = driving.seen[:, _ANKLES]
