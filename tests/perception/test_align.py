@@ -451,7 +451,7 @@ def test_short_legs_hang_from_the_neck():
     aligned, report = align_track(dance(), figure(xy), size=SIZE)
     assert not report.ground
     np.testing.assert_allclose(aligned.body[:, 1, :2], [[200, 130]] * 40, atol=1)
-    assert report.score == pytest.approx(1 - 5 / 17.5), "the legs, 5 of the weight 17.5, do not agree"
+    assert report.score == pytest.approx(1 - 9 / 21.5), "legs and height, 9 of the weight 21.5, do not agree"
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 2.2])
@@ -564,7 +564,7 @@ def test_nothing_in_common():
     with pytest.raises(PerceptionError, match="no part of the body could be compared"):
         align_track(dance(), dot, size=SIZE)
     with pytest.raises(PerceptionError, match="no part of the body could be compared"):
-        align_track(dance(), figure(STANDING * 0.004), size=SIZE)
+        align_track(dance(), figure(STANDING * 0.002), size=SIZE)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((17, 3)), np.full((18, 3), np.nan), np.full((18, 3), "a"), figure() * 1e9])

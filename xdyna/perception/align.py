@@ -27,18 +27,17 @@ from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import BODY_JOINTS, LEFT_HIP, LEFT_SHOULDER, NECK, NOSE, RIGHT_HIP, RIGHT_SHOULDER
 from xdyna.perception.types import Person, PoseTrack, missing_points
 
-# Points of a figure: 18 body joints, 68 face landmarks, the middle of the hips. Anchors: the steadiest comes first.
-_FACE, _MID_HIP = 18, 86
+# Points of a figure: 18 body joints, 68 face landmarks, the middle of the hips, the lower one of the ankles.
+_FACE, _MID_HIP, _FOOT = 18, 86, 87
 _ANCHORS = (NECK, _MID_HIP, NOSE, 2, 5, 8, 11, *range(14, 18), *range(_FACE, _MID_HIP), 9, 12, 10, 13, 3, 6, 4, 7)
-_LEG_SEGMENTS = ("thigh", "shin")
+_LEG_SEGMENTS = ("thigh", "shin", "foot")
 _LEGS = ((8, 9, 10), (11, 12, 13))  # hip, knee, ankle
-_ANKLES = [10, 13]
 
 _SEGMENTS = {
     "torso": (NECK, _MID_HIP, 2.0), "shoulders": (RIGHT_SHOULDER, LEFT_SHOULDER, 2.0),
     "neck to right hip": (NECK, RIGHT_HIP, 1.0), "neck to left hip": (NECK, LEFT_HIP, 1.0),
     "right shoulder": (NECK, RIGHT_SHOULDER, 0.5), "left shoulder": (NECK, LEFT_SHOULDER, 0.5),
-    "hips": (RIGHT_HIP, LEFT_HIP, 1.0), "neck to nose": (NECK, NOSE, 1.0),
+    "hips": (RIGHT_HIP, LEFT_HIP, 1.0), "neck to foot": (NECK, _FOOT, 4.0), "neck to nose": (NECK, NOSE, 1.0),
     "right upper arm": (2, 3, 1.0), "right forearm": (3, 4, 0.5),
     "left upper arm": (5, 6, 1.0), "left forearm": (6, 7, 0.5),
     "right thigh": (8, 9, 1.5), "right shin": (9, 10, 1.0),
@@ -146,7 +145,7 @@ class AlignmentReport:
 
 
 class _Figure(NamedTuple):
-    """A person in T frames: `xy` (T, 87, 2) float64 px and `seen` (T, 87) bool, in the order of the constants above."""
+    """A person in T frames: `xy` (T, 88, 2) float64 px and `seen` (T, 88) bool, in the order of the constants above."""
 
     xy: np.ndarray
     seen: np.ndarray
@@ -258,13 +257,16 @@ def _figure(body: np.ndarray, face: np.ndarray) -> _Figure:
     body_seen = body[..., 2] >= CONFIDENCE
     face_seen = np.repeat((face[..., 2].mean(axis=1) >= CONFIDENCE)[:, None], 68, axis=1) & (face[..., 2] > 0)
     xy = np.concatenate([body[..., :2], face[..., :2]], axis=1).astype(np.float64)
-    shoulders, hips = [RIGHT_SHOULDER, LEFT_SHOULDER], [RIGHT_HIP, LEFT_HIP]
+    shoulders, hips, ankles = [RIGHT_SHOULDER, LEFT_SHOULDER], [RIGHT_HIP, LEFT_HIP], [10, 13]
     # The neck of a body is the middle of its shoulders (see the maps in topology.py), so it can stand in.
     stand_in = ~body_seen[:, NECK] & body_seen[:, shoulders].all(axis=1)
     xy[stand_in, NECK] = xy[stand_in][:, shoulders].mean(axis=1)
     body_seen[:, NECK] |= stand_in
-    xy = np.concatenate([xy, xy[:, hips].mean(axis=1, keepdims=True)], axis=1)
-    seen = np.concatenate([body_seen, face_seen, body_seen[:, hips].all(axis=1, keepdims=True)], axis=1)
+    lower = np.argmax(np.where(body_seen[:, ankles], xy[:, ankles, 1], -np.inf), axis=1)
+    foot = xy[np.arange(len(xy)), np.array(ankles)[lower]]
+    xy = np.concatenate([xy, xy[:, hips].mean(axis=1, keepdims=True), foot[:, None]], axis=1)
+    added = np.stack([body_seen[:, hips].all(axis=1), body_seen[:, ankles].any(axis=1)], axis=1)
+    seen = np.concatenate([body_seen, face_seen, added], axis=1)
     return _Figure(xy=xy, seen=seen)
 
 
@@ -328,16 +330,16 @@ def _offset(driving: _Figure, target: _Figure, *, scale: float, ground: bool) ->
     """The offset (2,), the anchor's name, and whether the ground decided the height; `ground`: whether it may."""
     share = driving.seen.mean(axis=0) * target.seen[0]
     point = next((joint for joint in _ANCHORS if share[joint] >= _OFTEN), int(share.argmax()))
-    name = (*BODY_JOINTS, *["face"] * 68, "middle of the hips")[point].replace("_", " ")
+    name = (*BODY_JOINTS, *["face"] * 68, "middle of the hips", "lower foot")[point].replace("_", " ")
     offset = target.xy[0, point] - scale * _resting_place(driving.xy[driving.seen[:, point], point])
 
-    shown = driving.seen[:, _ANKLES]
-    if not (ground and target.seen[0, _ANKLES].any() and target.seen[0, NECK]) or shown.any(axis=1).mean() < 0.5:
+    shown = driving.seen[:, _FOOT]
+    if not (ground and target.seen[0, _FOOT] and target.seen[0, NECK]) or shown.mean() < 0.5:
         return offset, name, False
-    lowest = np.where(shown, driving.xy[:, _ANKLES, 1], -np.inf).max(axis=1)[shown.any(axis=1)]
-    floor = float(target.xy[0, _ANKLES, 1][target.seen[0, _ANKLES]].max())
-    body_height = abs(floor - float(target.xy[0, NECK, 1]))
-    height = floor - scale * _high(lowest, quantile=_GROUND_QUANTILE, slack=0.05 * body_height / scale)
+    floor = float(target.xy[0, _FOOT, 1])
+    body_height = abs(floor - target.xy[0, NECK, 1])
+    lowest = _high(driving.xy[shown, _FOOT, 1], quantile=_GROUND_QUANTILE, slack=0.05 * body_height / scale)
+    height = floor - scale * lowest
     if abs(height - offset[1]) > _GROUND_TOLERANCE * body_height:
         return offset, name, False
     return np.array([offset[0], height]), name, True
@@ -388,9 +390,8 @@ def _framing_warning(driving: _Figure, target: _Figure) -> str:
         if ours > theirs
         else "what lies below in the picture is not driven and may vanish"
     )
-    return (
-        f"the reference is seen down to {_EXTENTS[theirs][0]}, the driving person down to {_EXTENTS[ours][0]}; {effect}"
-    )
+    lowest = f"the reference is seen down to {_EXTENTS[theirs][0]}, the driving person down to {_EXTENTS[ours][0]}"
+    return f"{lowest}; {effect}"
 
 
 def _extent(figure: _Figure) -> int:
@@ -424,9 +425,8 @@ def _leg_height(figure: _Figure) -> float:
         legs.append(np.where(figure.seen[:, hip] & figure.seen[:, knee], np.minimum(thigh, shin), -np.inf))
     best = np.max(legs, axis=0)
     best = best[np.isfinite(best)]
-    if not len(best) or not len(torso) or not _high(torso) > 0:
-        return math.nan
-    return float(np.median(best)) / _high(torso)
+    measured = len(best) and len(torso) and _high(torso) > 0
+    return float(np.median(best)) / _high(torso) if measured else math.nan
 
 
 def _facing_warning(driving: _Figure, target: _Figure) -> str:
