@@ -217,7 +217,7 @@ def test_what_is_seldom_seen_weighs_little():
     body = dance(30, missing=[3, 4, 6, 7]).body.copy()
     body[1:, [8, 11, *KNEES]] = 0
     body[0, [8, 11], 1], body[0, KNEES, 1] = 150, 190
-    _, report = align_track(track_of(body), figure(), size=SIZE)
+    _, report = align_track(track_of(body), figure(missing=FEET), size=SIZE)
     assert report.scale == pytest.approx(1, rel=0.02)
 
 
