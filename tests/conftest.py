@@ -1,11 +1,24 @@
 """Shared fixtures: where optional reference data lies, and tiny models."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+DEFAULT_THREADS = torch.get_num_threads()
+torch.set_num_threads(1)  # the models of the tests are too small for more, and busy machines stall on waiting threads
+
+
+@pytest.fixture
+def default_threads() -> Iterator[None]:
+    """As many threads as a user has: rounding depends on it."""
+    torch.set_num_threads(DEFAULT_THREADS)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

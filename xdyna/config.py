@@ -58,6 +58,7 @@ class InferConfig:
         person: which person of a crowd; 0 is the largest.
         smooth: filter key points over time (one-euro filter).
         max_gap: fill gaps of missing key points up to so many frames, >= 0.
+        align: scale and move the driving person so that it fits the one in the reference picture (not published).
         head: draw eyes and ears too (the published poses have none).
         similarity_prior: begin from the noised reference (published) instead of pure noise.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -85,6 +86,7 @@ class InferConfig:
     person: int = 0
     smooth: bool = False
     max_gap: int = 8
+    align: bool = False
     head: bool = False
     similarity_prior: bool = True
     device: str = "auto"

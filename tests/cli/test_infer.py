@@ -108,6 +108,40 @@ def test_size_and_config_file(infer, tmp_path):
     assert probe(tmp_path / "b.mp4").height == 64
 
 
+def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_path, monkeypatch, capsys):
+    """The person in the picture is half as large and lower: the drawn skeleton follows, and back again to no change."""
+    from tests.cli.small import standing_figure
+    from xdyna.cli import conditions
+    from xdyna.perception.types import Person
+
+    body = standing_figure(frames=1).body[0].copy()
+    body[:, :2] = body[:, :2] * 0.5 + (16, 40)
+
+    class Backend:
+        def detect(self, picture):
+            assert picture.shape == (96, 64, 3)
+            empty = np.zeros((2, 21, 3), np.float32)
+            return [Person(body=body, hands=empty, face=np.zeros((68, 3), np.float32), box=np.zeros(4), score=1.0)]
+
+    monkeypatch.setattr(conditions, "get_backend", lambda name: Backend())
+    drawn = []
+    original = conditions.draw_pose
+
+    def spy(points, *args, **kwargs):
+        drawn.append(points.copy())
+        return original(points, *args, **kwargs)
+
+    monkeypatch.setattr(conditions, "draw_pose", spy)
+    assert infer("--align", "--size", "96x64", "--out", "out.mp4", "--steps", "1") == 0
+    legs = slice(8, 14)
+    np.testing.assert_allclose(drawn[0][legs, :2], body[legs, :2], atol=1.0)
+    assert "driving person scaled by 0.5" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out.run.json").read_text())["alignment"]
+    assert report["scale"] == pytest.approx(0.5, abs=0.02)
+    assert infer("--align", "--drive", media / "poses.mp4", "--drive-kind", "pose") == 2
+    assert "cannot move the skeletons of a pose video" in capsys.readouterr().err
+
+
 def test_batch_in_both_forms(infer, media, tmp_path, capsys):
     ours = [{"ref": str(media / "ref.png"), "drive": str(media / "driving.npz"), "out": "one.mp4"}]
     published = [

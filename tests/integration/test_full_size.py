@@ -10,7 +10,7 @@ from diffusers import ControlNetModel
 from xdyna.models.controls import merge_residuals, run_controlnet, to_clip
 from xdyna.models.unet import XDynaUNet
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("default_threads")]
 
 
 @torch.no_grad()
@@ -31,9 +31,10 @@ def test_full_size_forward():
     out = unet(sample, t, text, image, down_residuals=clip.down, mid_residual=clip.mid).sample
     done = time.perf_counter()
     parameters = sum(p.numel() for m in (unet, *nets) for p in m.parameters())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\n{parameters / 1e6:.1f} M parameters, built in {built - start:.1f} s, one guided pass of 3 frames at "
-        f"64 x 64 px in {done - built:.1f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+        f"\n{parameters / 1e6:.1f} M parameters, built in {built - start:.1f} s; one guided pass of 3 frames at 64 x 64 px "
+        f"in {done - built:.1f} s; peak memory {peak:.2f} GiB"
     )
     assert out.shape == (2, 4, 3, 8, 8)
     assert out.isfinite().all()

@@ -248,4 +248,3 @@ def test_sizes_are_checked():
 def test_residual_frame_count_is_checked():
     with pytest.raises(ValueError, match="cover 5 frames, expected 2"):
         add_to_frames(torch.zeros(3, 4, 2, 2), torch.zeros(1, 4, 5, 2, 2), num_frames=3)
-

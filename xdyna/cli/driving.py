@@ -1,23 +1,14 @@
-"""The driving side of an animation: which frames are used, and the condition pictures made from them."""
+"""The driving side of an animation: which frames of which file are used."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from xdyna.cli.guard import UsageError
-from xdyna.config import InferConfig
-from xdyna.media.image import CropResize, center_crop, top_quarter_crop
-from xdyna.media.video import frame_times, natural_fps, probe, read_frames, resample_indices
-from xdyna.perception.draw import draw_pose
-from xdyna.perception.face_patch import face_patches
-from xdyna.perception.smooth import OneEuro
-from xdyna.perception.track import perceive
-from xdyna.perception.types import PerceptionSummary, PoseTrack
+from xdyna.media.video import frame_times, natural_fps, probe, resample_indices
+from xdyna.perception.types import PoseTrack
 
 KINDS = ("auto", "video", "pose", "keypoints")
 MAX_FPS = 15.0  # the rate the published model was trained for
@@ -50,12 +41,6 @@ class Driving:
     has_audio: bool
     track: PoseTrack | None = None
     face_video: Path | None = None
-
-    def frames(self, crop: CropResize) -> Iterator[np.ndarray]:
-        """The driving person (or else the skeletons), cropped: uint8 (H, W, 3), one per output frame."""
-        interpolation: Literal["area", "bilinear"] = "area" if self.face_video else "bilinear"
-        for frame in read_frames(self.face_video or self.path, self.rows.tolist()):
-            yield crop.image(frame, interpolation=interpolation)
 
 
 def open_driving(
@@ -125,81 +110,3 @@ def _check_face_video(face_video: Path, pose_video: Path, *, last_row: int, size
             f"--face-video {face_video} has {info.frame_count} frames of {info.height}x{info.width} (HxW), but the "
             f"pose video {pose_video} needs {last_row + 1} of {size[0]}x{size[1]}; they must show the same frames"
         )
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Condition pictures of a clip.
-
-    Attributes:
-        pose: uint8 (T, H, W, 3).
-        face: uint8 (T, H, W, 6) local and global face patch, or None.
-        crop: how the driving pictures were cropped.
-        summary: what perception found; None when it did not run.
-        track: key points in the coordinates of the driving file; None for pose videos.
-    """
-
-    pose: np.ndarray
-    face: np.ndarray | None
-    crop: CropResize
-    summary: PerceptionSummary | None
-    track: PoseTrack | None
-
-
-def make_conditions(
-    driving: Driving, config: InferConfig, *, size: tuple[int, int], face: bool, cache_dir: Path | None
-) -> Conditions:
-    """Skeleton pictures and face patches for every output frame.
-
-    Args:
-        driving: the driving file.
-        config: perception settings.
-        size: (H, W) of the video to be made.
-        face: make face patches.
-        cache_dir: where key points are cached; None for the default folder.
-
-    Returns:
-        Conditions: at `size`.
-
-    Raises:
-        ValueError: no person in any frame; face patches asked of a file that has no pictures of a face.
-    """
-    # The published crops: with face control everything is cut alike, a quarter of the slack above; else centred.
-    crop = (top_quarter_crop if face else center_crop)(driving.size, size)
-    rows, repeats = np.unique(driving.rows, return_inverse=True)
-    track: PoseTrack | None = None
-    if driving.track is not None:
-        track = driving.track.select(rows)
-    elif driving.face_video is not None and (driving.kind == "video" or face):
-        with tqdm(desc="finding the person", unit="frame") as bar:
-            track = perceive(
-                driving.face_video,
-                frame_indices=rows,
-                backend=config.pose_backend,
-                person=config.person,
-                cache_dir=cache_dir,
-                progress=lambda done, total: _advance(bar, done, total),
-                smooth=OneEuro() if config.smooth else None,
-                max_gap=config.max_gap,
-            )
-    if driving.kind == "pose":
-        skeletons = read_frames(driving.path, rows.tolist())
-        drawn = np.stack([crop.image(frame, interpolation="bilinear") for frame in skeletons])
-    else:
-        assert track is not None
-        placed = track.transform(crop)
-        drawn = np.stack(
-            [draw_pose(b, h, size=size, head=config.head) for b, h in zip(placed.body, placed.hands, strict=True)]
-        )
-    patches = None
-    if face:
-        assert track is not None
-        assert driving.face_video is not None
-        pictures = np.stack([crop.image(frame) for frame in read_frames(driving.face_video, rows.tolist())])
-        patches = np.concatenate(face_patches(pictures, track.transform(crop).face), axis=-1)[repeats]
-    return Conditions(drawn[repeats], patches, crop, track.summary if track else None, track)
-
-
-def _advance(bar: tqdm, done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)

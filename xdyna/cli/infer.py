@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from xdyna.cli import batch
 from xdyna.cli.checkpoint import Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
-from xdyna.cli.driving import Conditions, Driving, make_conditions, open_driving
+from xdyna.cli.conditions import Conditions, make_conditions, published_crop
+from xdyna.cli.driving import Driving, open_driving
 from xdyna.cli.guard import UsageError
 from xdyna.cli.infer_args import parser, settings
 from xdyna.cli.manifest import peak_memory, write_manifest
@@ -25,9 +26,9 @@ from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.resume import PartialRun, fingerprint
 from xdyna.cli.tiny import build_untrained
 from xdyna.config import InferConfig
-from xdyna.media.image import center_crop, read_image, top_quarter_crop
+from xdyna.media.image import read_image
 from xdyna.media.video import file_sha256
-from xdyna.perception.errors import PerceptionError
+from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.animate import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
 
 OUTPUTS = Path("outputs")
@@ -146,9 +147,7 @@ class Runner:
         if conditions.summary is not None:
             print(f"driving: {conditions.summary}")
         face = conditions.face is not None
-        crop = (top_quarter_crop if face else center_crop)(
-            (plan.reference.shape[0], plan.reference.shape[1]), plan.size
-        )
+        crop = published_crop(plan.reference.shape, plan.size, face=face)
         fitted = crop.image(plan.reference, interpolation="area" if face else "bilinear")
         pipeline = self._load()
         inputs = {
@@ -194,6 +193,8 @@ class Runner:
 
     def _use_face(self, driving: Driving) -> bool:
         wanted = self.config.face
+        if self.config.align and driving.kind == "pose":
+            raise UsageError("--align needs key points; it cannot move the skeletons of a pose video")
         if wanted and not self.checkpoint.has_face:
             raise UsageError(f"--face: {self.checkpoint.folder} has no face ControlNet; leave out --face")
         if wanted and driving.face_video is None:
@@ -205,14 +206,23 @@ class Runner:
         return possible if wanted is None else wanted
 
     def _conditions(self, plan: Plan) -> Conditions:
+        def make(face: bool) -> Conditions:
+            return make_conditions(
+                plan.driving,
+                self.config,
+                reference=plan.reference,
+                size=plan.size,
+                face=face,
+                cache_dir=self.cache_dir,
+            )
+
         try:
-            return make_conditions(plan.driving, self.config, size=plan.size, face=plan.face, cache_dir=self.cache_dir)
-        except PerceptionError as error:
-            if self.config.face is not None or not plan.face:
+            return make(plan.face)
+        except NoFaceError as error:
+            if self.config.face is not None:
                 raise
-            without = make_conditions(plan.driving, self.config, size=plan.size, face=False, cache_dir=self.cache_dir)
             print(f"note: going on without face control: {error}")
-            return without
+            return make(False)
 
     def _load(self) -> XDynaPipeline:
         if self._pipeline is None:
@@ -285,6 +295,7 @@ class Runner:
             "device": str(self.device),
             "fps": float(plan.driving.fps),
             "driving_fps": plan.driving.source_fps,
+            "alignment": dataclasses.asdict(alignment) if (alignment := conditions.placement.alignment) else None,
             "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
             "seconds": round(seconds, 2),
             "peak_memory_bytes": memory,

@@ -64,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     perception.add_argument("--pose-backend", help="mediapipe or dwpose")
     perception.add_argument("--person", type=int, metavar="N", help="which person, 0 = the largest")
     perception.add_argument("--smooth", action=argparse.BooleanOptionalAction, help="one-euro filter on key points")
+    perception.add_argument(
+        "--align", action=argparse.BooleanOptionalAction, help="fit the driving person to the one in the picture"
+    )
     perception.add_argument("--head", action=argparse.BooleanOptionalAction, help="draw eyes and ears too")
 
     machine = p.add_argument_group("machine")

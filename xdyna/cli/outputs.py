@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from xdyna.cli.driving import Conditions, Driving
+from xdyna.cli.conditions import Conditions, driving_pictures
+from xdyna.cli.driving import Driving
 from xdyna.media.atomic import atomic_output, unique_path
 from xdyna.media.image import write_png
 from xdyna.media.sheet import contact_sheet, grid_frame
@@ -124,7 +125,9 @@ def write_outputs(
             VideoWriter(files.video, fps=driving.fps, size=(height, width), audio_from=audio, overwrite=overwrite)
         )
         grid: VideoWriter | None = None
-        shown = zip(_driving_pictures(driving, conditions), conditions.pose, _faces(conditions), frames, strict=True)
+        shown = zip(
+            driving_pictures(driving, conditions.placement), conditions.pose, _faces(conditions), frames, strict=True
+        )
         for i, (driven, pose, face, frame) in enumerate(tqdm(shown, total=count, desc="decoding", unit="frame")):
             cells = {"reference": reference, "driving": driven, "pose": pose, "face": face, "result": frame}
             present = {name: cell for name, cell in cells.items() if cell is not None}
@@ -152,14 +155,6 @@ def write_outputs(
     write_png(files.sheet, sheet, overwrite=overwrite)
     if driving.kind == "video" and conditions.track is not None:
         conditions.track.save(files.keypoints, overwrite=overwrite)
-
-
-def _driving_pictures(driving: Driving, conditions: Conditions) -> Iterator[np.ndarray | None]:
-    if driving.face_video is None:  # key points or a lone pose video: nothing to show but the skeletons themselves
-        for _ in range(len(driving.rows)):
-            yield None
-    else:
-        yield from driving.frames(conditions.crop)
 
 
 def _faces(conditions: Conditions) -> Iterator[np.ndarray | None]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xdyna.perception.errors import PerceptionError
+from xdyna.perception.errors import NoFaceError, PerceptionError
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in px; right and bottom are not part of it."""
@@ -175,7 +175,7 @@ def _filled_landmarks(face_landmarks: np.ndarray) -> np.ndarray:
     if points.shape[2] == 3:
         found &= (points[..., 2] > 0).all(axis=1) & (points[..., 2].mean(axis=1) >= _CONFIDENCE)
     if not found.any():
-        raise PerceptionError(
+        raise NoFaceError(
             f"no face was found in any of {len(points)} frames; face control needs a visible face: "
             f"choose another part of the driving video, or run without face control (--no-face)"
         )

@@ -1,0 +1,166 @@
+"""Condition pictures of an animation: skeletons and face patches at the size of the video."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from xdyna.cli.driving import Driving
+from xdyna.config import InferConfig
+from xdyna.media.image import CropResize, center_crop, top_quarter_crop
+from xdyna.media.video import read_frames
+from xdyna.perception.align import AlignmentReport, align_track
+from xdyna.perception.base import get_backend
+from xdyna.perception.draw import draw_pose
+from xdyna.perception.errors import PerceptionError
+from xdyna.perception.face_patch import face_patches
+from xdyna.perception.smooth import OneEuro
+from xdyna.perception.track import perceive
+from xdyna.perception.types import PerceptionSummary, PoseTrack
+
+Interpolation = Literal["area", "bilinear"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How driving pictures and key points get into the video's picture.
+
+    Attributes:
+        crop: from the pictures (from the reference picture, where `alignment` is used) to the video.
+        alignment: from the driving person to the one in the reference picture; None leaves the person where it is.
+    """
+
+    crop: CropResize
+    alignment: AlignmentReport | None = None
+
+    def image(self, frame: np.ndarray, *, interpolation: Interpolation = "area") -> np.ndarray:
+        """A driving picture at the video's size, uint8 (H, W, 3)."""
+        return self.crop.image(self.alignment.image(frame) if self.alignment else frame, interpolation=interpolation)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Condition pictures of a clip.
+
+    Attributes:
+        pose: uint8 (T, H, W, 3).
+        face: uint8 (T, H, W, 6) local and global face patch, or None.
+        placement: how the driving pictures were placed.
+        summary: what perception found; None when it did not run.
+        track: key points in the coordinates of the driving file; None for pose videos.
+    """
+
+    pose: np.ndarray
+    face: np.ndarray | None
+    placement: Placement
+    summary: PerceptionSummary | None
+    track: PoseTrack | None
+
+
+def published_crop(size_hw: tuple[int, ...], target_hw: tuple[int, int], *, face: bool) -> CropResize:
+    """The published crops: with face control everything is cut a quarter of the slack from above, else centred."""
+    return (top_quarter_crop if face else center_crop)((size_hw[0], size_hw[1]), target_hw)
+
+
+def make_conditions(
+    driving: Driving,
+    config: InferConfig,
+    *,
+    reference: np.ndarray,
+    size: tuple[int, int],
+    face: bool,
+    cache_dir: Path | None,
+) -> Conditions:
+    """Skeleton pictures and face patches for every output frame.
+
+    Args:
+        driving: the driving file.
+        config: perception settings.
+        reference: the reference picture, uint8 (H, W, 3); the driving person is aligned to it where asked for.
+        size: (H, W) of the video to be made.
+        face: make face patches.
+        cache_dir: where key points are cached; None for the default folder.
+
+    Returns:
+        Conditions: at `size`.
+
+    Raises:
+        ValueError: no person in any frame; no face for face patches; alignment that cannot work.
+    """
+    rows, repeats = np.unique(driving.rows, return_inverse=True)
+    track = _find_person(driving, rows, config, face=face, cache_dir=cache_dir)
+    placement = Placement(published_crop(driving.size, size, face=face))
+    aligned = track
+    if config.align and track is not None:
+        aligned, report = _align(track, reference, config)
+        placement = Placement(published_crop(reference.shape, size, face=face), report)
+    placed = aligned.transform(placement.crop) if aligned is not None else None
+    if driving.kind == "pose":
+        skeletons = read_frames(driving.path, rows.tolist())
+        drawn = np.stack([placement.image(frame, interpolation="bilinear") for frame in skeletons])
+    else:
+        assert placed is not None
+        drawn = np.stack(
+            [draw_pose(b, h, size=size, head=config.head) for b, h in zip(placed.body, placed.hands, strict=True)]
+        )
+    patches = None
+    if face:
+        assert placed is not None
+        assert driving.face_video is not None
+        pictures = np.stack([placement.image(frame) for frame in read_frames(driving.face_video, rows.tolist())])
+        patches = np.concatenate(face_patches(pictures, placed.face), axis=-1)[repeats]
+    return Conditions(drawn[repeats], patches, placement, track.summary if track else None, track)
+
+
+def driving_pictures(driving: Driving, placement: Placement) -> Iterator[np.ndarray | None]:
+    """The driving person at the video's size, one per output frame; None where there are no pictures of a person."""
+    if driving.face_video is None:
+        yield from (None for _ in driving.rows)
+    else:
+        for frame in read_frames(driving.face_video, driving.rows.tolist()):
+            yield placement.image(frame)
+
+
+def _find_person(
+    driving: Driving, rows: np.ndarray, config: InferConfig, *, face: bool, cache_dir: Path | None
+) -> PoseTrack | None:
+    if driving.track is not None:
+        return driving.track.select(rows)
+    if driving.face_video is None or (driving.kind == "pose" and not face):
+        return None
+    with tqdm(desc="finding the person", unit="frame") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return perceive(
+            driving.face_video,
+            frame_indices=rows,
+            backend=config.pose_backend,
+            person=config.person,
+            cache_dir=cache_dir,
+            progress=advance,
+            smooth=OneEuro() if config.smooth else None,
+            max_gap=config.max_gap,
+        )
+
+
+def _align(track: PoseTrack, reference: np.ndarray, config: InferConfig) -> tuple[PoseTrack, AlignmentReport]:
+    people = get_backend(config.pose_backend).detect(reference)
+    if not people:
+        raise PerceptionError("no person was found in the reference picture, so there is nothing to align to (--align)")
+    height, width = reference.shape[:2]
+    aligned, report = align_track(track, people[0], size=(height, width))
+    print(f"alignment: {report}")
+    for note in report.warnings:
+        print(f"warning: {note}")
+    if not report.usable:
+        raise PerceptionError(
+            f"the driving person cannot be aligned well enough to the reference (score {report.score:.2f}); choose "
+            "another picture or driving video, or leave out --align"
+        )
+    return aligned, report
