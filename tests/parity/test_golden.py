@@ -32,8 +32,7 @@ def test_unet(golden: Golden, case: str, record_error) -> None:
     out = golden.unet()(
         golden.tensor(f"{case}/sample"), golden.tensor(f"{case}/timestep"), *_tokens(golden, case)
     ).sample
-    record_error(case, out, golden.tensor(f"{case}/out"), pytestmark = pytest.mark.usefixtures("default_threads")
-MODULE_TOLERANCE)
+    record_error(case, out, golden.tensor(f"{case}/out"), MODULE_TOLERANCE)
 
 
 @torch.no_grad()
@@ -44,8 +43,7 @@ def test_unet_residuals(golden: Golden, record_error) -> None:
     text, image = _tokens(golden, "unet")
     sample, timestep = golden.tensor("unet/sample")[rows], golden.tensor("unet/timestep")
     out = golden.unet()(sample, timestep, text[rows], image[rows], down_residuals=down, mid_residual=mid).sample
-    record_error("unet_residuals", out, golden.tensor("unet_residuals/out"), pytestmark = pytest.mark.usefixtures("default_threads")
-MODULE_TOLERANCE)
+    record_error("unet_residuals", out, golden.tensor("unet_residuals/out"), MODULE_TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", list(CONTROL_CHANNELS))
@@ -58,8 +56,7 @@ def test_controlnet(golden: Golden, kind: str, record_error) -> None:
     down, mid = golden.residuals(f"controlnet_{kind}")
     assert len(residuals.down) == len(down)
     for i, (ours, theirs) in enumerate(zip((*residuals.down, residuals.mid), (*down, mid), strict=True)):
-        record_error(f"controlnet_{kind}", ours, theirs, pytestmark = pytest.mark.usefixtures("default_threads")
-MODULE_TOLERANCE, part=i)
+        record_error(f"controlnet_{kind}", ours, theirs, MODULE_TOLERANCE, part=i)
 
 
 @torch.no_grad()
@@ -67,8 +64,7 @@ def test_resampler(golden: Golden, record_error) -> None:
     golden_case(golden, "resampler")
     resampler = golden.resampler(resampler_shapes(golden.config["resampler"]))
     record_error(
-        "resampler", resampler(golden.tensor("resampler/features")), golden.tensor("resampler/out"), pytestmark = pytest.mark.usefixtures("default_threads")
-MODULE_TOLERANCE
+        "resampler", resampler(golden.tensor("resampler/features")), golden.tensor("resampler/out"), MODULE_TOLERANCE
     )
 
 
