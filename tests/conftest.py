@@ -4,6 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # before torch: waiting threads must not burn a busy machine's cores
+
 import pytest
 import torch
 

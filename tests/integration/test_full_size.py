@@ -33,8 +33,8 @@ def test_full_size_forward():
     parameters = sum(p.numel() for m in (unet, *nets) for p in m.parameters())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\n{parameters / 1e6:.1f} M parameters, built in {built - start:.1f} s; one guided pass of 3 frames at 64 x 64 "
-        f"px in {done - built:.1f} s; peak memory {peak:.2f} GiB"
+        f"\n{parameters / 1e6:.1f} M parameters, built in {built - start:.1f} s; one guided pass of 3 frames at 64 x "
+        f"64 px in {done - built:.1f} s; peak memory {peak:.2f} GiB"
     )
     assert out.shape == (2, 4, 3, 8, 8)
     assert out.isfinite().all()
