@@ -1,5 +1,6 @@
 """Shared fixtures: where optional reference data lies, and tiny models."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"reference media not found in {folder} (set XDYNA_SHARED_DIR)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def official_shapes() -> dict[str, dict[str, list[int]]]:
+    """Name and shape of every published tensor, by part: unet, controlnet_pose, controlnet_face, image_proj."""
+    return json.loads((Path(__file__).parent / "golden" / "official_state_dict_shapes.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -36,9 +34,8 @@ def inputs(frames=4, grid=8):
     return torch.randn(2, 4, frames, grid, grid), torch.tensor(500), torch.randn(2, 5, 6), torch.randn(2, 3, 6)
 
 
-def test_full_size_names_and_shapes(shared_dir):
+def test_full_size_names_and_shapes(official_shapes):
     """Every official tensor, by name and shape, without allocating any."""
-    official = json.loads((shared_dir / "parity" / "official_state_dict_shapes.json").read_text())
     with torch.device("meta"):
         models = {
             "unet": XDynaUNet(),
@@ -47,7 +44,7 @@ def test_full_size_names_and_shapes(shared_dir):
         }
     counts = {"unet": (1326, 1321.5e6), "controlnet_pose": (340, 361.3e6), "controlnet_face": (340, 361.3e6)}
     for part, model in models.items():
-        assert {name: list(t.shape) for name, t in model.state_dict().items()} == official[part]
+        assert {name: list(t.shape) for name, t in model.state_dict().items()} == official_shapes[part]
         tensors, elements = counts[part]
         assert len(model.state_dict()) == tensors
         assert sum(t.numel() for t in model.state_dict().values()) == pytest.approx(elements, rel=1e-3)

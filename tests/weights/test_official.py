@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -57,11 +55,10 @@ def test_incomplete_xdyna_checkpoint_is_refused():
         official.load_unet(make_unet(), state, what="file.ckpt")
 
 
-def test_full_size_shapes_load_on_meta(shared_dir):
+def test_full_size_shapes_load_on_meta(official_shapes):
     """The published names and shapes go through our maps into full-size modules, nothing allocated."""
-    shapes = json.loads((shared_dir / "parity" / "official_state_dict_shapes.json").read_text())
     with torch.device("meta"):
-        state = {part: {n: torch.empty(s) for n, s in entries.items()} for part, entries in shapes.items()}
+        state = {part: {n: torch.empty(s) for n, s in entries.items()} for part, entries in official_shapes.items()}
         official.load_unet(XDynaUNet(), state["unet"], what="unet")
         for kind, channels in (("pose", 3), ("face", 6)):
             net = ControlNetModel(cross_attention_dim=768, conditioning_channels=channels)
