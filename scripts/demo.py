@@ -3,8 +3,7 @@
 
 import sys
 
-from xdyna.cli.demo import main
 from xdyna.cli.guard import run
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run("xdyna.cli.demo"))

@@ -4,7 +4,6 @@
 import sys
 
 from xdyna.cli.guard import run
-from xdyna.cli.infer import main
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run("xdyna.cli.infer"))

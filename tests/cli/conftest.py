@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.cli.small import SMALL, standing_figure
-from xdyna.cli.checkpoint import UNTRAINED_MARK, save_pipeline
+from xdyna.cli.checkpoint import save_pipeline
 from xdyna.cli.guard import run
 from xdyna.cli.infer import main
 from xdyna.cli.tiny import build_pipeline
@@ -20,8 +20,7 @@ from xdyna.perception.draw import draw_pose
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete pipeline folder of 32 x 32 px with random weights."""
     folder = tmp_path_factory.mktemp("checkpoint") / "small"
-    save_pipeline(build_pipeline(SMALL, seed=0), folder)
-    (folder / UNTRAINED_MARK).touch()
+    save_pipeline(build_pipeline(SMALL, seed=0), folder, untrained=True)
     return folder
 
 

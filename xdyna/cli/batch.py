@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xdyna.cli.driving import KINDS
 from xdyna.cli.guard import UsageError
 
 # Our own names, and those of the published examples/example.json.
@@ -64,6 +65,10 @@ def _read_entry(entry: dict[str, Any], number: int, path: Path) -> dict[str, Any
     for key in ("ref", "drive"):
         if key not in read:
             raise UsageError(f"--batch {path}, entry {number} names no {key} file (keys {' or '.join(KEYS[key])})")
+    if read.get("kind", "auto") not in KINDS:
+        raise UsageError(
+            f"--batch {path}, entry {number}: drive_kind is {read['kind']!r}, expected one of {', '.join(KINDS)}"
+        )
     if "target_no_head_poses" in entry:
         read.setdefault("kind", "pose")
     for key in ("ref", "drive", "face_video"):
@@ -84,9 +89,10 @@ def run_all(jobs: Sequence[Any], run: Callable[[Any], Any]) -> int:
         print(f"[{number}/{len(jobs)}] {job.reference} + {job.drive}")
         try:
             run(job)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # one job's failure, whatever it is, must not cost the others
             failures.append(f"[{number}] {job.reference} + {job.drive}: {error}")
-            print(f"error: {error}", file=sys.stderr)
+            expected = isinstance(error, ValueError | OSError)
+            print(f"error: {error}" if expected else f"error: {type(error).__name__}: {error}", file=sys.stderr)
     _summarise(failures, len(jobs))
     return 1 if failures else 0
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from xdyna.cli.guard import UsageError
 from xdyna.pipelines.animate import XDynaPipeline
@@ -64,7 +66,11 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     if folder is None:
         folder = OFFICIAL if OFFICIAL.is_dir() else TINY
         if folder == TINY and not (TINY / "model_index.json").is_file():
-            build_tiny(TINY)
+            try:
+                build_tiny(TINY)
+            except WeightsError:
+                if not (TINY / "model_index.json").is_file():  # else another run has just made it
+                    raise
     elif not folder.is_dir():
         raise UsageError(
             f"--checkpoint {folder}: no such folder. Expected a pipeline folder with model_index.json; make one from "
@@ -141,7 +147,7 @@ def load_pipeline(
         if name == "face_controlnet" and not face:
             parts[name] = None
         elif list((checkpoint.folder / name).glob("*.safetensors")):
-            parts[name] = _load_component(checkpoint.folder / name, *entry, dtype=dtype)
+            parts[name] = load_component(checkpoint.folder / name, *entry, dtype=dtype)
     pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
     pipeline.to(device)
     if attention == "xformers":
@@ -149,7 +155,21 @@ def load_pipeline(
     return pipeline
 
 
-def _load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
+def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
+    """Load one network from its folder strictly.
+
+    Args:
+        folder: with config.json and safetensors.
+        library: "diffusers", "transformers" or a module of xdyna.
+        class_name: name of the class there.
+        dtype: floating-point type to load in.
+
+    Returns:
+        Module: in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: another library, or missing, unexpected, mis-shaped or non-finite weights.
+    """
     if library not in ("diffusers", "transformers") and not library.startswith("xdyna."):
         raise WeightsError(
             f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna"
@@ -161,12 +181,17 @@ def _load_component(folder: Path, library: str, class_name: str, *, dtype: torch
     options["dtype" if library == "transformers" else "torch_dtype"] = dtype
     try:
         module, info = component.from_pretrained(folder, **options)
-    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].split(" If you want")[0]  # diffusers' advice is not for users
         raise WeightsError(
             f"{folder} cannot be loaded as {class_name}: {reason} (is this another architecture, or a damaged copy?)"
         ) from error
-    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names and kind != "error_msgs"}
+    problems = {
+        kind: [name for name in sorted(map(str, names)) if not name.endswith(".position_ids")]  # computed, not learned
+        for kind, names in info.items()
+        if kind != "error_msgs"
+    }
+    problems = {kind: names for kind, names in problems.items() if names}
     if problems:
         text = "; ".join(f"{kind} ({len(names)}): {', '.join(names[:10])}" for kind, names in problems.items())
         raise WeightsError(f"{folder}: the weights do not fit {class_name}: {text}")
@@ -174,14 +199,26 @@ def _load_component(folder: Path, library: str, class_name: str, *, dtype: torch
     return module.eval()
 
 
-def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool = False) -> None:
     """Write a pipeline folder completely or not at all.
 
+    Args:
+        pipeline: what to write.
+        folder: must not exist.
+        untrained: mark the weights as random.
+
     Raises:
-        ValueError: when the folder exists already.
+        WeightsError: the folder exists already, or cannot be written (full disk, ...).
     """
     if folder.exists():
-        raise ValueError(f"{folder} exists already; remove it or choose another folder")
-    temporary = folder.with_name(f".{folder.name}.writing")
-    pipeline.save_pretrained(temporary)
-    temporary.rename(folder)
+        raise WeightsError(f"{folder} exists already; remove it or choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            temporary = Path(scratch) / folder.name
+            pipeline.save_pretrained(temporary)
+            if untrained:
+                (temporary / UNTRAINED_MARK).write_text("Random weights: they draw nothing sensible.\n")
+            temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{folder} cannot be written: {error}; nothing of it was kept") from error

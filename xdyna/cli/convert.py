@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from xdyna.cli.checkpoint import OFFICIAL, PRETRAINED, save_pipeline
+from xdyna.cli.checkpoint import OFFICIAL, PRETRAINED, load_component, save_pipeline
 from xdyna.cli.guard import UsageError
 from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.tiny import build_untrained
@@ -121,7 +120,11 @@ def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str
                 raise UsageError(f"{flag} {path}: no such file or folder; expected the {part.what}")
             found[part.option] = path
             continue
-        hits = [hit for pattern in part.patterns for hit in sorted(folder.glob(pattern))] if folder else []
+        hits = _first_match(folder, part.patterns) if folder else []
+        if len(hits) > 1:
+            raise UsageError(
+                f"{folder} holds several files that could be the {part.what}: {', '.join(map(str, hits))}; name one with {flag}"
+            )
         if hits:
             found[part.option] = hits[0].parent if hits[0].suffix == ".json" else hits[0]
         elif part.required:
@@ -134,6 +137,11 @@ def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str
             "pretrained/README.md tells where they are."
         )
     return found
+
+
+def _first_match(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """What the first pattern that finds anything finds."""
+    return next((hits for pattern in patterns if (hits := sorted(folder.glob(pattern)))), [])
 
 
 def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = False) -> XDynaPipeline:
@@ -150,7 +158,7 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
     Raises:
         WeightsError: on missing, unexpected, mis-shaped or non-finite weights, or unsafe files.
     """
-    with tqdm(total=6, desc="converting", unit="part", disable=not progress) as bar:
+    with tqdm(total=7, desc="converting", unit="part", disable=not progress) as bar:
 
         def part(make: Callable[[], Any]) -> Any:
             module = make()
@@ -173,6 +181,9 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
             official.load_ip_adapter(parts, resampler=module, what=str(source))
             return module
 
+        def network(folder: Path, library: str, name: str) -> Any:
+            return load_component(folder, library, name, dtype=torch.float32)
+
         base = sources["sd15"]
         face = part(lambda: controlnet("face_controlnet", FACE_CHANNELS)) if "face_controlnet" in sources else None
         return XDynaPipeline(
@@ -180,10 +191,12 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
             pose_controlnet=part(lambda: controlnet("controlnet", POSE_CHANNELS)),
             face_controlnet=face,
             image_projection=part(resampler),
-            vae=part(lambda: _from_folder(AutoencoderKL, base / "vae")),
-            text_encoder=part(lambda: _from_folder(CLIPTextModel, base / "text_encoder")),
-            tokenizer=_from_folder(CLIPTokenizer, base / "tokenizer"),
-            image_encoder=_from_folder(CLIPVisionModelWithProjection, sources["image_encoder"]),
+            vae=part(lambda: network(base / "vae", "diffusers", "AutoencoderKL")),
+            text_encoder=part(lambda: network(base / "text_encoder", "transformers", "CLIPTextModel")),
+            tokenizer=_tokenizer(base / "tokenizer"),
+            image_encoder=part(
+                lambda: network(sources["image_encoder"], "transformers", "CLIPVisionModelWithProjection")
+            ),
             feature_extractor=CLIPImageProcessorPil(),  # the published sampler uses CLIP's defaults
             scheduler=build.build_scheduler(config.scheduler),
         )
@@ -195,14 +208,12 @@ def _finite_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _from_folder(component: Any, folder: Path) -> Any:
+def _tokenizer(folder: Path) -> CLIPTokenizer:
     try:
-        return component.from_pretrained(folder, local_files_only=True)
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise WeightsError(
-            f"{folder} cannot be loaded as {component.__name__}: {str(error).strip().splitlines()[0]} "
-            "(expected a folder of Stable Diffusion 1.5 or IP-Adapter in diffusers layout)"
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{folder} cannot be loaded as a CLIP tokenizer: {reason}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import numpy as np
 
 from xdyna.cli.guard import UsageError
 from xdyna.media.video import frame_times, natural_fps, probe, resample_indices
+from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import PoseTrack
 
 KINDS = ("auto", "video", "pose", "keypoints")
@@ -75,20 +76,23 @@ def open_driving(
         raise UsageError(f"--drive {path}: no such file; expected a video, a pose video or a key point file (.npz)")
     if kind == "auto":
         kind = "keypoints" if path.suffix.lower() == ".npz" else "video"
-    if kind == "auto":
-        kind = "keypoints" if path.suffix.lower() == ".npz" else "video"
     if face_video is not None and kind != "pose":
         raise UsageError("--face-video goes with --drive-kind pose only; a driving video brings its own faces")
     track = None
     if kind == "keypoints":
         track = PoseTrack.load(path)
         times, size, audio = track.times - track.times[0], track.size, False
-        step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / MAX_FPS
+        if not track.found.any():
+            raise PerceptionError(f"{path} holds no person in any of its {len(times)} frames; detect key points again")
+        steps = np.diff(times)
+        step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / MAX_FPS
         duration, source_fps = float(times[-1]) + step, 1 / step
     else:
         info = probe(path)
         times, size, audio = frame_times(path), (info.height, info.width), info.has_audio
         duration, source_fps = info.duration, info.fps
+    if stride is not None and stride > len(times):
+        raise UsageError(f"--stride {stride}: {path} has only {len(times)} frames; use a smaller one")
     rate = Fraction(source_fps).limit_denominator(1001)
     if fps is not None:
         rate = Fraction(fps).limit_denominator(1001)

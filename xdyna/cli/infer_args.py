@@ -87,6 +87,9 @@ def settings(args: argparse.Namespace) -> InferConfig:
     names = {field.name for field in dataclasses.fields(InferConfig)}
     given = {RENAMED.get(name, name): value for name, value in vars(args).items()}
     changes = {name: value for name, value in given.items() if name in names}
+    # One given on the command line wins over the other of the file.
+    if (changes.get("fps") is None) != (changes.get("stride") is None):
+        changes.setdefault("fps" if "stride" in changes else "stride", None)
     try:
         if "size" in given:
             changes["height"], changes["width"] = parse_size(given["size"])

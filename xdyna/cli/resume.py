@@ -7,6 +7,7 @@ removed when the output is complete. Noise and window offsets follow from the se
 
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from xdyna.media import MediaError
 from xdyna.media.atomic import atomic_output
 
 SECONDS_BETWEEN_WRITES = 30.0
@@ -57,14 +59,22 @@ class PartialRun:
             self.save()
 
     def save(self) -> bool:
-        """Write the latest state. Returns: whether there was one."""
+        """Write the latest state. A failure (full disk, ...) is told and does not end the run.
+
+        Returns:
+            bool: whether it was written.
+        """
         if self._latest is None:
             return False
-        steps, latents = self._latest
-        with atomic_output(self.path, overwrite=True) as temporary:
-            metadata = {"key": self.key, "steps": str(steps)}
-            save_file({"latents": latents.cpu().contiguous()}, temporary, metadata=metadata)
         self._written = time.monotonic()
+        steps, latents = self._latest
+        try:
+            with atomic_output(self.path, overwrite=True) as temporary:
+                metadata = {"key": self.key, "steps": str(steps)}
+                save_file({"latents": latents.cpu().contiguous()}, temporary, metadata=metadata)
+        except (OSError, SafetensorError, MediaError) as error:
+            print(f"warning: the partial result could not be written: {error}", file=sys.stderr)
+            return False
         return True
 
     def remove(self) -> None:

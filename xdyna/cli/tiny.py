@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from xdyna.cli.checkpoint import UNTRAINED_MARK, save_pipeline
+from xdyna.cli.checkpoint import save_pipeline
 from xdyna.config import ModelConfig, load_config
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.pipelines.animate import XDynaPipeline
@@ -52,7 +52,4 @@ def build_untrained(folder: Path, *, seed: int = 0) -> None:
     """
     pipeline = build_pipeline(load_config(ModelConfig, TINY_CONFIG), seed=seed)
     pipeline.to(torch.float16)
-    save_pipeline(pipeline, folder)
-    (folder / UNTRAINED_MARK).write_text(
-        "Random weights, made by scripts/convert.py --tiny. They draw nothing sensible.\n"
-    )
+    save_pipeline(pipeline, folder, untrained=True)
