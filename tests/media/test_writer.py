@@ -221,6 +221,18 @@ def test_existing_file_is_refused_before_any_work(tmp_path):
     assert stray_files(tmp_path) == ["out.mp4"]
 
 
+def test_a_video_that_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "out.mp4"
+    message = r"kept as .*out_2\.mp4"
+    with pytest.raises(MediaError, match=message), VideoWriter(path, fps=8, size=(64, 96)) as writer:  # noqa: PT012
+        for frame in smooth():
+            writer.write(frame)
+        path.write_bytes(b"precious")
+    assert path.read_bytes() == b"precious"
+    assert probe(tmp_path / "out_2.mp4").frame_count == 12
+    assert stray_files(tmp_path) == ["out.mp4", "out_2.mp4"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MediaError])
 def test_any_exception_leaves_nothing(tmp_path, error, make_sound):
     source = make_sound("in.mp4")

@@ -42,7 +42,8 @@ class VideoWriter:
         overwrite: whether an existing file may be replaced.
 
     Raises:
-        MediaError: bad size or rate, existing target, unwritable folder, full disk, no frame written, wrong frame.
+        MediaError: bad size or rate, existing target, unwritable folder, full disk, no frame written, wrong frame. A
+            target that appears while frames are written is not replaced: the video is kept under the next free name.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class VideoWriter:
             self._abandon()
             raise
         assert self._temporary is not None
-        publish(self._temporary, self.path)
+        publish(self._temporary, self.path, overwrite=self._overwrite)
 
     def _finish(self) -> None:
         assert self._container is not None
