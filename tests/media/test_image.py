@@ -386,6 +386,45 @@ def test_crop_image_against_block_means():
     assert picture[3:11, 2:12].any()
 
 
+@pytest.mark.parametrize(
+    ("shape", "box", "size"),
+    [
+        ((3584, 2048), (0, 0, 2048, 3584), (896, 512)),
+        ((400, 300), (11, 30, 250, 333), (100, 64)),
+        ((100, 64), (5, 7, 40, 60), (128, 96)),
+    ],
+)
+def test_bilinear_is_that_of_pillow(shape, box, size):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    crop = CropResize(box=box, size=size)
+    cut = Image.fromarray(picture).crop((box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    expected = np.asarray(cut.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    result = crop.image(picture, interpolation="bilinear")
+    assert np.array_equal(result, expected)
+    result[:] = 0  # writable
+    for channels in (1, 2, 4):
+        many = np.concatenate([picture, picture[..., :1]], axis=-1)[..., :channels]
+        wanted = np.concatenate([expected, expected[..., :1]], axis=-1)[..., :channels]
+        assert np.array_equal(crop.image(many, interpolation="bilinear"), wanted)
+    assert np.array_equal(crop.image(picture[..., 1], interpolation="bilinear"), expected[..., 1])
+    floats = crop.image(picture.astype(np.float32), interpolation="bilinear")
+    assert floats.dtype == np.float32
+    assert np.abs(floats - expected).max() < 1.01  # Pillow rounds after each direction where pixels are 8-bit
+
+
+def test_bilinear_averages_when_reducing():
+    """White noise of deviation 1 reduced n-fold by a triangle 2 n wide keeps 2 / (3 n); single pixels would keep 1."""
+    noise = np.random.default_rng(0).normal(0, 1, (1024, 1024)).astype(np.float32)
+    out = CropResize(box=(0, 0, 1024, 1024), size=(128, 128)).image(noise, interpolation="bilinear")
+    assert out.std() == pytest.approx(2 / 3 / 8, rel=0.05)
+
+
+def test_area_is_that_of_opencv():
+    picture = np.random.default_rng(0).integers(0, 256, (700, 400, 3), dtype=np.uint8)
+    out = CropResize(box=(10, 20, 350, 612), size=(224, 128)).image(picture)
+    assert np.array_equal(out, cv2.resize(picture[20:632, 10:360], (128, 224), interpolation=cv2.INTER_AREA))
+
+
 @pytest.mark.parametrize("interpolation", ["area", "bilinear"])
 def test_points_follow_the_picture(interpolation):
     """A bright spot is found where `points` says, when reducing and when enlarging."""
@@ -407,5 +446,7 @@ def test_crop_refuses():
         CropResize(box=(10, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(MediaError, match="interpolation 'cubic' is unknown"):
         CropResize(box=(0, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.uint8), interpolation="cubic")
+    with pytest.raises(MediaError, match="needs uint8 or float32; given int64"):
+        CropResize(box=(0, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.int64), interpolation="bilinear")
     with pytest.raises(MediaError, match="at least 1 px"):
         center_crop((0, 4), (8, 8))

@@ -215,17 +215,18 @@ class CropResize:
 
         Args:
             array: (H, W) or (H, W, C), uint8 or float32.
-            interpolation: "area" (averages when reducing; official for face control) or "bilinear".
+            interpolation: "area" (averages when reducing; official for face control) or "bilinear" (that of Pillow: a
+                triangle as wide as the reduction, so that nothing flickers; the pixels outside the box count nothing).
 
         Returns:
-            The picture of `size`, same type and number of channels.
+            The picture of `size`, same type and number of channels; the very pixels where the box has that size.
 
         Raises:
-            MediaError: the box reaches outside `array`, or the interpolation has another name.
+            MediaError: the box reaches outside `array`, the interpolation has another name, or a type that "bilinear"
+                cannot do.
         """
-        methods = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR}
-        if interpolation not in methods:
-            raise MediaError(f"interpolation '{interpolation}' is unknown; choose one of {sorted(methods)}")
+        if interpolation not in ("area", "bilinear"):
+            raise MediaError(f"interpolation '{interpolation}' is unknown; choose one of ['area', 'bilinear']")
         left, top, width, height = self.box
         if array.ndim not in (2, 3) or top + height > array.shape[0] or left + width > array.shape[1]:
             raise MediaError(
@@ -234,7 +235,9 @@ class CropResize:
         cut = np.ascontiguousarray(array[top : top + height, left : left + width])
         if cut.shape[:2] == self.size:
             return cut.copy()
-        resized = cv2.resize(cut, (self.size[1], self.size[0]), interpolation=methods[interpolation])
+        if interpolation == "bilinear":
+            return _resize_bilinear(cut, self.size)
+        resized = cv2.resize(cut, (self.size[1], self.size[0]), interpolation=cv2.INTER_AREA)
         return resized.reshape(*self.size, *array.shape[2:])  # OpenCV drops a single channel
 
     def points(self, xy: np.ndarray) -> np.ndarray:
@@ -251,6 +254,16 @@ class CropResize:
         left, top, width, height = self.box
         scale = np.array([self.size[1] / width, self.size[0] / height])
         return ((xy - np.array([left, top]) + 0.5) * scale - 0.5).astype(dtype)
+
+
+def _resize_bilinear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pillow's bilinear resize of (H, W) or (H, W, C), any number of channels."""
+    if array.dtype not in (np.uint8, np.float32):
+        raise MediaError(f"bilinear resizing needs uint8 or float32; given {array.dtype}: convert the picture first")
+    if array.ndim == 2 or (array.dtype == np.uint8 and array.shape[2] == 3):
+        return np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    channels = [_resize_bilinear(np.ascontiguousarray(array[..., k]), size) for k in range(array.shape[2])]
+    return np.stack(channels, axis=-1)
 
 
 def _largest_box(size_hw: tuple[int, int], target_hw: tuple[int, int]) -> tuple[int, int]:
