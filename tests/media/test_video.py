@@ -366,6 +366,36 @@ def test_cut_tail_keeps_what_can_be_read(make_video, number_of, name):
     assert readable[0] < 12
 
 
+def test_a_cut_tail_is_told_once(make_video, tmp_path):
+    path = make_video("cut.mp4", container_options={"movflags": "faststart"}, options={"g": "5", "bf": "0"})
+    data = path.read_bytes()
+
+    def told():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            probe(path)
+            frame_times(path)
+            list(read_frames(path))
+            probe(os.path.relpath(path))
+        return [str(w.message) for w in caught if "is cut off or damaged" in str(w.message)]
+
+    path.write_bytes(data[: len(data) // 2])
+    assert len(told()) == 1
+    assert told() == []
+    for k in range(20):  # more files than indices are remembered
+        (tmp_path / f"{k}.mp4").write_bytes(data)
+        probe(tmp_path / f"{k}.mp4")
+    assert told() == []
+    path.write_bytes(data[: len(data) * 2 // 3])
+    assert len(told()) == 1, "another file under the name"
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(MediaWarning):
+                probe(path)
+
+
 def test_damage_in_the_middle_neither_hangs_nor_shifts(make_video, number_of):
     path = make_video(container_options={"movflags": "faststart"}, options={"g": "8", "bf": "0"})
     data = path.read_bytes()

@@ -85,22 +85,29 @@ def read_index(path: str | os.PathLike[str]) -> VideoIndex:
     """Index a video; the result is remembered for as long as the file does not change.
 
     Warns:
-        MediaWarning: the file's end is cut off or packets are damaged; names how many frames are lost.
+        MediaWarning: the file's end is cut off or packets are damaged; names how many frames are lost. Once per process
+            for a file that does not change.
 
     Raises:
         MediaError: missing, folder, empty, not a video, no video stream, no frame that can be decoded.
     """
     path = check_input_file(path, what="video")
     state = path.stat()
-    index = _cached_index(os.path.abspath(path), state.st_size, state.st_mtime_ns)
-    if index.lost:
+    key = (os.path.abspath(path), state.st_size, state.st_mtime_ns)
+    index = _cached_index(*key)
+    if index.lost and key not in _WARNED:
         warnings.warn(
             f"video '{path}' is cut off or damaged: {index.lost} of {index.lost + len(index.pts)} frames cannot be "
             f"read; the first {len(index.pts)} are used",
             MediaWarning,
             stacklevel=3,
         )
+        _WARNED.add(key)  # after the warning: where warnings are made errors, each call fails alike
     return index
+
+
+_WARNED: set[tuple[str, int, int]] = set()
+"""Files (path, size, time of change) whose loss was told: one run reads a video's index many times."""
 
 
 @functools.lru_cache(maxsize=16)
