@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdyna.perception import PerceptionError, get_backend
+from xdyna.perception import PerceptionError, dwpose_backend, get_backend
 from xdyna.perception.dwpose_backend import DETECTOR_FILE, POSE_FILE, wholebody_person
 
 COCO = [
@@ -142,6 +142,12 @@ def test_version_follows_the_models(rtmlib, tmp_path: Path):
     assert get_backend("dwpose", models_dir=tmp_path).version == first
     (tmp_path / POSE_FILE).write_bytes(b"another model")
     assert get_backend("dwpose", models_dir=tmp_path).version != first
+
+
+def test_the_default_folder_is_that_of_the_repository(rtmlib, monkeypatch, tmp_path: Path):
+    assert Path(__file__).resolve().parents[2] / "pretrained" / "dwpose" == dwpose_backend.DEFAULT_DIR
+    monkeypatch.setattr(dwpose_backend, "DEFAULT_DIR", make_models(tmp_path))
+    assert get_backend("dwpose").version == get_backend("dwpose", models_dir=tmp_path).version
 
 
 def test_errors(rtmlib, monkeypatch, tmp_path: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdyna.perception import PerceptionError, get_face_backend
+from xdyna.perception import PerceptionError, get_face_backend, insightface_backend
 
 pytest.importorskip("insightface", reason="needs the perception extra")
 onnx = pytest.importorskip("onnx")
@@ -102,6 +102,12 @@ def test_version_follows_the_models(models: Path):
     first = get_face_backend("insightface", models_dir=models).version
     save(models / "2d106.onnx", size=(192, 192), outputs={"fc1": np.zeros((1, 212), np.float32)})
     assert get_face_backend("insightface", models_dir=models).version != first
+
+
+def test_the_default_folder_is_that_of_the_repository(models, monkeypatch):
+    assert Path(__file__).resolve().parents[2] / "pretrained" / "insightface" == insightface_backend.DEFAULT_DIR
+    monkeypatch.setattr(insightface_backend, "DEFAULT_DIR", models)
+    assert get_face_backend("insightface").version == get_face_backend("insightface", models_dir=models).version
 
 
 def test_errors(tmp_path: Path, monkeypatch):

@@ -25,7 +25,7 @@ from xdyna.perception.types import Person, mark_face, mark_outside
 
 DETECTOR_FILE = "yolox_l.onnx"
 POSE_FILE = "dw-ll_ucoco_384.onnx"
-DEFAULT_DIR = Path("pretrained") / "dwpose"
+DEFAULT_DIR = Path(__file__).resolve().parents[2] / "pretrained" / "dwpose"
 _RULES = 1  # raise when the code below changes the numbers: cached key points are then detected again
 
 
@@ -33,7 +33,8 @@ class DWPoseBackend:
     """YOLOX people detector and DWPose whole-body key points, run by rtmlib on onnxruntime.
 
     Args:
-        models_dir: folder with `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`; None: `pretrained/dwpose`.
+        models_dir: folder with `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`; None: `pretrained/dwpose` of the
+            repository, whatever the working folder.
         device: of rtmlib, "cpu" or "cuda".
 
     Attributes:

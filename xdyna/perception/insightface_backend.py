@@ -13,7 +13,7 @@ import numpy as np
 from xdyna.perception.base import Face, check_frame, require
 from xdyna.perception.errors import PerceptionError
 
-DEFAULT_DIR = Path("pretrained") / "insightface"
+DEFAULT_DIR = Path(__file__).resolve().parents[2] / "pretrained" / "insightface"
 _INSTALL = '"xdyna[perception]"'
 _DETECTION, _LANDMARKS, _RECOGNITION = "detection", "landmark_2d_106", "recognition"
 
@@ -22,7 +22,8 @@ class InsightFaceBackend:
     """The models of an insightface pack (for instance `buffalo_l`): a detector, and what else is there.
 
     Args:
-        models_dir: folder with the .onnx files; None: `pretrained/insightface`.
+        models_dir: folder with the .onnx files; None: `pretrained/insightface` of the repository, whatever the
+            working folder.
         threshold: lowest detector confidence, in (0, 1).
 
     Attributes:
