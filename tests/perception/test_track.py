@@ -45,8 +45,21 @@ def test_repeated_frames_are_detected_once(make_video, color_backend, tmp_path: 
     track = perceive(path, frame_indices=[0, 0, 3, 3, 3, 5], backend=color_backend, cache_dir=tmp_path)
     assert color_backend.calls == 3
     assert track.frame_index.tolist() == [0, 0, 3, 3, 3, 5]
-    assert track.summary.frames == 6
+    assert (track.summary.frames, track.summary.found) == (6, 6)
+    assert len(track) == 6
     np.testing.assert_array_equal(track.body[2], track.body[4])
+
+
+def test_the_summary_counts_the_given_frames(make_video, color_backend, tmp_path: Path):
+    """Frame 2 is empty and filled, frames 4 and 5 are empty and stay so; each counts as often as it is asked for."""
+    frames = walk(8)
+    for k in (2, 4, 5):
+        frames[k] = []
+    asked = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 7]
+    track = perceive(make_video(frames), frame_indices=asked, backend=color_backend, cache_dir=tmp_path, max_gap=1)
+    summary = track.summary
+    assert (summary.frames, summary.found, summary.filled, summary.missing) == (13, 7, 3, 3)
+    assert color_backend.calls == 8
 
 
 def test_cache_is_reused_extended_and_equal(make_video, color_backend, tmp_path: Path):

@@ -29,6 +29,20 @@ def test_save_load_round_trip(tmp_path: Path, make_track):
     assert [entry.name for entry in tmp_path.iterdir()] == ["keys.npz"]
 
 
+def test_a_track_with_nobody_is_kept(tmp_path: Path, make_track):
+    track = make_track(3)
+    empty = replace(
+        track,
+        body=np.zeros_like(track.body),
+        hands=np.zeros_like(track.hands),
+        face=np.zeros_like(track.face),
+        times=np.zeros(3),
+    )
+    empty.save(tmp_path / "nobody.npz")
+    assert_same(empty, PoseTrack.load(tmp_path / "nobody.npz"))
+    assert not PoseTrack.load(tmp_path / "nobody.npz").found.any()
+
+
 def test_found_needs_one_point(make_track):
     track = make_track(3)
     empty = replace(track, body=np.zeros_like(track.body), face=np.zeros_like(track.face))
