@@ -310,7 +310,8 @@ def test_output_folder_cannot_be_written(fails):
 
 def test_output_is_a_folder(fails, tmp_path):
     (tmp_path / "out.mp4").mkdir()
-    assert "out.mp4" in fails(1, "--out", "out.mp4")
+    assert "'out.mp4' is a folder; give a file name" in fails(2, "--out", "out.mp4")
+    assert "is a folder" in fails(2, "--out", ".")
 
 
 def test_full_disk(checkpoint, media, tmp_path):

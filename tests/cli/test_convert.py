@@ -172,6 +172,52 @@ def test_nan_and_code_are_refused(published, capsys):
     assert not (root / "hacked").exists()
 
 
+@pytest.mark.parametrize("part", ["image_encoder", "text_encoder", "vae"])
+@pytest.mark.parametrize("change", ["missing", "nan"])
+def test_every_part_is_loaded_strictly(published, capsys, part, change):
+    from safetensors.torch import load_file, save_file
+
+    root, _ = published
+    path = next(p for p in root.rglob("*.safetensors") if p.parent.name == part)
+    state = load_file(path)
+    name = sorted(n for n in state if n.endswith("weight"))[0]
+    if change == "missing":
+        del state[name]
+    else:
+        state[name] = torch.full_like(state[name], float("nan"))
+    save_file(state, path, metadata={"format": "pt"})
+    assert convert(root) == 1
+    err = capsys.readouterr().err
+    assert part in err
+    assert ("NaN or infinity" if change == "nan" else name.split(".")[-2]) in err
+    assert not (root.parent / "converted").exists()
+
+
+def test_two_checkpoints_are_not_guessed(published, capsys):
+    root, _ = published
+    shutil.copy(root / "unet/unet-checkpoint-epoch-5.ckpt", root / "unet/unet-checkpoint-epoch-10.ckpt")
+    assert convert(root) == 2
+    err = capsys.readouterr().err
+    assert "several files that could be the X-Dyna UNet" in err
+    assert "name one with --unet" in err
+    assert convert(root, "--unet", root / "unet/unet-checkpoint-epoch-5.ckpt") == 0
+
+
+def test_full_disk_leaves_nothing(published, capsys, monkeypatch):
+    root, _ = published
+
+    def full(self, folder, **kwargs):
+        Path(folder).mkdir()
+        (Path(folder) / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(XDynaPipeline, "save_pretrained", full)
+    before = sorted(root.parent.iterdir())
+    assert convert(root) == 1
+    assert "converted cannot be written" in capsys.readouterr().err
+    assert sorted(root.parent.iterdir()) == before
+
+
 def test_output_is_never_replaced(published, capsys):
     root, _ = published
     (root.parent / "converted").mkdir()

@@ -10,7 +10,7 @@ from diffusers import ControlNetModel
 from xdyna.models.controls import merge_residuals, run_controlnet, to_clip
 from xdyna.models.unet import XDynaUNet
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("default_threads")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_threads")]
 
 
 @torch.no_grad()

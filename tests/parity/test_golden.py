@@ -16,7 +16,7 @@ from xdyna.media.image import top_quarter_crop
 from xdyna.models.controls import merge_residuals, run_controlnet
 from xdyna.perception.face_patch import face_boxes, face_patches, region_centers
 
-pytestmark = pytest.mark.usefixtures("default_threads")
+pytestmark = pytest.mark.usefixtures("two_threads")
 MODULE_TOLERANCE, LATENT_TOLERANCE = 1e-4, 2e-3
 
 

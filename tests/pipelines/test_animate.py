@@ -296,6 +296,44 @@ def test_inputs_are_checked(pipeline, clip, change, message):
         run(pipeline, {**clip, **change})
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Precomputed(noise=torch.zeros(1, 4, 1, 8, 8)), r"noise has shape \(1, 4, 1, 8, 8\), expected .* 6 frames"),
+        (Precomputed(latents=torch.zeros(1, 4, 9, 8, 8), start_step=1), "latents has shape"),
+        (Precomputed(start_step=1), "start_step is 1 of 2 steps without latents"),
+        (Precomputed(latents=torch.zeros(1, 4, 6, 8, 8), start_step=7), "start_step is 7 of 2 steps"),
+        (Precomputed(text_tokens=torch.zeros(1, 77, 8)), "text_tokens has shape"),
+    ],
+)
+def test_precomputed_values_are_checked(pipeline, clip, given, message):
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, clip, precomputed=given)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"decode_chunk": 0}, {"context_frames": 0}])
+def test_options_are_checked(change):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        SamplingOptions(**change)
+
+
+@pytest.mark.parametrize("reference", [np.zeros((20, 30, 3), np.float32), np.zeros((20, 30), np.uint8), "me.jpg"])
+def test_reference_type_is_checked(pipeline, clip, reference):
+    with pytest.raises(ValueError, match="the reference"):
+        run(pipeline, {**clip, "reference": reference})
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_nan_is_told_and_not_drawn(clip, part):
+    """A black video would look like a result: NaN from half precision or broken weights is an error."""
+    broken = make_pipeline()
+    target = broken.unet.conv_out.bias if part == "unet" else broken.vae.decoder.conv_out.bias
+    with torch.no_grad():
+        target[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity; use another dtype"):
+        run(broken, clip)
+
+
 def test_more_checks(pipeline, clip):
     with pytest.raises(ValueError, match="output_type 'mp4' is unknown"):
         run(pipeline, clip, output_type="mp4")

@@ -45,7 +45,12 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"--batch {path} is not readable as JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f'--batch {path}: expected a list like [{{"ref": "a.jpg", "drive": "b.mp4"}}, ...]')
-    return [_read_entry(entry, number, path) for number, entry in enumerate(entries, start=1)]
+    pairs = [_read_entry(entry, number, path) for number, entry in enumerate(entries, start=1)]
+    names = [str(Path(pair["out"]).resolve()) for pair in pairs if "out" in pair]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"--batch {path}: several entries write to {', '.join(twice)}; give each a name of its own")
+    return pairs
 
 
 def _read_entry(entry: dict[str, Any], number: int, path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Checkpoint:
         has_face: whether it has a face ControlNet.
         untrained: whether its weights are random.
         vae_scale: pixels per latent.
+        max_context: largest number of generated frames in one window.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     has_face: bool
     untrained: bool
     vae_scale: int
+    max_context: int
 
     def weight_files(self) -> list[Path]:
         """All weight files, in a fixed order."""
@@ -86,7 +88,8 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     height, width = (side * scale for side in unet["sample_size"])
     has_face = index.get("face_controlnet", [None, None])[1] is not None
-    return Checkpoint(folder, (height, width), has_face, (folder / UNTRAINED_MARK).is_file(), scale)
+    untrained = (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"])
 
 
 def pick_device(name: str) -> torch.device:

@@ -123,7 +123,8 @@ def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str
         hits = _first_match(folder, part.patterns) if folder else []
         if len(hits) > 1:
             raise UsageError(
-                f"{folder} holds several files that could be the {part.what}: {', '.join(map(str, hits))}; name one with {flag}"
+                f"{folder} holds several files that could be the {part.what}: {', '.join(map(str, hits))}; "
+                f"name one with {flag}"
             )
         if hits:
             found[part.option] = hits[0].parent if hits[0].suffix == ".json" else hits[0]

@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
     out = unique_path(FOLDER / "demo.mp4")
     command = ["--ref", str(args.ref or reference), "--drive", str(args.drive or driving), "--out", str(out)]
     code = infer.main([*command, "--frames", str(args.frames), "--steps", str(args.steps), *more])
-    print(f"\nVideo:         {out.resolve()}\nContact sheet: {out.with_suffix('.sheet.png').resolve()}")
+    if out.exists():
+        print(f"\nVideo:         {out.resolve()}\nContact sheet: {out.with_suffix('.sheet.png').resolve()}")
     return code
 
 

@@ -20,7 +20,7 @@ from xdyna.cli.driving import Driving, open_driving
 from xdyna.cli.guard import UsageError
 from xdyna.cli.infer_args import parser, settings
 from xdyna.cli.manifest import peak_memory, write_manifest
-from xdyna.cli.outputs import OutputFiles, describe, output_files, write_outputs
+from xdyna.cli.outputs import OutputFiles, describe, free_names, reserve, write_outputs
 from xdyna.cli.plan import Plan, print_plan
 from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.resume import PartialRun, fingerprint
@@ -28,6 +28,7 @@ from xdyna.cli.tiny import build_untrained
 from xdyna.config import InferConfig
 from xdyna.media.image import read_image
 from xdyna.media.video import file_sha256
+from xdyna.models.attention import require_xformers
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.animate import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
 
@@ -54,12 +55,22 @@ class Job:
     face_video: Path | None = None
     prompt: str | None = None
 
+    def inputs(self) -> list[Path]:
+        """Files that the run reads."""
+        return [path for path in (self.reference, self.drive, self.face_video) if path is not None]
+
+    def names(self) -> dict[str, Path]:
+        """What automatic output names are made of."""
+        return {"reference": self.reference, "driving": self.drive, "folder": OUTPUTS}
+
 
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/infer.py`. Args: argv: without the program's name. Returns: exit code."""
     args = parser().parse_args(argv)
     quiet_libraries()
     config = settings(args)
+    if config.attention == "xformers":
+        require_xformers()
     jobs = _jobs(args)
     checkpoint = find_checkpoint(args.checkpoint, build_untrained)
     if checkpoint.untrained:
@@ -113,8 +124,12 @@ class Runner:
         self._pipeline: XDynaPipeline | None = None
         self._hashes: dict[str, str] | None = None
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job, files: OutputFiles | None = None) -> Plan:
         """Everything that can be known before perception and sampling; checks the inputs.
+
+        Args:
+            job: the animation.
+            files: names that were reserved for it; None takes those that are free now.
 
         Raises:
             UsageError: a missing file or options that contradict each other.
@@ -134,22 +149,31 @@ class Runner:
             stride=self.config.stride,
             frames=self.config.frames,
         )
-        files = output_files(job.out, reference=job.reference, driving=job.drive, folder=OUTPUTS)
-        files.check_free(overwrite=self.overwrite)
+        context = min(len(driving.rows), self.config.context_frames)
+        if context > self.checkpoint.max_context:
+            raise UsageError(
+                f"context_frames is {context}, but the motion modules of {self.checkpoint.folder} know "
+                f"{self.checkpoint.max_context} frames; use at most that"
+            )
+        files = files or free_names(job.out, **job.names())
+        files.check_free(overwrite=self.overwrite, inputs=job.inputs())
         return Plan(reference, size, driving, files, self._use_face(driving))
 
     def run(self, job: Job) -> OutputFiles:
         """Make one animation. Returns: the files written."""
+        with reserve(job.out, overwrite=self.overwrite, inputs=job.inputs(), **job.names()) as files:
+            return self._run(job, files)
+
+    def _run(self, job: Job, files: OutputFiles) -> OutputFiles:
         start = time.perf_counter()
-        plan = self.plan(job)
-        plan.files.check_writable()
+        plan = self.plan(job, files)
+        pipeline = self._load()
         conditions = self._conditions(plan)
         if conditions.summary is not None:
             print(f"driving: {conditions.summary}")
         face = conditions.face is not None
         crop = published_crop(plan.reference.shape, plan.size, face=face)
         fitted = crop.image(plan.reference, interpolation="area" if face else "bilinear")
-        pipeline = self._load()
         inputs = {
             "reference": {"path": str(job.reference), "sha256": file_sha256(job.reference)},
             "driving": {"path": str(job.drive), "sha256": file_sha256(job.drive), "kind": plan.driving.kind},
@@ -167,19 +191,22 @@ class Runner:
             "dtype": str(self.dtype),
         }
         partial = PartialRun(plan.files.video, fingerprint(result))
-        latents = self._sample(pipeline, plan.reference, fitted, conditions, config, partial)
-        frames = (
-            frame for chunk in pipeline.decode_frames(latents, chunk=config.vae_chunk) for frame in to_uint8(chunk)
-        )
-        write_outputs(
-            plan.files,
-            frames,
-            reference=fitted,
-            driving=plan.driving,
-            conditions=conditions,
-            keep_audio=config.keep_audio,
-            overwrite=self.overwrite,
-        )
+        try:
+            latents = self._sample(pipeline, plan.reference, fitted, conditions, config, partial)
+            decoded = pipeline.decode_frames(latents, chunk=config.vae_chunk)
+            write_outputs(
+                plan.files,
+                (frame for chunk in decoded for frame in to_uint8(chunk)),
+                reference=fitted,
+                driving=plan.driving,
+                conditions=conditions,
+                keep_audio=config.keep_audio,
+                overwrite=self.overwrite,
+            )
+        except BaseException:
+            if partial.save():
+                print(f"\npartial result kept in {partial.path}; the same command goes on from there")
+            raise
         partial.remove()
         seconds, memory = time.perf_counter() - start, peak_memory(self.device)
         self._write_manifest(plan, conditions, {**result, "inputs": inputs}, seconds, memory)
@@ -266,23 +293,18 @@ class Runner:
                 partial.update(step + 1, state["latents"])
             return state
 
-        try:
-            sampled = pipeline(
-                reference,
-                conditions.pose,
-                conditions.face,
-                prompt=config.prompt,
-                negative_prompt=config.negative_prompt,
-                options=sampling_options(config),
-                generator=generator,
-                precomputed=given,
-                callback_on_step_end=after_step,
-                output_type="latent",
-            )
-        except KeyboardInterrupt:
-            if partial.save():
-                print(f"\npartial result kept in {partial.path}; the same command goes on from there")
-            raise
+        sampled = pipeline(
+            reference,
+            conditions.pose,
+            conditions.face,
+            prompt=config.prompt,
+            negative_prompt=config.negative_prompt,
+            options=sampling_options(config),
+            generator=generator,
+            precomputed=given,
+            callback_on_step_end=after_step,
+            output_type="latent",
+        )
         assert isinstance(sampled.frames, torch.Tensor)
         return sampled.frames
 

@@ -1,7 +1,9 @@
 """Files of one animation: the video, a side-by-side video, a contact sheet and the run manifest."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +12,20 @@ from tqdm import tqdm
 
 from xdyna.cli.conditions import Conditions, driving_pictures
 from xdyna.cli.driving import Driving
-from xdyna.media.atomic import atomic_output, unique_path
+from xdyna.cli.guard import UsageError
+from xdyna.media.atomic import atomic_output
 from xdyna.media.image import write_png
 from xdyna.media.sheet import contact_sheet, grid_frame
 from xdyna.media.video import probe
 from xdyna.media.writer import VideoWriter
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 SHEET_COLUMNS = 8
+GRID_WIDTH = 8192  # largest width of the side-by-side video in px
 GRID_HEIGHT, SHEET_HEIGHT = (240, 512), (160, 320)  # smallest and largest height of a cell in px
 
 
@@ -51,14 +60,20 @@ class OutputFiles:
         points = (self.keypoints,) if keypoints else ()
         return (self.video, self.grid, self.sheet, *points, self.manifest)
 
-    def check_free(self, *, overwrite: bool) -> None:
-        """See whether the names are free.
+    def taken(self) -> list[Path]:
+        """Those names that exist already (or are links that lead nowhere)."""
+        return [path for path in self.all(keypoints=True) if os.path.lexists(path)]
+
+    def check_free(self, *, overwrite: bool, inputs: Sequence[Path]) -> None:
+        """See whether the names may be written.
 
         Raises:
-            ValueError: a file exists and may not be overwritten.
+            ValueError: a file exists and may not be overwritten, or is one of the run's own inputs.
         """
-        for path in self.all(keypoints=True):
-            if path.exists() and not overwrite:
+        for path in self.taken():
+            if any(path.exists() and path.samefile(source) for source in inputs):
+                raise UsageError(f"{path} is an input of this run and would be overwritten; choose another --out")
+            if not overwrite:
                 raise ValueError(f"{path} exists already; choose another --out, or give --overwrite to replace it")
 
     def check_writable(self) -> None:
@@ -78,18 +93,77 @@ class _OnlyProbing(Exception):
     """Leaves `atomic_output` without writing."""
 
 
-def output_files(out: Path | None, *, reference: Path, driving: Path, folder: Path) -> OutputFiles:
-    """Where the results go.
+def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Path) -> Iterator[OutputFiles]:
+    """Where the results may go, in order of preference.
 
     Args:
-        out: the video's name, or None for REFERENCE_DRIVING.mp4 in `folder`, numbered where that exists.
+        out: the video's name (".mp4" is added where it is missing), or None for REFERENCE_DRIVING.mp4 in `folder`, then
+            REFERENCE_DRIVING_2.mp4, and so on.
         reference: picture, for the name.
         driving: driving file, for the name.
         folder: for `out` = None.
+
+    Raises:
+        UsageError: `out` is a folder or empty.
     """
     if out is None:
-        return OutputFiles(unique_path(folder / f"{reference.stem}_{driving.stem}.mp4"))
-    return OutputFiles(out if out.suffix else out.with_suffix(".mp4"))
+        stem = f"{reference.stem}_{driving.stem}"
+        yield OutputFiles(folder / f"{stem}.mp4")
+        yield from (OutputFiles(folder / f"{stem}_{number}.mp4") for number in itertools.count(2))
+    elif not out.name or out.is_dir():
+        raise UsageError(f"--out '{out}' is a folder; give a file name, for example '{out / 'out.mp4'}'")
+    else:
+        yield OutputFiles(out if out.suffix.lower() == ".mp4" else out.with_name(f"{out.name}.mp4"))
+
+
+def free_names(out: Path | None, **names: Path) -> OutputFiles:
+    """The names a run would take now; arguments as in `output_names`."""
+    return next(files for files in output_names(out, **names) if out is not None or not files.taken())
+
+
+@contextmanager
+def reserve(out: Path | None, *, overwrite: bool, inputs: Sequence[Path], **names: Path) -> Iterator[OutputFiles]:
+    """Names that no other run takes while the block runs, checked to be free and writable.
+
+    Args:
+        out: as in `output_names`.
+        overwrite: whether existing files may be replaced.
+        inputs: files that must not be replaced in any case.
+        names: further arguments of `output_names`.
+
+    Raises:
+        ValueError: files in the way, a folder that cannot be written to, or another run that writes the same files.
+    """
+    for files in output_names(out, **names):
+        if out is None and files.taken():
+            continue
+        files.check_free(overwrite=overwrite, inputs=inputs)
+        files.check_writable()
+        with _lock(files.video.with_name(f".{files.video.stem}.lock")) as held:
+            if held:
+                yield files
+                return
+        if out is not None:
+            raise ValueError(f"another run is writing {files.video} now; wait for it, or choose another --out")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file for the block; tells whether it could be had. The system frees it when the process dies."""
+    if fcntl is None:  # no such locks on this system: the final names are still never overwritten
+        yield True
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
+        except OSError:
+            held = False
+        try:
+            yield held
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
 
 
 def write_outputs(
@@ -116,7 +190,7 @@ def write_outputs(
         overwrite: whether existing files may be replaced.
     """
     count, height, width, _ = conditions.pose.shape
-    cell_height = int(np.clip(height, *GRID_HEIGHT))
+    cell_height = min(int(np.clip(height, *GRID_HEIGHT)), GRID_WIDTH * height // (6 * width))
     audio = driving.path if keep_audio and driving.has_audio else None
     picked = set(np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int).tolist())
     rows: dict[str, list[np.ndarray]] = {}

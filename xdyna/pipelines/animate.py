@@ -53,6 +53,12 @@ class SamplingOptions:
     similarity_prior: bool = True
     decode_chunk: int = 4
 
+    def __post_init__(self) -> None:
+        """Check the ranges that would fail late."""
+        for name in ("steps", "context_frames", "decode_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
 
 @dataclass(frozen=True)
 class Precomputed:
@@ -299,6 +305,7 @@ class XDynaPipeline(DiffusionPipeline):
         timesteps = self.scheduler.timesteps
         if int(timesteps.max()) >= self.scheduler.config.num_train_timesteps:
             raise ValueError(f"{options.steps} steps are more than this checkpoint's scheduler has; use fewer")
+        _check_precomputed(given, frames=frames, grid=tuple(reference.shape[-2:]), steps=options.steps)
         latents, offsets = self._initial_latents(reference, frames, options, given, generator)
         schedule = window_schedule(options.context_schedule)
         plan = [
@@ -324,6 +331,10 @@ class XDynaPipeline(DiffusionPipeline):
                 latents = self.scheduler.step(noise, t, latents, return_dict=False, **extra)[0]
                 if callback is not None:
                     latents = callback(self, step, t, {"latents": latents}).get("latents", latents)
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError(
+                "sampling gave NaN or infinity; use another dtype (bfloat16 or float32), or check the weights"
+            )
         return latents
 
     def _initial_latents(
@@ -371,6 +382,8 @@ class XDynaPipeline(DiffusionPipeline):
         pictures = rearrange(latents, "1 c t h w -> t c h w") / self.vae.config.scaling_factor
         for part in pictures.to(self._execution_device, self.vae.dtype).split(chunk):
             decoded = self.vae.decode(part, return_dict=False)[0]
+            if not bool(torch.isfinite(decoded).all()):
+                raise ValueError("decoding gave NaN or infinity; use another dtype (bfloat16 or float32) for the VAE")
             yield (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
@@ -389,8 +402,33 @@ def _pictures(frames: np.ndarray | Tensor, name: str, channels: int) -> Tensor:
     return rearrange(pictures, "t h w c -> t c h w")
 
 
+def _check_precomputed(given: Precomputed, *, frames: int, grid: tuple[int, ...], steps: int) -> None:
+    for name in ("prior", "noise", "latents"):
+        value = getattr(given, name)
+        if value is not None and (value.shape[0] != 1 or tuple(value.shape[2:]) != (frames, *grid)):
+            raise ValueError(
+                f"precomputed {name} has shape {tuple(value.shape)}, expected (1, channels, {frames} frames, h, w) "
+                f"with (h, w) = {grid}"
+            )
+    for name in ("text_tokens", "image_tokens"):
+        value = getattr(given, name)
+        if value is not None and (value.ndim != 3 or value.shape[0] != 2):
+            raise ValueError(f"precomputed {name} has shape {tuple(value.shape)}, expected (2, tokens, channels)")
+    if not 0 <= given.start_step <= steps or (given.start_step > 0) != (given.latents is not None):
+        raise ValueError(
+            f"start_step is {given.start_step} of {steps} steps {'with' if given.latents is not None else 'without'} "
+            "latents; latents are needed to start later than at step 0, and only then"
+        )
+
+
 def _as_picture(reference: Image.Image | np.ndarray) -> Image.Image:
-    picture = reference if isinstance(reference, Image.Image) else Image.fromarray(reference)
+    if isinstance(reference, np.ndarray) and (reference.dtype != np.uint8 or reference.shape[2:] != (3,)):
+        raise ValueError(
+            f"the reference has shape {reference.shape} and type {reference.dtype}, expected uint8 (H, W, 3)"
+        )
+    if not isinstance(reference, Image.Image | np.ndarray):
+        raise ValueError(f"the reference is a {type(reference).__name__}, expected a PIL image or uint8 (H, W, 3)")
+    picture = Image.fromarray(reference) if isinstance(reference, np.ndarray) else reference
     return picture.convert("RGB")
 
 
