@@ -54,6 +54,20 @@ def test_same_command_same_bytes(infer, tmp_path):
     assert a == b != c
 
 
+def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
+    from xdyna.cli import conditions
+    from xdyna.cli import infer as module
+
+    assert infer("--out", "a.mp4") == 0
+    monkeypatch.setattr(conditions, "IN_MEMORY_BYTES", 0)
+    seen = []
+    original = module.make_conditions
+    monkeypatch.setattr(module, "make_conditions", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
+    assert infer("--out", "b.mp4") == 0
+    assert isinstance(seen[0].pose, np.memmap)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
 def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert infer("--out", "out.mp4") == 0
     before = (tmp_path / "out.mp4").read_bytes()

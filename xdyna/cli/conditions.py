@@ -1,6 +1,7 @@
 """Condition pictures of an animation: skeletons and face patches at the size of the video."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,12 @@ from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.base import get_backend
 from xdyna.perception.draw import draw_pose
 from xdyna.perception.errors import PerceptionError
-from xdyna.perception.face_patch import face_patches
+from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
 from xdyna.perception.track import perceive
 from xdyna.perception.types import PerceptionSummary, PoseTrack
 
+IN_MEMORY_BYTES = 512 * 2**20  # condition pictures beyond this go to a temporary file
 Interpolation = Literal["area", "bilinear"]
 
 
@@ -98,21 +100,38 @@ def make_conditions(
         aligned, report = _align(track, reference, config)
         placement = Placement(published_crop(reference.shape, size, face=face), report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
+    skeletons: Iterable[np.ndarray]
     if driving.kind == "pose":
-        skeletons = read_frames(driving.path, rows.tolist())
-        drawn = np.stack([placement.image(frame, interpolation="bilinear") for frame in skeletons])
+        read = read_frames(driving.path, rows.tolist())
+        skeletons = (placement.image(frame, interpolation="bilinear") for frame in read)
     else:
         assert placed is not None
-        drawn = np.stack(
-            [draw_pose(b, h, size=size, head=config.head) for b, h in zip(placed.body, placed.hands, strict=True)]
-        )
+        people = zip(placed.body, placed.hands, strict=True)
+        skeletons = (draw_pose(body, hands, size=size, head=config.head) for body, hands in people)
+    drawn = _collect(skeletons, repeats, size=size, channels=3)
     patches = None
     if face:
         assert placed is not None
         assert driving.face_video is not None
-        pictures = np.stack([placement.image(frame) for frame in read_frames(driving.face_video, rows.tolist())])
-        patches = np.concatenate(face_patches(pictures, placed.face), axis=-1)[repeats]
-    return Conditions(drawn[repeats], patches, placement, track.summary if track else None, track)
+        pictures = (placement.image(frame) for frame in read_frames(driving.face_video, rows.tolist()))
+        pairs = iter_face_patches(pictures, placed.face, size=size)
+        patches = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
+    return Conditions(drawn, patches, placement, track.summary if track else None, track)
+
+
+def _collect(
+    pictures: Iterable[np.ndarray], repeats: np.ndarray, *, size: tuple[int, int], channels: int
+) -> np.ndarray:
+    """Pictures of distinct frames -> one per output frame, (T, H, W, channels), written in place as they come."""
+    shape = (len(repeats), *size, channels)
+    if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
+        collected = np.empty(shape, np.uint8)
+    else:  # a long video: the pictures lie in a nameless temporary file, of which the system holds in memory what it can
+        with tempfile.TemporaryFile() as file:
+            collected = np.memmap(file, np.uint8, "w+", shape=shape)
+    for number, picture in enumerate(pictures):
+        collected[repeats == number] = picture
+    return collected
 
 
 def driving_pictures(driving: Driving, placement: Placement) -> Iterator[np.ndarray | None]:

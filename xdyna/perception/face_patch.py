@@ -7,7 +7,7 @@ through frames without a face.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -147,13 +147,31 @@ def face_patches(
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise PerceptionError(f"frames have shape {frames.shape} and type {frames.dtype}; expected (T, H, W, 3) uint8")
+    if len(frames) != len(face_landmarks):
+        raise PerceptionError(f"{len(frames)} frames but landmarks of {len(face_landmarks)}; expected as many")
+    pairs = list(iter_face_patches(frames, face_landmarks, size=(frames.shape[1], frames.shape[2])))
+    return np.stack([local for local, _ in pairs]), np.stack([global_ for _, global_ in pairs])
+
+
+def iter_face_patches(
+    frames: Iterable[np.ndarray], face_landmarks: np.ndarray, *, size: tuple[int, int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `face_patches`, one frame at a time, so that a long clip is never held as a whole.
+
+    Args:
+        frames: T frames, (H, W, 3) uint8 RGB.
+        face_landmarks: as in `face_boxes`.
+        size: (H, W) of the frames, px.
+
+    Yields:
+        local, global: (H, W, 3) uint8 RGB.
+
+    Raises:
+        PerceptionError: wrong shapes, or no face in any frame.
+    """
     landmarks = _filled_landmarks(face_landmarks)
-    if len(frames) != len(landmarks):
-        raise PerceptionError(f"{len(frames)} frames but landmarks of {len(landmarks)}; expected as many")
-    height, width = frames.shape[1:3]
-    boxes = _boxes(landmarks, size=(height, width))
-    local = np.stack([local_patch(*entry) for entry in zip(frames, landmarks, boxes, strict=True)])
-    return local, np.stack([global_patch(frame, box) for frame, box in zip(frames, boxes, strict=True)])
+    for frame, points, box in zip(frames, landmarks, _boxes(landmarks, size=size), strict=True):
+        yield local_patch(frame, points, box), global_patch(frame, box)
 
 
 def _boxes(landmarks: np.ndarray, *, size: tuple[int, int]) -> list[Box]:
