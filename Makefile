@@ -15,7 +15,6 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?=
 PIP_ARGS ?=
 ARGS ?=
-PARITY_DIR := $(if $(XDYNA_PARITY_DIR),$(XDYNA_PARITY_DIR),../shared/parity)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-parity lint format bench clean
@@ -61,7 +60,7 @@ test-slow: $(STAMP) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (default ../shared/parity)
-	XDYNA_PARITY_DIR="$(PARITY_DIR)" $(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	@status=0; \

@@ -44,6 +44,8 @@ def official_shapes() -> dict[str, dict[str, list[int]]]:
 def parity_dir() -> Path:
     """Folder with golden tensors of the official implementation (XDYNA_PARITY_DIR, default ../shared/parity)."""
     folder = Path(os.environ.get("XDYNA_PARITY_DIR", ROOT.parent / "shared" / "parity"))
+    if "XDYNA_PARITY_DIR" in os.environ and not (folder / "golden.npz").is_file():
+        pytest.fail(f"XDYNA_PARITY_DIR is {folder}, which holds no golden.npz")
     if not (folder / "golden.npz").is_file():
         pytest.skip(f"golden tensors not found in {folder} (set XDYNA_PARITY_DIR)")
     return folder

@@ -1,5 +1,6 @@
 """Condition pictures of an animation: skeletons and face patches at the size of the video."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,14 @@ class Conditions:
     placement: Placement
     summary: PerceptionSummary | None
     track: PoseTrack | None
+
+    def digest(self) -> str:
+        """A hash of all condition pictures: whatever made them, the same pictures give the same video."""
+        digest = hashlib.blake2b(digest_size=16)
+        for pictures in (self.pose, self.face):
+            for frame in pictures if pictures is not None else ():
+                digest.update(np.ascontiguousarray(frame).data)
+        return digest.hexdigest()
 
 
 def published_crop(size_hw: tuple[int, ...], target_hw: tuple[int, int], *, face: bool) -> CropResize:
@@ -126,7 +135,7 @@ def _collect(
     shape = (len(repeats), *size, channels)
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
         collected = np.empty(shape, np.uint8)
-    else:  # a long video: the pictures lie in a nameless temporary file, of which the system holds in memory what it can
+    else:  # a long video: a nameless temporary file, of which the system holds in memory what it can
         with tempfile.TemporaryFile() as file:
             collected = np.memmap(file, np.uint8, "w+", shape=shape)
     for number, picture in enumerate(pictures):

@@ -27,7 +27,7 @@ class Driving:
         source_fps: average frame rate of the file.
         rows: (T,) int64, frame of the file shown by each output frame; ascending, may repeat.
         duration: length of the file in s.
-        has_audio: whether it has sound.
+        audio: the file whose sound goes with it (itself, or else the face video); None where there is none.
         track: the key points, for kind "keypoints".
         face_video: the video the faces are taken from; None where there is none.
     """
@@ -39,7 +39,7 @@ class Driving:
     source_fps: float
     rows: np.ndarray
     duration: float
-    has_audio: bool
+    audio: Path | None
     track: PoseTrack | None = None
     face_video: Path | None = None
 
@@ -102,7 +102,10 @@ def open_driving(
     if face_video is not None:
         _check_face_video(face_video, path, last_row=int(rows[-1]), size=size)
     faces = path if kind == "video" else face_video
-    return Driving(path, kind, size, rate, source_fps, rows, duration, audio, track, faces)
+    sound = path if audio else None
+    if sound is None and face_video is not None and probe(face_video).has_audio:
+        sound = face_video
+    return Driving(path, kind, size, rate, source_fps, rows, duration, sound, track, faces)
 
 
 def _check_face_video(face_video: Path, pose_video: Path, *, last_row: int, size: tuple[int, int]) -> None:

@@ -186,6 +186,7 @@ class Runner:
             "size": plan.size,
             "rows": plan.driving.rows.tolist(),
             "face": face,
+            "conditions": conditions.digest(),
             "inputs": {name: {k: v for k, v in entry.items() if k != "path"} for name, entry in inputs.items()},
             "weights": self._weights(),
             "dtype": str(self.dtype),
@@ -212,7 +213,7 @@ class Runner:
         self._write_manifest(plan, conditions, {**result, "inputs": inputs}, seconds, memory)
         for path in self._written(plan):
             print(f"wrote {path}")
-        print(f"{describe(plan.files)}; took {seconds:.1f} s, peak memory {max(memory.values()) / 2**30:.2f} GiB")
+        print(f"{describe(plan.files)}; took {seconds:.1f} s, peak memory {_gib(memory)}")
         return plan.files
 
     def _written(self, plan: Plan) -> tuple[Path, ...]:
@@ -361,3 +362,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             "give a picture with --ref and a driving file with --drive (or pairs with --batch); see --help"
         )
     return [Job(args.ref, args.drive, out=args.out, kind=args.drive_kind, face_video=args.face_video)]
+
+
+def _gib(memory: dict[str, int]) -> str:
+    return ", ".join(f"{value / 2**30:.2f} GiB ({name})" for name, value in memory.items()) or "unknown"

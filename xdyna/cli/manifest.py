@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,11 @@ import torch
 
 import xdyna
 from xdyna.media.atomic import atomic_output
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "av", "decord", "opencv-python", "mediapipe")
 
@@ -43,9 +47,11 @@ def _git_revision() -> str | None:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak memory in bytes of this process, and of the GPU where one is used."""
-    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    """Peak memory in bytes of this process since its start, and of the GPU where one is used."""
+    peak = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
         peak["gpu"] = torch.cuda.max_memory_allocated(device)
     return peak

@@ -191,7 +191,7 @@ def write_outputs(
     """
     count, height, width, _ = conditions.pose.shape
     cell_height = min(int(np.clip(height, *GRID_HEIGHT)), GRID_WIDTH * height // (6 * width))
-    audio = driving.path if keep_audio and driving.has_audio else None
+    audio = driving.audio if keep_audio else None
     picked = set(np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int).tolist())
     rows: dict[str, list[np.ndarray]] = {}
     with ExitStack() as stack:

@@ -55,7 +55,7 @@ def print_plan(
     print(f"reference  {height}x{width} (HxW)")
     print(
         f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
-        f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.has_audio else 'no sound'}"
+        f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
     )
     print(
         f"video      {frames} frames of {plan.size[0]}x{plan.size[1]} (HxW) at {float(driving.fps):.4g} fps = "
