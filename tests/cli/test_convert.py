@@ -121,6 +121,52 @@ def test_download_then_convert(published, monkeypatch, capsys):
     assert "X-Dyna/unet-checkpoint-epoch-5.ckpt: UNet with Dynamics-Adapter" in out
 
 
+def test_initialisation_for_training(published, tmp_path):
+    """Stable Diffusion, AnimateDiff, IP-Adapter and ControlNet openpose, each in its place; the adapter silent."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    root, pipeline = published
+    base = root / "initialization"
+    blocks = {k: v for k, v in SMALL.unet.items() if k in ("block_out_channels", "layers_per_block", "norm_num_groups")}
+    sd15 = UNet2DConditionModel(
+        **blocks,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    sd15.save_pretrained(base / "stable-diffusion-v1-5" / "unet")
+    openpose = ControlNetModel(**SMALL.controlnet, conditioning_channels=3)
+    openpose.save_pretrained(base / "control_v11p_sd15_openpose")
+    motion = {n: torch.randn_like(t) for n, t in pipeline.unet.state_dict().items() if "motion_modules" in n}
+    motion |= {n: t for n, t in pipeline.unet.state_dict().items() if n.endswith(".pe")}
+    torch.save(motion, base / "mm_sd_v15.ckpt")
+    image_proj = published_resampler(pipeline.image_projection.state_dict())
+    numbered = [n.removesuffix(".processor") for n in sd15.attn_processors]
+    tokens = {
+        f"{i}.{kind}.weight": torch.randn_like(pipeline.unet.state_dict()[f"{layer}.{kind}.weight"])
+        for i, layer in enumerate(numbered)
+        if layer.endswith("attn2")
+        for kind in ("to_k_ip", "to_v_ip")
+    }
+    path = base / "IP-Adapter/models/ip-adapter-plus_sd15.bin"
+    torch.save({"image_proj": image_proj, "ip_adapter": tokens}, path)
+    assert convert(root, "--initial") == 0
+    checkpoint = find_checkpoint(root.parent / "converted", lambda _: None)
+    made = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
+    unet = made.unet.state_dict()
+    for name, tensor in sd15.state_dict().items():
+        assert torch.equal(unet[name], tensor), name
+    for name, tensor in motion.items():
+        assert torch.equal(unet[name], tensor), name
+    first = next(layer for layer in numbered if layer.endswith("attn2"))
+    assert torch.equal(unet[f"{first}.to_k_ip.weight"], tokens[f"{numbered.index(first)}.to_k_ip.weight"])
+    assert all(not t.any() for n, t in unet.items() if ".to_out_ff." in n)
+    assert all(torch.equal(t, unet[n.replace("to_q_ff", "to_q")]) for n, t in unet.items() if ".to_q_ff." in n)
+    assert torch.equal(made.pose_controlnet.state_dict()["conv_in.weight"], openpose.state_dict()["conv_in.weight"])
+    assert made.face_controlnet.config.conditioning_channels == 6
+
+
 def test_missing_files_are_listed(published, capsys):
     root, _ = published
     shutil.rmtree(root / "unet")

@@ -17,12 +17,13 @@ from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.tiny import build_untrained
 from xdyna.config import ModelConfig, load_config
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.pipelines.animate import XDynaPipeline
 from xdyna.weights import build, official
 from xdyna.weights.hub import fetch, load_registry, missing, plan
 from xdyna.weights.io import WeightsError, check_finite, load_state_dict
 
-DOWNLOADS = PRETRAINED / "official"
+DOWNLOADS, INITIAL = PRETRAINED / "official", PRETRAINED / "xdyna-initial"
 SD15_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "model" / "sd15.yaml"
 
 
@@ -34,19 +35,33 @@ class Part:
         option: name of the command-line option.
         patterns: where it lies below the folder of --official, tried in order.
         what: for messages.
+        use: "published" for the published model, "initial" for the start of a training, "both".
         required: whether a pipeline can be made without it.
     """
 
     option: str
     patterns: tuple[str, ...]
     what: str
+    use: str = "both"
     required: bool = True
 
 
 PARTS = (
-    Part("unet", ("**/unet-checkpoint-*.ckpt",), "X-Dyna UNet"),
-    Part("controlnet", ("**/controlnet-checkpoint-*.ckpt",), "X-Dyna pose ControlNet"),
-    Part("face_controlnet", ("**/controlnet-face-checkpoint-*.ckpt",), "X-Dyna face ControlNet", required=False),
+    Part("unet", ("**/unet-checkpoint-*.ckpt",), "X-Dyna UNet", "published"),
+    Part("controlnet", ("**/controlnet-checkpoint-*.ckpt",), "X-Dyna pose ControlNet", "published"),
+    Part("face_controlnet", ("**/controlnet-face-checkpoint-*.ckpt",), "X-Dyna face ControlNet", "published", False),
+    Part(
+        "motion",
+        ("**/mm_sd_v15.ckpt", "**/v3_sd15_mm.ckpt", "**/mm_sd_v15_v2.ckpt"),
+        "AnimateDiff motion modules",
+        "initial",
+    ),
+    Part(
+        "openpose",
+        tuple(f"**/control_v11p_sd15_openpose/diffusion_pytorch_model.{kind}" for kind in ("safetensors", "bin")),
+        "ControlNet openpose",
+        "initial",
+    ),
     Part("sd15", ("**/stable-diffusion-v1-5/model_index.json", "**/model_index.json"), "Stable Diffusion 1.5 folder"),
     Part(
         "image_encoder",
@@ -56,7 +71,7 @@ PARTS = (
     Part(
         "ip_adapter",
         ("**/ip-adapter-plus_sd15.safetensors", "**/ip-adapter-plus_sd15.bin"),
-        "IP-Adapter plus (its Resampler)",
+        "IP-Adapter plus",
     ),
 )
 
@@ -65,6 +80,8 @@ def main(argv: Sequence[str]) -> int:
     """Run `scripts/convert.py`. Args: argv: without the program's name. Returns: exit code."""
     args = _parser().parse_args(argv)
     quiet_libraries()
+    use = "initial" if args.initial else "published"
+    args.out = args.out or (INITIAL if args.initial else OFFICIAL)
     if args.out.exists():
         raise UsageError(f"--out {args.out} exists already; remove it or choose another folder")
     if args.tiny:
@@ -73,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if args.download:
         args.official = args.official or DOWNLOADS
-        download(args.official)
-    sources = find_sources(args.official, {part.option: getattr(args, part.option) for part in PARTS})
+        download(args.official, use="train" if args.initial else "animate")
+    sources = find_sources(args.official, {part.option: getattr(args, part.option) for part in PARTS}, use=use)
     pipeline = convert(sources, load_config(ModelConfig, args.model), progress=True)
     pipeline.to(getattr(torch, args.dtype))
     save_pipeline(pipeline, args.out)
@@ -82,25 +99,30 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def download(folder: Path) -> None:
+def download(folder: Path, *, use: str) -> None:
     """Fetch the published files that are not in a folder yet; an interrupted download goes on where it stopped.
+
+    Args:
+        folder: where to.
+        use: "animate" or "train".
 
     Raises:
         DownloadError: offline, no space, wrong bytes, ...; says how to get the file by hand.
     """
-    wanted = missing(folder)
-    print(plan(folder, [file for file in load_registry().values() if "animate" in file.uses]).summary())
+    wanted = missing(folder, use=use)
+    print(plan(folder, [file for file in load_registry().values() if use in file.uses]).summary())
     for number, file in enumerate(wanted, start=1):
         print(f"[{number}/{len(wanted)}] {file.repo}/{file.path}: {file.purpose} ({file.licence})")
         fetch(file, folder)
 
 
-def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str, Path]:
+def find_sources(folder: Path | None, given: dict[str, Path | None], *, use: str = "published") -> dict[str, Path]:
     """Where each part lies: as named, or found below the folder of the published files.
 
     Args:
         folder: folder with the published files in any arrangement, or None.
         given: paths by option; None for those not named.
+        use: "published" or "initial", which parts are needed.
 
     Returns:
         dict: existing paths by option; optional parts may be absent.
@@ -113,6 +135,8 @@ def find_sources(folder: Path | None, given: dict[str, Path | None]) -> dict[str
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--official {folder}: no such folder")
     for part in PARTS:
+        if part.use not in (use, "both"):
+            continue
         flag = "--" + part.option.replace("_", "-")
         path = given.get(part.option)
         if path is not None:
@@ -149,7 +173,9 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
     """Load the published parts strictly into a pipeline.
 
     Args:
-        sources: from `find_sources`.
+        sources: from `find_sources`; of the published model, or (with "motion" and "openpose") of the initialisation
+            that the paper trains from: Stable Diffusion's UNet with a silent Dynamics-Adapter, IP-Adapter's image-token
+            weights and AnimateDiff's motion modules; both ControlNets start from ControlNet openpose.
         config: sizes of the UNet, the ControlNets and the Resampler.
         progress: show a bar.
 
@@ -159,6 +185,7 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
     Raises:
         WeightsError: on missing, unexpected, mis-shaped or non-finite weights, or unsafe files.
     """
+    base, initial = sources["sd15"], "motion" in sources
     with tqdm(total=7, desc="converting", unit="part", disable=not progress) as bar:
 
         def part(make: Callable[[], Any]) -> Any:
@@ -168,15 +195,24 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
 
         def unet() -> torch.nn.Module:
             module = build.build_unet(config.unet)
-            official.load_unet(module, _finite_state(sources["unet"]), what=str(sources["unet"]))
+            if not initial:
+                official.load_unet(module, _finite_state(sources["unet"]), what=str(sources["unet"]))
+                return module
+            spatial, motion, tokens = _sd15_unet(base), sources["motion"], sources["ip_adapter"]
+            official.load_sd15_unet(module, _finite_state(spatial), what=str(spatial))
+            official.load_motion(module, _finite_state(motion), what=str(motion))
+            image_parts = official.split_ip_adapter(_finite_state(tokens))
+            official.load_ip_adapter(image_parts, resampler=resampler(), unet=module, what=str(tokens))
             return module
 
         def controlnet(option: str, channels: int) -> torch.nn.Module:
             module = build.build_controlnet(config.controlnet, channels=channels)
-            official.load_controlnet(module, _finite_state(sources[option]), what=str(sources[option]))
+            source = sources["openpose" if initial else option]
+            state = official.widen_condition(_finite_state(source), channels) if initial else _finite_state(source)
+            official.load_controlnet(module, state, what=str(source))
             return module
 
-        def resampler() -> torch.nn.Module:
+        def resampler() -> ImageTokenResampler:
             module, source = build.build_resampler(config.resampler), sources["ip_adapter"]
             parts = official.split_ip_adapter(_finite_state(source))
             official.load_ip_adapter(parts, resampler=module, what=str(source))
@@ -185,8 +221,8 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
         def network(folder: Path, library: str, name: str) -> Any:
             return load_component(folder, library, name, dtype=torch.float32)
 
-        base = sources["sd15"]
-        face = part(lambda: controlnet("face_controlnet", FACE_CHANNELS)) if "face_controlnet" in sources else None
+        has_face = initial or "face_controlnet" in sources
+        face = part(lambda: controlnet("face_controlnet", FACE_CHANNELS)) if has_face else None
         return XDynaPipeline(
             unet=part(unet),
             pose_controlnet=part(lambda: controlnet("controlnet", POSE_CHANNELS)),
@@ -201,6 +237,14 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
             feature_extractor=CLIPImageProcessorPil(),  # the published sampler uses CLIP's defaults
             scheduler=build.build_scheduler(config.scheduler),
         )
+
+
+def _sd15_unet(folder: Path) -> Path:
+    names = [f"diffusion_pytorch_model.{kind}" for kind in ("safetensors", "fp16.safetensors", "bin")]
+    found = [folder / "unet" / name for name in names if (folder / "unet" / name).is_file()]
+    if not found:
+        raise WeightsError(f"{folder / 'unet'} holds no UNet weights; expected {names[0]} (Stable Diffusion 1.5)")
+    return found[0]
 
 
 def _finite_state(path: Path) -> dict[str, torch.Tensor]:
@@ -222,11 +266,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="convert.py", description="Turn the published X-Dyna files into one folder that infer.py loads."
     )
     p.add_argument("--official", type=Path, metavar="DIR", help="folder that holds the published files, searched below")
-    p.add_argument("--download", action="store_true", help="first fetch what is missing there (about 12 GB)")
+    p.add_argument(
+        "--download",
+        action="store_true",
+        help="first fetch what is missing there (about 12 GB; with --initial about 9 GB)",
+    )
     for part in PARTS:
         optional = "" if part.required else ", optional"
         p.add_argument("--" + part.option.replace("_", "-"), type=Path, metavar="PATH", help=part.what + optional)
-    p.add_argument("--out", type=Path, default=OFFICIAL, metavar="DIR", help="pipeline folder to write (%(default)s)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="pipeline folder to write (default: below pretrained/)")
+    p.add_argument(
+        "--initial",
+        action="store_true",
+        help="write the initialisation that training starts from (SD1.5, AnimateDiff, IP-Adapter, ControlNet openpose)",
+    )
     p.add_argument(
         "--dtype", choices=("float16", "float32", "bfloat16"), default="float16", help="of the written weights"
     )
