@@ -36,7 +36,7 @@ def known_track() -> PoseTrack:
 
 def driving_of(path: Path, rows: list[int], *, kind: str = "video", track: PoseTrack | None = None) -> Driving:
     faces = path if kind == "video" else None
-    return Driving(path, kind, (HEIGHT, WIDTH), Fraction(10), 10.0, np.array(rows), 0.5, False, track, faces)
+    return Driving(path, kind, (HEIGHT, WIDTH), Fraction(10), 10.0, np.array(rows), 0.5, None, track, faces)
 
 
 def make(driving: Driving, config: InferConfig | None = None, *, face: bool, size: tuple[int, int]) -> Conditions:
@@ -158,6 +158,19 @@ def test_repeated_frames_show_the_right_pose(video, asked, rows, kind):
         assert made.face.shape == (len(rows), *size, 6)
         greys = made.face[..., 3:].max(axis=(1, 2, 3))
         np.testing.assert_allclose(greys, GREYS[rows], atol=3)
+
+
+def test_long_clips_are_kept_in_a_file(video, asked, monkeypatch):
+    """Beyond the limit the same pictures lie in a file instead of in memory."""
+    driving = driving_of(video, [0, 0, 1, 3, 3])
+    plain = make(driving, face=True, size=(64, 64))
+    assert not isinstance(plain.pose, np.memmap)
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
+    filed = make(driving, face=True, size=(64, 64))
+    assert isinstance(filed.pose, np.memmap)
+    assert isinstance(filed.face, np.memmap)
+    np.testing.assert_array_equal(filed.pose, plain.pose)
+    np.testing.assert_array_equal(filed.face, plain.face)
 
 
 def test_repeated_frames_of_a_pose_video(video):

@@ -18,9 +18,11 @@ from xdyna.cli import checkpoint as checkpoint_module
 from xdyna.cli import conditions
 from xdyna.cli.batch import read_pairs
 from xdyna.cli.checkpoint import find_checkpoint
+from xdyna.cli.driving import open_driving
 from xdyna.config import InferConfig
 from xdyna.media.image import CropResize, read_image
 from xdyna.media.video import probe
+from xdyna.media.writer import VideoWriter
 from xdyna.pipelines.animate import SamplingOptions, XDynaPipeline, XDynaPipelineOutput
 
 # Every value differs from its default and from every other number here.
@@ -202,6 +204,20 @@ def test_sound_is_kept_unless_told_otherwise(infer, tmp_path):
         assert not probe(tmp_path / name).has_audio, name
     manifests = [json.loads((tmp_path / f"{name}.run.json").read_text()) for name in ("loud", "silent")]
     assert [manifest["config"]["keep_audio"] for manifest in manifests] == [True, False]
+
+
+def test_whose_sound_is_kept(tmp_path):
+    """The driving file's own; a silent pose video takes that of the video it was made from."""
+    loud, other = (encode_sound(tmp_path / name, seconds=0.2) for name in ("loud.mp4", "other.mp4"))
+    silent = tmp_path / "silent.mp4"
+    with VideoWriter(silent, fps=25, size=(64, 128)) as writer:
+        for _ in range(5):
+            writer.write(np.zeros((64, 128, 3), np.uint8))
+    assert open_driving(loud).audio == loud
+    assert open_driving(silent).audio is None
+    assert open_driving(loud, kind="pose", face_video=other).audio == loud
+    assert open_driving(silent, kind="pose", face_video=loud).audio == loud
+    assert open_driving(silent, kind="pose", face_video=silent).audio is None
 
 
 # Files
