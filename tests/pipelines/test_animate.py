@@ -280,6 +280,19 @@ def test_reference_may_be_pil_and_is_center_cropped(pipeline, clip):
     np.testing.assert_array_equal(run(pipeline, {**clip, "reference": Image.fromarray(clip["reference"])}), from_array)
 
 
+def test_pipeline_and_programs_crop_alike():
+    """The pipeline's own centred crop of a reference is the one the programs use."""
+    from xdyna.media.image import center_crop
+    from xdyna.pipelines.animate import _center_fit
+
+    rng = np.random.default_rng(0)
+    for size in ((50, 37), (37, 50), (101, 100), (64, 64)):
+        picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        for target in ((16, 16), (24, 16), (16, 40)):
+            ours = np.asarray(_center_fit(Image.fromarray(picture), *target))
+            np.testing.assert_array_equal(ours, center_crop(size, target).image(picture, interpolation="bilinear"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

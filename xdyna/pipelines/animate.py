@@ -436,8 +436,10 @@ def _center_fit(picture: Image.Image, height: int, width: int) -> Image.Image:
     """Largest centred box of the target's aspect, resized bilinearly."""
     if picture.size == (width, height):
         return picture
-    scale = max(height / picture.height, width / picture.width)
-    box_w, box_h = width / scale, height / scale
-    left, top = (picture.width - box_w) / 2, (picture.height - box_h) / 2
-    box = (left, top, left + box_w, top + box_h)
-    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if picture.width / picture.height < width / height:
+        box_w, box_h = picture.width, max(1, int(picture.width / width * height))
+    else:
+        box_w, box_h = max(1, int(picture.height / height * width)), picture.height
+    left, top = (picture.width - box_w) // 2, (picture.height - box_h) // 2
+    # Cut first: the filter must not see what lies beyond the box.
+    return picture.crop((left, top, left + box_w, top + box_h)).resize((width, height), Image.Resampling.BILINEAR)
