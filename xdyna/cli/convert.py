@@ -18,6 +18,7 @@ from xdyna.cli.tiny import build_untrained
 from xdyna.config import ModelConfig, load_config
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.image_tokens import ImageTokenResampler
+from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.animate import XDynaPipeline
 from xdyna.weights import build, official
 from xdyna.weights.hub import fetch, load_registry, missing, plan
@@ -131,7 +132,7 @@ def find_sources(folder: Path | None, given: dict[str, Path | None], *, use: str
         UsageError: a named path does not exist, or required parts were not found (all are listed).
     """
     found: dict[str, Path] = {}
-    missing: list[str] = []
+    absent: list[str] = []
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--official {folder}: no such folder")
     for part in PARTS:
@@ -153,11 +154,11 @@ def find_sources(folder: Path | None, given: dict[str, Path | None], *, use: str
         if hits:
             found[part.option] = hits[0].parent if hits[0].suffix == ".json" else hits[0]
         elif part.required:
-            missing.append(f"  {flag:<18} {part.what} ({part.patterns[0].removeprefix('**/')})")
-    if missing:
+            absent.append(f"  {flag:<18} {part.what} ({part.patterns[0].removeprefix('**/')})")
+    if absent:
         where = f"not found below {folder}" if folder else "not given"
         raise UsageError(
-            f"{len(missing)} of the published files {where}:\n" + "\n".join(missing) + "\n"
+            f"{len(absent)} of the published files {where}:\n" + "\n".join(absent) + "\n"
             "Fetch them with --download, name each with its option, or put all below one folder and give --official. "
             "pretrained/README.md tells where they are."
         )
@@ -193,16 +194,14 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
             bar.update()
             return module
 
-        def unet() -> torch.nn.Module:
+        def video_unet() -> XDynaUNet:
             module = build.build_unet(config.unet)
             if not initial:
                 official.load_unet(module, _finite_state(sources["unet"]), what=str(sources["unet"]))
                 return module
-            spatial, motion, tokens = _sd15_unet(base), sources["motion"], sources["ip_adapter"]
+            spatial, motion = _sd15_unet(base), sources["motion"]
             official.load_sd15_unet(module, _finite_state(spatial), what=str(spatial))
             official.load_motion(module, _finite_state(motion), what=str(motion))
-            image_parts = official.split_ip_adapter(_finite_state(tokens))
-            official.load_ip_adapter(image_parts, resampler=resampler(), unet=module, what=str(tokens))
             return module
 
         def controlnet(option: str, channels: int) -> torch.nn.Module:
@@ -212,10 +211,11 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
             official.load_controlnet(module, state, what=str(source))
             return module
 
-        def resampler() -> ImageTokenResampler:
+        def resampler(unet: XDynaUNet) -> ImageTokenResampler:
             module, source = build.build_resampler(config.resampler), sources["ip_adapter"]
             parts = official.split_ip_adapter(_finite_state(source))
-            official.load_ip_adapter(parts, resampler=module, what=str(source))
+            # The published UNet brings its image-token weights; the initial one takes them from here.
+            official.load_ip_adapter(parts, resampler=module, unet=unet if initial else None, what=str(source))
             return module
 
         def network(folder: Path, library: str, name: str) -> Any:
@@ -223,11 +223,12 @@ def convert(sources: dict[str, Path], config: ModelConfig, *, progress: bool = F
 
         has_face = initial or "face_controlnet" in sources
         face = part(lambda: controlnet("face_controlnet", FACE_CHANNELS)) if has_face else None
+        unet = part(video_unet)
         return XDynaPipeline(
-            unet=part(unet),
+            unet=unet,
             pose_controlnet=part(lambda: controlnet("controlnet", POSE_CHANNELS)),
             face_controlnet=face,
-            image_projection=part(resampler),
+            image_projection=part(lambda: resampler(unet)),
             vae=part(lambda: network(base / "vae", "diffusers", "AutoencoderKL")),
             text_encoder=part(lambda: network(base / "text_encoder", "transformers", "CLIPTextModel")),
             tokenizer=_tokenizer(base / "tokenizer"),

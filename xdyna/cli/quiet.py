@@ -1,6 +1,7 @@
 """Silences what libraries print on loading; our own messages say what a user needs."""
 
 import os
+import sys
 import warnings
 
 
@@ -21,5 +22,5 @@ def quiet_libraries() -> None:
     for ours in (MediaWarning, PerceptionWarning):
         warnings.filterwarnings("always", category=ours)
     warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(
-        f"warning: {message}"
+        f"warning: {message}", file=sys.stderr
     )
