@@ -17,7 +17,7 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-parity lint format bench clean
+.PHONY: help venv demo tiny gpu-tiny tiny-report test test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -50,8 +50,27 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[$(EXTRAS)]" -c constraints.txt
 	@touch $(STAMP)
 
-demo: $(STAMP) ## animate the sample picture; writes an mp4 and a contact sheet and prints where
+demo: $(STAMP) ## animate the sample puppet; writes an mp4 and a contact sheet and prints where
 	$(BIN)/python scripts/demo.py $(ARGS)
+
+# Each stage is one run that resumes exactly: an interrupted `make tiny` continues where it was. MINUTES limits a slice.
+TINY_STAGES := vae base dynamics clips face
+tiny: $(STAMP) ## train xdyna-tiny from nothing, all stages (hours on a CPU); continues what it began
+	@for stage in $(TINY_STAGES); do \
+	  $(BIN)/python scripts/train.py --config tiny/$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
+	  [ -d runs/tiny/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
+	done; \
+	echo "done; ship it with: python scripts/convert.py --pipeline runs/tiny/face/final --out pretrained/xdyna-tiny"
+
+# The same with the batches of one large GPU.
+gpu-tiny: ## train xdyna-tiny on a GPU, with the python that is active (it must have CUDA); continues what it began
+	@for stage in vae base dynamics face; do \
+	  python scripts/train.py --config tiny/gpu/$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
+	  [ -d runs/tiny-gpu/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
+	done
+
+tiny-report: $(STAMP) ## measure xdyna-tiny on held-out clips; writes tables and contact sheets
+	$(BIN)/python scripts/tiny_report.py $(ARGS)
 
 test: $(STAMP) ## run the fast tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Animate a sample figure: a first look without any input. See `python scripts/demo.py --help`."""
+"""Animate a puppet with another puppet's dance: a first look without any input. See `python scripts/demo.py --help`."""
 
 import sys
 

@@ -7,6 +7,7 @@ was given, what was expected and the nearest valid key.
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import re
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +45,8 @@ class InferConfig:
 
     Attributes:
         steps: denoising steps, >= 1 (published: 25).
-        guidance: classifier-free guidance scale, >= 0; at 1 and below one half is computed (published: 7.5).
+        guidance: classifier-free guidance scale, >= 0; at 1 and below one half is computed; None takes the
+            checkpoint's own (published: 7.5).
         seed: of noise, window offsets and everything else random, 0 .. 2^63 - 1.
         height: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 896).
         width: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 512).
@@ -69,7 +74,7 @@ class InferConfig:
     """
 
     steps: int = 25
-    guidance: float = 7.5
+    guidance: float | None = None
     seed: int = 42
     height: int | None = None
     width: int | None = None
@@ -166,6 +171,61 @@ def load_config(
     if path is not None:
         layers.append((f"in {path}", _read_yaml(Path(path))))
     layers.append(("in the overrides", _override_tree(overrides)))
+    return _build(schema, layers)
+
+
+def compose_config(
+    schema: type[Schema], path: str | os.PathLike[str], overrides: Iterable[str] = (), *, groups: str | os.PathLike[str]
+) -> Schema:
+    """Read a configuration that Hydra puts together: its `defaults` list names others, and groups can be chosen.
+
+    Args:
+        schema: a dataclass.
+        path: a YAML file; it may lie anywhere.
+        overrides: "key=value" strings; "group=name" (`model=tiny`) takes another file of a group.
+        groups: the folder of the groups (`configs`).
+
+    Returns:
+        An instance of `schema`.
+
+    Raises:
+        ConfigError: as `load_config`, and for a group or file that does not exist.
+    """
+    path, groups = Path(path), Path(groups).resolve()
+    _read_yaml(path)  # names what is wrong with the file itself better than Hydra does
+    if path.suffix != ".yaml":
+        raise ConfigError(f"config file {path}: expected a name that ends in .yaml (Hydra reads no other)")
+    choices: list[str] = []
+    values: list[str] = []
+    for text in overrides:
+        (choices if _is_choice(schema, text, groups) else values).append(text)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(path.resolve().parent)):
+            composed = compose(path.stem, overrides=[*choices, f"hydra.searchpath=[file://{groups}]"])
+        tree = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises plain ValueErrors too
+        lines = [line.strip() for line in str(error or error.__cause__).splitlines() if line.strip()]
+        told = itertools.takewhile(lambda line: not line.startswith(("Config search path", "object_type")), lines)
+        what = " ".join(told) or f"{type(error).__name__}: a value cannot be read; is every ${{ closed by }}?"
+        raise ConfigError(f"{path}{' with ' if choices else ''}{' '.join(choices)}: {what}") from error
+    return _build(schema, [(f"in {path}", tree), ("in the overrides", _override_tree(values))])
+
+
+def _is_choice(schema: Any, text: str, groups: Path) -> bool:
+    """Whether an override takes another file of a group: "model=tiny", but not "model.unet={}" or "train=[adapter]"."""
+    key, _, name = (part.strip() for part in text.partition("="))
+    if not dataclasses.is_dataclass(typing.get_type_hints(schema).get(key)) or not (groups / key).is_dir():
+        return False
+    if not re.match(r"[A-Za-z]", name) or name == "null":
+        return False
+    there = sorted(str(file.relative_to(groups / key).with_suffix("")) for file in (groups / key).rglob("*.yaml"))
+    if name not in there:
+        raise ConfigError(f"{key}={name}: there is no {groups / key / name}.yaml; expected one of {', '.join(there)}")
+    return True
+
+
+def _build(schema: type[Schema], layers: Sequence[tuple[str, Any]]) -> Schema:
     merged: Any = OmegaConf.structured(schema)
     for where, tree in layers:
         _check_keys(schema, tree, where)

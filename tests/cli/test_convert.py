@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from tests.cli.small import SMALL
-from xdyna.cli.checkpoint import find_checkpoint, load_pipeline
+from xdyna.cli.checkpoint import find_checkpoint, load_pipeline, save_pipeline
 from xdyna.cli.convert import main
 from xdyna.cli.guard import run
-from xdyna.cli.tiny import build_pipeline
+from xdyna.cli.tiny import build_pipeline, build_untrained
 from xdyna.pipelines.animate import SamplingOptions, XDynaPipeline
 
 
@@ -281,3 +281,13 @@ def test_tiny(tmp_path):
     assert a.hashes() == b.hashes()
     assert a.untrained
     assert a.size == (128, 128)
+
+
+def test_rewriting_a_pipeline_keeps_its_sampling_settings(tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    save_pipeline(build_pipeline(SMALL, seed=0), source)
+    (source / "sampling.json").write_text('{"guidance": 1.5}')
+    assert run(main, ["--pipeline", str(source), "--out", str(tmp_path / "half"), "--debug"]) == 0
+    found = find_checkpoint(tmp_path / "half", build_untrained)
+    assert (found.guidance, found.untrained) == (1.5, False)
+    assert run(main, ["--pipeline", str(tmp_path), "--out", str(tmp_path / "x")]) == 2

@@ -1,6 +1,7 @@
 """`scripts/infer.py` from end to end, on small files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from xdyna.cli.checkpoint import find_checkpoint
 from xdyna.cli.guard import run
-from xdyna.cli.infer import main
+from xdyna.cli.infer import Runner, main
+from xdyna.cli.tiny import build_untrained
+from xdyna.config import InferConfig
 from xdyna.media.image import read_image
 from xdyna.media.video import file_sha256, probe, read_frames
 from xdyna.perception.types import PoseTrack
+from xdyna.weights.io import WeightsError
 
 
 def outputs(folder: Path) -> list[str]:
@@ -308,3 +313,26 @@ def test_unexpected_errors_are_one_message(infer, capsys, monkeypatch):
 def test_key_points_track_round_trip(media):
     track = PoseTrack.load(media / "driving.npz")
     assert track.body.shape == (7, 18, 3)
+
+
+def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint, folder)
+    assert find_checkpoint(folder, build_untrained).guidance == 7.5
+    (folder / "sampling.json").write_text('{"guidance": 1.5}')
+    found = find_checkpoint(folder, build_untrained)
+    for given, used in ((None, 1.5), (3.0, 3.0)):
+        runner = Runner(
+            found,
+            InferConfig(guidance=given),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            cache_dir=tmp_path,
+            overwrite=False,
+            argv=[],
+        )
+        assert runner.config.guidance == used
+    for wrong in ("{", '{"guidance": "high"}', '{"guidance": -1}', "{}"):
+        (folder / "sampling.json").write_text(wrong)
+        with pytest.raises(WeightsError, match=r"sampling\.json"):
+            find_checkpoint(folder, build_untrained)

@@ -17,7 +17,7 @@ from tests.media.conftest import encode_sound
 from xdyna.cli import checkpoint as checkpoint_module
 from xdyna.cli import conditions
 from xdyna.cli.batch import read_pairs
-from xdyna.cli.checkpoint import find_checkpoint
+from xdyna.cli.checkpoint import PUBLISHED_GUIDANCE, find_checkpoint
 from xdyna.cli.driving import open_driving
 from xdyna.config import InferConfig
 from xdyna.media.image import CropResize, read_image
@@ -76,7 +76,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 def check(call: Call, **changes: Any) -> None:
     """Everything that reached the pipeline is as published, but for the changes."""
-    expected = {field.name: field.default for field in dataclasses.fields(InferConfig) if field.name in OTHER} | changes
+    defaults = {field.name: field.default for field in dataclasses.fields(InferConfig) if field.name in OTHER}
+    expected = defaults | {"guidance": PUBLISHED_GUIDANCE} | changes  # what the file leaves to the checkpoint
     options = {name: value for name, value in expected.items() if name in PIPELINE_OPTIONS}
     assert call.options["options"] == SamplingOptions(**options, decode_chunk=expected["vae_chunk"])
     assert {name: call.options[name] for name in ("prompt", "negative_prompt", "seed")} == {
@@ -87,7 +88,8 @@ def check(call: Call, **changes: Any) -> None:
 
 def test_the_defaults_are_those_of_the_pipeline():
     for name in PIPELINE_OPTIONS:
-        assert getattr(InferConfig(), name) == getattr(SamplingOptions(), name), name
+        ours = PUBLISHED_GUIDANCE if name == "guidance" else getattr(InferConfig(), name)
+        assert ours == getattr(SamplingOptions(), name), name
         assert OTHER[name] != getattr(InferConfig(), name), name
 
 

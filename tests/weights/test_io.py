@@ -518,3 +518,14 @@ def test_not_a_pipeline_folder(tmp_path: Path) -> None:
     incomplete(tmp_path / "model_index.json", "is a file")
     (tmp_path / "model_index.json").write_text('{"unet": ["diffusers"]}')
     incomplete(tmp_path, "expected [library, class]")
+
+
+def test_a_safetensors_file_whose_length_begins_like_a_pickle(tmp_path: Path) -> None:
+    """The header's length is the file's first number; its low byte may be 0x80, which also begins a pickle."""
+    path = tmp_path / "model.safetensors"
+    for extra in range(4096):
+        safetensors.torch.save_file({"weight": torch.ones(3)}, path, metadata={"note": "x" * extra})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert torch.equal(load_state_dict(path)["weight"], torch.ones(3))

@@ -18,7 +18,9 @@ from xdyna.weights.io import WeightsError, check_finite, check_folder, sha256
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
 OFFICIAL, TINY = PRETRAINED / "xdyna", PRETRAINED / "xdyna-tiny"
-UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random
+SAMPLING = "sampling.json"  # optional file in a checkpoint folder: {"guidance": scale}
+PUBLISHED_GUIDANCE = 7.5
+UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random or unfinished; says which
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,11 @@ class Checkpoint:
         folder: where it is.
         size: default video size (H, W) in pixels.
         has_face: whether it has a face ControlNet.
-        untrained: whether its weights are random.
+        untrained: whether its weights are random, or their training is not finished.
         vae_scale: pixels per latent.
         max_context: largest number of generated frames in one window.
+        guidance: classifier-free guidance scale to use where none is asked for: that of `sampling.json`, if the folder
+            has one, else the published 7.5.
     """
 
     folder: Path
@@ -40,6 +44,7 @@ class Checkpoint:
     untrained: bool
     vae_scale: int
     max_context: int
+    guidance: float = PUBLISHED_GUIDANCE
 
     def weight_files(self) -> list[Path]:
         """All weight files, in a fixed order."""
@@ -89,7 +94,20 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     height, width = (side * scale for side in unet["sample_size"])
     has_face = index.get("face_controlnet", [None, None])[1] is not None
     untrained = (folder / UNTRAINED_MARK).is_file()
-    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"])
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _guidance(folder))
+
+
+def _guidance(folder: Path) -> float:
+    path = folder / SAMPLING
+    if not path.is_file():
+        return PUBLISHED_GUIDANCE
+    try:
+        scale = float(json.loads(path.read_text())["guidance"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f'{path} is damaged ({error}); expected {{"guidance": 2.0}}, or no such file') from error
+    if not 0 <= scale <= 100:
+        raise WeightsError(f"{path}: guidance is {scale}, expected 0 to 100")
+    return scale
 
 
 def pick_device(name: str) -> torch.device:
@@ -221,7 +239,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool 
             temporary = Path(scratch) / folder.name
             pipeline.save_pretrained(temporary)
             if untrained:
-                (temporary / UNTRAINED_MARK).write_text("Random weights: they draw nothing sensible.\n")
+                (temporary / UNTRAINED_MARK).write_text(
+                    "the weights are untrained; the video will show noise, not a person.\n"
+                )
             temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{folder} cannot be written: {error}; nothing of it was kept") from error

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xdyna.cli.driving import Driving
+from xdyna.cli.guard import UsageError
 from xdyna.config import InferConfig
 from xdyna.media.image import CropResize, center_crop, top_quarter_crop
 from xdyna.media.video import read_frames
@@ -21,7 +22,7 @@ from xdyna.perception.errors import PerceptionError
 from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
 from xdyna.perception.track import perceive
-from xdyna.perception.types import PerceptionSummary, PoseTrack
+from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 
 IN_MEMORY_BYTES = 512 * 2**20  # condition pictures beyond this go to a temporary file
 Interpolation = Literal["area", "bilinear"]
@@ -84,6 +85,7 @@ def make_conditions(
     size: tuple[int, int],
     face: bool,
     cache_dir: Path | None,
+    person: Person | None = None,
 ) -> Conditions:
     """Skeleton pictures and face patches for every output frame.
 
@@ -94,6 +96,7 @@ def make_conditions(
         size: (H, W) of the video to be made.
         face: make face patches.
         cache_dir: where key points are cached; None for the default folder.
+        person: the person in the reference, for alignment; None looks for it.
 
     Returns:
         Conditions: at `size`.
@@ -106,7 +109,7 @@ def make_conditions(
     placement = Placement(published_crop(driving.size, size, face=face))
     aligned = track
     if config.align and track is not None:
-        aligned, report = _align(track, reference, config)
+        aligned, report = _align(track, reference, person or _find_reference(reference, config))
         placement = Placement(published_crop(reference.shape, size, face=face), report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
     skeletons: Iterable[np.ndarray]
@@ -122,7 +125,7 @@ def make_conditions(
     if face:
         assert placed is not None
         assert driving.face_video is not None
-        pictures = (placement.image(frame) for frame in read_frames(driving.face_video, rows.tolist()))
+        pictures = (placement.image(frame) for frame in read_frames(driving.face_video, driving.video_frames(rows)))
         pairs = iter_face_patches(pictures, placed.face, size=size)
         patches = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
     return Conditions(drawn, patches, placement, track.summary if track else None, track)
@@ -148,7 +151,7 @@ def driving_pictures(driving: Driving, placement: Placement) -> Iterator[np.ndar
     if driving.face_video is None:
         yield from (None for _ in driving.rows)
     else:
-        for frame in read_frames(driving.face_video, driving.rows.tolist()):
+        for frame in read_frames(driving.face_video, driving.video_frames(driving.rows)):
             yield placement.image(frame)
 
 
@@ -177,12 +180,46 @@ def _find_person(
         )
 
 
-def _align(track: PoseTrack, reference: np.ndarray, config: InferConfig) -> tuple[PoseTrack, AlignmentReport]:
+def _find_reference(reference: np.ndarray, config: InferConfig) -> Person:
     people = get_backend(config.pose_backend).detect(reference)
     if not people:
-        raise PerceptionError("no person was found in the reference picture, so there is nothing to align to (--align)")
+        raise PerceptionError(
+            "no person was found in the reference picture, so there is nothing to align to (--align); leave it out, or "
+            "give the person's key points with --ref-keypoints"
+        )
+    return people[0]
+
+
+def read_person(path: Path, size: tuple[int, ...]) -> Person:
+    """The person in a reference picture, from a file instead of a detector.
+
+    Args:
+        path: key points (.npz); the first frame counts.
+        size: (H, W) of the picture, px.
+
+    Returns:
+        Person: with the box around its body.
+
+    Raises:
+        UsageError: the file is missing, belongs to another size, or its first frame shows nobody.
+    """
+    if not path.exists():
+        raise UsageError(f"--ref-keypoints {path}: no such file; expected key points of the picture (.npz)")
+    track = PoseTrack.load(path)
+    seen = track.body[0, track.body[0, :, 2] > 0, :2]
+    if track.size != tuple(size) or not len(seen):
+        who = "somebody" if len(seen) else "nobody"
+        raise UsageError(
+            f"--ref-keypoints {path} shows {who} in a picture of {track.size[0]}x{track.size[1]} (HxW); expected a "
+            f"person in one of {size[0]}x{size[1]}, the size of --ref"
+        )
+    box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])
+    return Person(body=track.body[0], hands=track.hands[0], face=track.face[0], box=box, score=1.0)
+
+
+def _align(track: PoseTrack, reference: np.ndarray, person: Person) -> tuple[PoseTrack, AlignmentReport]:
     height, width = reference.shape[:2]
-    aligned, report = align_track(track, people[0], size=(height, width))
+    aligned, report = align_track(track, person, size=(height, width))
     print(f"alignment: {report}")
     for note in report.warnings:
         print(f"warning: {note}")

@@ -1,6 +1,7 @@
 """Published files -> one pipeline folder: `scripts/convert.py`."""
 
 import argparse
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,15 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from xdyna.cli.checkpoint import OFFICIAL, PRETRAINED, load_component, save_pipeline
+from xdyna.cli.checkpoint import (
+    OFFICIAL,
+    PRETRAINED,
+    SAMPLING,
+    find_checkpoint,
+    load_component,
+    load_pipeline,
+    save_pipeline,
+)
 from xdyna.cli.guard import UsageError
 from xdyna.cli.quiet import quiet_libraries
 from xdyna.cli.tiny import build_untrained
@@ -89,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
         build_untrained(args.out, seed=args.seed)
         print(f"wrote {args.out} (untrained weights)")
         return 0
+    if args.pipeline is not None:
+        return repack(args.pipeline, args.out, dtype=getattr(torch, args.dtype))
     if args.download:
         args.official = args.official or DOWNLOADS
         download(args.official, use="train" if args.initial else "animate")
@@ -97,6 +108,28 @@ def main(argv: Sequence[str]) -> int:
     pipeline.to(getattr(torch, args.dtype))
     save_pipeline(pipeline, args.out)
     print(f"wrote {args.out}")
+    return 0
+
+
+def repack(folder: Path, out: Path, *, dtype: torch.dtype) -> int:
+    """Write a pipeline folder, for example the last one of a training, in another floating-point type.
+
+    Args:
+        folder: pipeline folder.
+        out: must not exist.
+        dtype: of the written weights.
+
+    Returns:
+        int: exit code.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"--pipeline {folder} is no pipeline folder: it has no model_index.json")
+    checkpoint = find_checkpoint(folder, build_untrained)
+    pipeline = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
+    save_pipeline(pipeline.to(dtype), out, untrained=checkpoint.untrained)
+    if (folder / SAMPLING).is_file():
+        shutil.copy(folder / SAMPLING, out / SAMPLING)
+    print(f"wrote {out}")
     return 0
 
 
@@ -286,6 +319,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--model", type=Path, default=SD15_CONFIG, metavar="YAML", help="model sizes (configs/model/sd15.yaml)"
+    )
+    p.add_argument(
+        "--pipeline", type=Path, metavar="DIR", help="rewrite this pipeline folder (of a training) as --dtype"
     )
     p.add_argument("--tiny", action="store_true", help="write an untrained tiny pipeline instead (no files needed)")
     p.add_argument("--seed", type=int, default=0, help="of the untrained weights")

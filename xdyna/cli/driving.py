@@ -29,7 +29,7 @@ class Driving:
         duration: length of the file in s.
         audio: the file whose sound goes with it (itself, or else the face video); None where there is none.
         track: the key points, for kind "keypoints".
-        face_video: the video the faces are taken from; None where there is none.
+        face_video: the video the faces are taken from, which is also shown beside the result; None where there is none.
     """
 
     path: Path
@@ -42,6 +42,10 @@ class Driving:
     audio: Path | None
     track: PoseTrack | None = None
     face_video: Path | None = None
+
+    def video_frames(self, rows: np.ndarray) -> list[int]:
+        """Frames of `face_video` that show given frames of the file; key points know where they were found."""
+        return (rows if self.track is None else self.track.frame_index[rows]).tolist()
 
 
 def open_driving(
@@ -58,7 +62,8 @@ def open_driving(
     Args:
         path: video, pose video or key points.
         kind: one of `KINDS`; "auto" goes by the file's ending.
-        face_video: for a pose video: the video it was made from, frame by frame, to take the faces from.
+        face_video: for a pose video or key points: the video they were made from, to take the faces from. A pose video
+            goes with it frame by frame, key points by their `frame_index`.
         fps: output rate; None takes the largest whole fraction of the file's rate up to 15.
         stride: use every n-th frame, i.e. the file's rate / n; not together with `fps`.
         frames: at most so many output frames (from the beginning); None for all.
@@ -67,7 +72,7 @@ def open_driving(
         Driving: what was found.
 
     Raises:
-        UsageError: fps and stride together, or a missing file.
+        UsageError: fps and stride together, a missing file, or a face video that does not fit.
         ValueError: an unreadable file.
     """
     if fps is not None and stride is not None:
@@ -76,8 +81,10 @@ def open_driving(
         raise UsageError(f"--drive {path}: no such file; expected a video, a pose video or a key point file (.npz)")
     if kind == "auto":
         kind = "keypoints" if path.suffix.lower() == ".npz" else "video"
-    if face_video is not None and kind != "pose":
-        raise UsageError("--face-video goes with --drive-kind pose only; a driving video brings its own faces")
+    if face_video is not None and kind == "video":
+        raise UsageError(
+            "--face-video goes with key points (.npz) or --drive-kind pose only; a driving video brings its own faces"
+        )
     track = None
     if kind == "keypoints":
         track = PoseTrack.load(path)
@@ -100,20 +107,36 @@ def open_driving(
         rate = rate / stride if stride is not None else natural_fps(rate, MAX_FPS)
     rows = resample_indices(times, duration=duration, fps=float(rate), max_frames=frames)
     if face_video is not None:
-        _check_face_video(face_video, path, last_row=int(rows[-1]), size=size)
+        _check_face_video(face_video, path, rows=rows, size=size, track=track)
     faces = path if kind == "video" else face_video
     sound = path if audio else None
-    if sound is None and face_video is not None and probe(face_video).has_audio:
+    begins = track is None or track.frame_index[rows[0]] == 0  # the sound is taken from its beginning
+    if sound is None and face_video is not None and begins and probe(face_video).has_audio:
         sound = face_video
     return Driving(path, kind, size, rate, source_fps, rows, duration, sound, track, faces)
 
 
-def _check_face_video(face_video: Path, pose_video: Path, *, last_row: int, size: tuple[int, int]) -> None:
+def _check_face_video(
+    face_video: Path, drive: Path, *, rows: np.ndarray, size: tuple[int, int], track: PoseTrack | None
+) -> None:
     if not face_video.exists():
         raise UsageError(f"--face-video {face_video}: no such file")
     info = probe(face_video)
-    if info.frame_count <= last_row or (info.height, info.width) != size:
+    needed = rows if track is None else track.frame_index[rows]
+    last = int(needed[-1])
+    if info.frame_count <= last or (info.height, info.width) != size:
         raise UsageError(
-            f"--face-video {face_video} has {info.frame_count} frames of {info.height}x{info.width} (HxW), but the "
-            f"pose video {pose_video} needs {last_row + 1} of {size[0]}x{size[1]}; they must show the same frames"
+            f"--face-video {face_video} has {info.frame_count} frames of {info.height}x{info.width} (HxW), but "
+            f"{drive} needs {last + 1} of {size[0]}x{size[1]}; they must show the same frames"
+        )
+    if track is None:
+        return
+    shown, found = frame_times(face_video)[needed], track.times[rows]
+    apart = np.abs((shown - shown[0]) - (found - found[0]))
+    if apart.max() > 0.5 / info.fps:
+        worst = int(apart.argmax())
+        raise UsageError(
+            f"--face-video {face_video} shows frame {needed[worst]} {shown[worst] - shown[0]:.3f} s after frame "
+            f"{needed[0]}, but in {drive} {found[worst] - found[0]:.3f} s lie between them; give the "
+            "video that the key points were found in"
         )

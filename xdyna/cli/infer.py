@@ -14,8 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from xdyna.cli import batch
-from xdyna.cli.checkpoint import Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
-from xdyna.cli.conditions import Conditions, make_conditions, published_crop
+from xdyna.cli.checkpoint import UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.cli.conditions import Conditions, make_conditions, published_crop, read_person
 from xdyna.cli.driving import Driving, open_driving
 from xdyna.cli.guard import UsageError
 from xdyna.cli.infer_args import parser, settings
@@ -44,7 +44,8 @@ class Job:
         drive: driving file.
         out: video to write; None for an automatic name.
         kind: kind of driving file, see `driving.KINDS`.
-        face_video: for pose videos: where the faces come from.
+        face_video: for pose videos and key points: where the faces come from.
+        ref_keypoints: key points of the person in the reference; None looks for it where it is needed.
         prompt: text; None takes the config's.
     """
 
@@ -53,11 +54,13 @@ class Job:
     out: Path | None = None
     kind: str = "auto"
     face_video: Path | None = None
+    ref_keypoints: Path | None = None
     prompt: str | None = None
 
     def inputs(self) -> list[Path]:
         """Files that the run reads."""
-        return [path for path in (self.reference, self.drive, self.face_video) if path is not None]
+        files = (self.reference, self.drive, self.face_video, self.ref_keypoints)
+        return [path for path in files if path is not None]
 
     def names(self) -> dict[str, Path]:
         """What automatic output names are made of."""
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     jobs = _jobs(args)
     checkpoint = find_checkpoint(args.checkpoint, build_untrained)
     if checkpoint.untrained:
-        print(f"note: the weights in {checkpoint.folder} are untrained; the video will show noise, not a person.")
+        print(f"note: {checkpoint.folder}: {(checkpoint.folder / UNTRAINED_MARK).read_text().strip()}")
     device = pick_device(config.device)
     runner = Runner(
         checkpoint,
@@ -87,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.dry_run:
         for job in jobs:
-            print_plan(runner.plan(job), checkpoint, config, device=device, dtype=runner.dtype)
+            print_plan(runner.plan(job), checkpoint, runner.config, device=device, dtype=runner.dtype)
         return 0
     if len(jobs) == 1:
         runner.run(jobs[0])
@@ -119,6 +122,8 @@ class Runner:
         overwrite: bool,
         argv: list[str],
     ) -> None:
+        if config.guidance is None:
+            config = dataclasses.replace(config, guidance=checkpoint.guidance)
         self.checkpoint, self.config, self.device, self.dtype = checkpoint, config, device, dtype
         self.cache_dir, self.overwrite, self.argv = cache_dir, overwrite, argv
         self._pipeline: XDynaPipeline | None = None
@@ -155,9 +160,14 @@ class Runner:
                 f"context_frames is {context}, but the motion modules of {self.checkpoint.folder} know "
                 f"{self.checkpoint.max_context} frames; use at most that"
             )
+        person = None
+        if job.ref_keypoints is not None:
+            if not self.config.align:
+                raise UsageError("--ref-keypoints tell what to align to; give --align too, or leave them out")
+            person = read_person(job.ref_keypoints, reference.shape[:2])
         files = files or free_names(job.out, **job.names())
         files.check_free(overwrite=self.overwrite, inputs=job.inputs())
-        return Plan(reference, size, driving, files, self._use_face(driving))
+        return Plan(reference, size, driving, files, self._use_face(driving), person)
 
     def run(self, job: Job) -> OutputFiles:
         """Make one animation. Returns: the files written."""
@@ -178,8 +188,9 @@ class Runner:
             "reference": {"path": str(job.reference), "sha256": file_sha256(job.reference)},
             "driving": {"path": str(job.drive), "sha256": file_sha256(job.drive), "kind": plan.driving.kind},
         }
-        if job.face_video is not None:
-            inputs["face_video"] = {"path": str(job.face_video), "sha256": file_sha256(job.face_video)}
+        for name, path in (("face_video", job.face_video), ("ref_keypoints", job.ref_keypoints)):
+            if path is not None:
+                inputs[name] = {"path": str(path), "sha256": file_sha256(path)}
         config = dataclasses.replace(self.config, prompt=self.config.prompt if job.prompt is None else job.prompt)
         result = {
             "config": dataclasses.asdict(config),
@@ -193,7 +204,9 @@ class Runner:
         }
         partial = PartialRun(plan.files.video, fingerprint(result))
         try:
+            before = time.perf_counter()
             latents = self._sample(pipeline, plan.reference, fitted, conditions, config, partial)
+            sampling = time.perf_counter() - before
             decoded = pipeline.decode_frames(latents, chunk=config.vae_chunk)
             write_outputs(
                 plan.files,
@@ -210,10 +223,15 @@ class Runner:
             raise
         partial.remove()
         seconds, memory = time.perf_counter() - start, peak_memory(self.device)
-        self._write_manifest(plan, conditions, {**result, "inputs": inputs}, seconds, memory)
+        cost = {
+            "seconds": round(seconds, 2),
+            "sampling_seconds": round(sampling, 2),
+            "peak_memory_bytes": memory,
+        }
+        self._write_manifest(plan, conditions, {**result, "inputs": inputs, **cost})
         for path in self._written(plan):
             print(f"wrote {path}")
-        print(f"{describe(plan.files)}; took {seconds:.1f} s, peak memory {_gib(memory)}")
+        print(f"{describe(plan.files)}; took {seconds:.1f} s (sampling {sampling:.1f} s), peak memory {_gib(memory)}")
         return plan.files
 
     def _written(self, plan: Plan) -> tuple[Path, ...]:
@@ -228,7 +246,7 @@ class Runner:
         if wanted and driving.face_video is None:
             raise UsageError(
                 f"--face: {driving.path} holds no faces (it is a {driving.kind} file); drive with a video of a person, "
-                "or name the video the poses were made from with --face-video"
+                "or name the video it was made from with --face-video"
             )
         possible = self.checkpoint.has_face and driving.face_video is not None
         return possible if wanted is None else wanted
@@ -242,6 +260,7 @@ class Runner:
                 size=plan.size,
                 face=face,
                 cache_dir=self.cache_dir,
+                person=plan.person,
             )
 
         try:
@@ -309,9 +328,7 @@ class Runner:
         assert isinstance(sampled.frames, torch.Tensor)
         return sampled.frames
 
-    def _write_manifest(
-        self, plan: Plan, conditions: Conditions, result: dict[str, Any], seconds: float, memory: dict[str, int]
-    ) -> None:
+    def _write_manifest(self, plan: Plan, conditions: Conditions, result: dict[str, Any]) -> None:
         entries = {
             **result,
             "checkpoint": {"folder": str(self.checkpoint.folder), "untrained": self.checkpoint.untrained},
@@ -320,8 +337,6 @@ class Runner:
             "driving_fps": plan.driving.source_fps,
             "alignment": dataclasses.asdict(alignment) if (alignment := conditions.placement.alignment) else None,
             "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
-            "seconds": round(seconds, 2),
-            "peak_memory_bytes": memory,
             "outputs": {path.name: file_sha256(path) for path in self._written(plan)[:-1]},
         }
         write_manifest(plan.files.manifest, entries, argv=self.argv, overwrite=self.overwrite)
@@ -329,6 +344,7 @@ class Runner:
 
 def sampling_options(config: InferConfig) -> SamplingOptions:
     """The pipeline's part of the settings."""
+    assert config.guidance is not None, "the checkpoint's own was put in"
     return SamplingOptions(
         steps=config.steps,
         guidance=config.guidance,
@@ -342,9 +358,10 @@ def sampling_options(config: InferConfig) -> SamplingOptions:
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
     if args.batch is not None:
-        if args.ref or args.drive or args.out:
+        if args.ref or args.drive or args.out or args.face_video or args.ref_keypoints:
             raise UsageError(
-                "--batch names the references, driving files and outputs itself; leave out --ref, --drive, --out"
+                "--batch names the references, driving files and outputs itself; leave out --ref, --drive, --out, "
+                "--face-video, --ref-keypoints"
             )
         return [
             Job(
@@ -361,7 +378,16 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         raise UsageError(
             "give a picture with --ref and a driving file with --drive (or pairs with --batch); see --help"
         )
-    return [Job(args.ref, args.drive, out=args.out, kind=args.drive_kind, face_video=args.face_video)]
+    return [
+        Job(
+            args.ref,
+            args.drive,
+            out=args.out,
+            kind=args.drive_kind,
+            face_video=args.face_video,
+            ref_keypoints=args.ref_keypoints,
+        )
+    ]
 
 
 def _gib(memory: dict[str, int]) -> str:

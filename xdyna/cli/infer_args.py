@@ -26,7 +26,18 @@ def parser() -> argparse.ArgumentParser:
     )
     files.add_argument("--drive-kind", choices=KINDS, default="auto", help="what --drive is (default: by its ending)")
     files.add_argument(
-        "--face-video", type=Path, default=None, metavar="FILE", help="for a pose video: the video it was made from"
+        "--face-video",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="for a pose video or key points: the video they were made from, to take the faces from",
+    )
+    files.add_argument(
+        "--ref-keypoints",
+        type=Path,
+        default=None,
+        metavar="NPZ",
+        help="for --align: key points of the person in the picture (default: they are detected)",
     )
     files.add_argument(
         "--out", type=Path, default=None, metavar="MP4", help="default: outputs/REF_DRIVE.mp4, numbered if it exists"

@@ -11,6 +11,7 @@ from xdyna.cli.estimate import Workload, estimate
 from xdyna.cli.outputs import OutputFiles
 from xdyna.config import InferConfig
 from xdyna.diffusion.windows import window_schedule
+from xdyna.perception.types import Person
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Plan:
         driving: the driving file and the frames used.
         files: names of the outputs.
         face: whether face control is used.
+        person: the person in the reference where a file tells it; None where a detector would look for it.
     """
 
     reference: np.ndarray
@@ -30,12 +32,14 @@ class Plan:
     driving: Driving
     files: OutputFiles
     face: bool
+    person: Person | None = None
 
 
 def print_plan(
     plan: Plan, checkpoint: Checkpoint, config: InferConfig, *, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Print frames, windows, sizes, weights with their hashes, and the expected cost."""
+    assert config.guidance is not None, "the checkpoint's own was put in"
     frames = len(plan.driving.rows)
     schedule = window_schedule(config.context_schedule)
     windows = schedule(frames, context=config.context_frames, overlap=config.context_overlap, offset=0)

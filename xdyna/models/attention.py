@@ -10,6 +10,12 @@ of frame 0 of the same clip and Q' = W'q x:
 
 Only W'q (`to_q_ff`, starts as a copy of `to_q`) and W'o (`to_out_ff`, starts at zero) are trained. The parameter names
 are those of the published checkpoints, so that their files (and SD1.5 LoRA files) load without renaming.
+
+ReferenceNet (the paper's ablation `w/RefNet`, after Animate-Anyone, arXiv 2311.17117, section 3.2). With x the tokens
+of a frame, r those that enter the same self-attention of the ReferenceNet and [;] concatenation over tokens:
+
+    out = Wo softmax(Q K^T / sqrt(D)) V,  Q = Wq x,  K = Wk [x; r],  V = Wv [x; r]     frames 1..T
+    out = Wo softmax(Q K^T / sqrt(D)) V,  Q = Wq x,  K = Wk x,       V = Wv x          frame 0
 """
 
 import importlib.util
@@ -129,9 +135,20 @@ class DynamicsAdapterAttention(AttentionBase):
         self.to_out_ff.weight.zero_()
         self.to_out_ff.bias.zero_()
 
-    def forward(self, x_ZLC: Tensor, *, num_frames: int) -> Tensor:
-        """Args: x_ZLC: (B * F, L, C), frames of a clip adjacent. Returns: the same shape."""
+    def forward(self, x_ZLC: Tensor, *, num_frames: int, reference_BLC: Tensor | None = None) -> Tensor:
+        """Attend within each frame, and to the reference.
+
+        Args:
+            x_ZLC: (B * F, L, C), frames of a clip adjacent.
+            num_frames: F.
+            reference_BLC: (B, L, C) what the ReferenceNet's self-attention of this place was given; None without one.
+
+        Returns:
+            Tensor: (B * F, L, C).
+        """
         k_ZLC, v_ZLC = self.to_k(x_ZLC), self.to_v(x_ZLC)
+        if reference_BLC is not None:
+            return self.to_out[0](self._attend_with_reference(x_ZLC, k_ZLC, v_ZLC, reference_BLC, num_frames))
         out_ZLC = self.to_out[0](self._attend(self.to_q(x_ZLC), k_ZLC, v_ZLC))
         if not self.adapter:
             return out_ZLC
@@ -140,6 +157,23 @@ class DynamicsAdapterAttention(AttentionBase):
         k0_BLC, v0_BLC = (rearrange(t, "(b f) l c -> b f l c", f=num_frames)[:, 0] for t in (k_ZLC, v_ZLC))
         ref_ZLC = rearrange(self._attend(q_BXC, k0_BLC, v0_BLC), "b (f l) c -> (b f) l c", f=num_frames)
         return out_ZLC + self.to_out_ff(ref_ZLC)
+
+    def _attend_with_reference(
+        self, x_ZLC: Tensor, k_ZLC: Tensor, v_ZLC: Tensor, reference_BLC: Tensor, num_frames: int
+    ) -> Tensor:
+        def moving(own_ZLC: Tensor, shared_BLC: Tensor) -> Tensor:
+            own_BTLC = rearrange(own_ZLC, "(b f) l c -> b f l c", f=num_frames)[:, 1:]
+            shared_BTLC = repeat(shared_BLC, "b l c -> b t l c", t=num_frames - 1)
+            return rearrange(torch.cat([own_BTLC, shared_BTLC], dim=2), "b t s c -> (b t) s c")
+
+        q_BFLC, k_BFLC, v_BFLC = (
+            rearrange(t, "(b f) l c -> b f l c", f=num_frames) for t in (self.to_q(x_ZLC), k_ZLC, v_ZLC)
+        )
+        still_BLC = self._attend(q_BFLC[:, 0], k_BFLC[:, 0], v_BFLC[:, 0])
+        q_YLC = rearrange(q_BFLC[:, 1:], "b t l c -> (b t) l c")
+        k_YSC, v_YSC = moving(k_ZLC, self.to_k(reference_BLC)), moving(v_ZLC, self.to_v(reference_BLC))
+        out_BTLC = rearrange(self._attend(q_YLC, k_YSC, v_YSC), "(b t) l c -> b t l c", t=num_frames - 1)
+        return rearrange(torch.cat([still_BLC[:, None], out_BTLC], dim=1), "b f l c -> (b f) l c")
 
 
 class TextImageCrossAttention(AttentionBase):

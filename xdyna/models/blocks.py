@@ -5,7 +5,7 @@ H W grid, L = H * W tokens. Structure and parameter names are Stable Diffusion 1
 with a motion module after every (resnet, attention) pair.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,22 @@ class BlockOptions:
     motion_blocks: int
     motion_attentions: int
     motion_max_frames: int
+    motion: bool = True
+
+
+class FeatureRecorder:
+    """Collects the inputs of self-attentions. Not a dataclass or dict: wrappers of layers may hand on copies of these.
+
+    Attributes:
+        features: by place, (B, L, C) each.
+    """
+
+    def __init__(self) -> None:
+        self.features: dict[int, Tensor] = {}
+
+    def record(self, place: int, x_ZLC: Tensor) -> None:
+        """Keep a self-attention's input; the first of a place stays, as checkpointing runs a layer twice."""
+        self.features.setdefault(place, x_ZLC)
 
 
 @dataclass(frozen=True)
@@ -47,12 +63,16 @@ class ClipContext:
         time_BC: (B, time_dim) timestep embedding, one per clip.
         text_BSC: (B, S, context_dim) text tokens.
         image_BSC: (B, S', context_dim) image tokens or None.
+        reference: one (B, L, C) per spatial self-attention, the ReferenceNet's tokens of the same place; or empty.
+        recorder: where the ReferenceNet collects these; None otherwise.
     """
 
     num_frames: int
     time_BC: Tensor
     text_BSC: Tensor
     image_BSC: Tensor | None
+    reference: Sequence[Tensor] = ()
+    recorder: FeatureRecorder | None = None
 
 
 def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> Tensor:
@@ -95,7 +115,13 @@ class ResnetBlock(nn.Module):
 
 
 class SpatialTransformerBlock(nn.Module):
-    """Self-attention with the Dynamics-Adapter, cross-attention, feed-forward; pre-norm with residuals."""
+    """Self-attention with the Dynamics-Adapter, cross-attention, feed-forward; pre-norm with residuals.
+
+    Attributes:
+        place: number of this block's self-attention among all of its UNet, in order of computation.
+    """
+
+    place = 0
 
     def __init__(self, dim: int, *, options: BlockOptions) -> None:
         super().__init__()
@@ -111,9 +137,28 @@ class SpatialTransformerBlock(nn.Module):
     def forward(self, x_ZLC: Tensor, context: ClipContext) -> Tensor:
         """Args: x_ZLC: (B * F, L, C). Returns: the same shape."""
         f = context.num_frames
-        x_ZLC = x_ZLC + self.attn1(self.norm1(x_ZLC), num_frames=f)
+        h_ZLC = self.norm1(x_ZLC)
+        if context.recorder is not None:
+            context.recorder.record(self.place, h_ZLC)
+        reference_BLC = context.reference[self.place] if context.reference else None
+        x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f, reference_BLC=reference_BLC)
         x_ZLC = x_ZLC + self.attn2(self.norm2(x_ZLC), context.text_BSC, context.image_BSC, num_frames=f)
         return x_ZLC + self.ff(self.norm3(x_ZLC))
+
+
+class LastRead(nn.Module):
+    """The last transformer block of a ReferenceNet as far as it is read: what follows would never get a gradient."""
+
+    def __init__(self, block: SpatialTransformerBlock) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.place = block.place
+
+    def forward(self, x_ZLC: Tensor, context: ClipContext) -> Tensor:
+        """Args: x_ZLC: (B * F, L, C). Returns: the same tensor."""
+        assert context.recorder is not None
+        context.recorder.record(self.place, self.norm1(x_ZLC))
+        return x_ZLC
 
 
 class SpatialTransformer(nn.Module):
@@ -126,7 +171,14 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             [SpatialTransformerBlock(dim, options=options) for _ in range(options.transformer_layers)]
         )
-        self.proj_out = nn.Conv2d(dim, dim, 1)
+        self.proj_out: nn.Module = nn.Conv2d(dim, dim, 1)
+
+    def end_at_read(self) -> None:
+        """Take away what follows the last self-attention's input: the end of a ReferenceNet."""
+        block = self.transformer_blocks[-1]
+        assert isinstance(block, SpatialTransformerBlock)
+        self.transformer_blocks[-1] = LastRead(block)
+        self.proj_out = nn.Identity()
 
     def forward(self, x_ZCHW: Tensor, context: ClipContext) -> Tensor:
         """Args: x_ZCHW: (B * F, C, H, W). Returns: the same shape."""
@@ -175,7 +227,17 @@ class Checkpointed(nn.Module):
         return layer(*args)
 
 
-def _motion_module(dim: int, options: BlockOptions) -> MotionModule:
+class NoMotion(nn.Module):
+    """Stands where a motion module would be in a network for single pictures."""
+
+    def forward(self, x_ZCHW: Tensor, num_frames: int) -> Tensor:
+        """Args: x_ZCHW: (B * F, C, H, W). Returns: the same tensor."""
+        return x_ZCHW
+
+
+def _motion_module(dim: int, options: BlockOptions) -> MotionModule | NoMotion:
+    if not options.motion:
+        return NoMotion()
     return MotionModule(
         dim,
         heads=options.motion_heads,
@@ -318,3 +380,58 @@ class UpBlock(Checkpointed):
             height, width = skips[-1].shape[-2:]
             x_ZCHW = self.upsamplers[0](x_ZCHW, (height, width))
         return x_ZCHW
+
+
+def build_levels(
+    channels: Sequence[int],
+    attention_levels: Sequence[bool],
+    *,
+    layers: int,
+    options: BlockOptions,
+    motion_mid_block: bool = False,
+    highest: int = 0,
+) -> tuple[nn.ModuleList, MidBlock, nn.ModuleList]:
+    """All blocks of a UNet between its first and its last convolution.
+
+    Args:
+        channels: of each level, highest resolution first.
+        attention_levels: for each level, whether it has spatial transformers.
+        layers: (resnet, attention, motion) groups per down block; up blocks have one more.
+        options: shared sizes.
+        motion_mid_block: a motion module in the middle block too.
+        highest: the level at which the way up ends; 0 is the whole UNet.
+
+    Returns:
+        tuple: down blocks, middle block, up blocks, each list in order of computation.
+    """
+    last = len(channels) - 1
+    down_blocks, up_blocks = nn.ModuleList(), nn.ModuleList()
+    skip_channels = [channels[0]]  # of conv_in; each down block appends its own
+    for level, dim in enumerate(channels):
+        down_blocks.append(
+            DownBlock(
+                channels[max(level - 1, 0)],
+                dim,
+                layers=layers,
+                attention=attention_levels[level],
+                downsample=level != last,
+                options=options,
+            )
+        )
+        skip_channels += [dim] * (layers + (level != last))
+    mid_block = MidBlock(channels[-1], motion=motion_mid_block, options=options)
+    for level in reversed(range(highest, len(channels))):
+        up_blocks.append(
+            UpBlock(
+                channels[min(level + 1, last)],
+                [skip_channels.pop() for _ in range(layers + 1)],
+                channels[level],
+                attention=attention_levels[level],
+                upsample=level != highest,
+                options=options,
+            )
+        )
+    blocks = (m for part in (down_blocks, mid_block, up_blocks) for m in part.modules())
+    for place, block in enumerate(m for m in blocks if isinstance(m, SpatialTransformerBlock)):
+        block.place = place
+    return down_blocks, mid_block, up_blocks

@@ -19,7 +19,7 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from xdyna.models.blocks import BlockOptions, ClipContext, DownBlock, MidBlock, UpBlock, clip_group_norm
+from xdyna.models.blocks import BlockOptions, ClipContext, SpatialTransformerBlock, build_levels, clip_group_norm
 from xdyna.models.controls import add_to_frames
 
 
@@ -91,7 +91,7 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> None:
         super().__init__()
         channels = list(block_out_channels)
-        _check_sizes(channels, list(attention_levels), norm_num_groups, (num_attention_heads, motion_heads))
+        check_sizes(channels, list(attention_levels), norm_num_groups, (num_attention_heads, motion_heads))
         options = BlockOptions(
             time_dim=channels[0] * 4,
             heads=num_attention_heads,
@@ -110,35 +110,13 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(channels[0], options.time_dim)
-
-        last = len(channels) - 1
-        self.down_blocks = nn.ModuleList()
-        skip_channels = [channels[0]]  # of conv_in; each down block appends its own
-        for level, dim in enumerate(channels):
-            self.down_blocks.append(
-                DownBlock(
-                    channels[max(level - 1, 0)],
-                    dim,
-                    layers=layers_per_block,
-                    attention=attention_levels[level],
-                    downsample=level != last,
-                    options=options,
-                )
-            )
-            skip_channels += [dim] * (layers_per_block + (level != last))
-        self.mid_block = MidBlock(channels[-1], motion=motion_mid_block, options=options)
-        self.up_blocks = nn.ModuleList()
-        for level in reversed(range(len(channels))):
-            self.up_blocks.append(
-                UpBlock(
-                    channels[min(level + 1, last)],
-                    [skip_channels.pop() for _ in range(layers_per_block + 1)],
-                    channels[level],
-                    attention=attention_levels[level],
-                    upsample=level != 0,
-                    options=options,
-                )
-            )
+        self.down_blocks, self.mid_block, self.up_blocks = build_levels(
+            channels,
+            attention_levels,
+            layers=layers_per_block,
+            options=options,
+            motion_mid_block=motion_mid_block,
+        )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
@@ -151,6 +129,7 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         *,
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,
+        reference_features: Sequence[Tensor] = (),
         return_dict: bool = True,
     ) -> XDynaUNetOutput | tuple[Tensor]:
         """Predict the noise in frames 1..T of a clip.
@@ -163,6 +142,9 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             down_residuals: ControlNet residuals for the skip connections, one per skip, each (B, C, T, ., .) for the
                 generated frames or (B, C, F, ., .) for all frames; empty for none.
             mid_residual: the same for the middle block.
+            reference_features: what `ReferenceNet` gives, one (B, L, C) per spatial self-attention; empty for none.
+                Only the self-attention of frames 1..T reads them. Frame 0 stays part of the clip: its own layers run
+                as in the ablation `w/IP-A` and it counts in the joint GroupNorm, so that all ablations normalise alike.
             return_dict: False gives a tuple.
 
         Returns:
@@ -172,9 +154,15 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: on shapes that do not fit together.
         """
         self._check_inputs(sample, text_tokens, image_tokens, down_residuals)
+        if reference_features:
+            self._check_reference(reference_features, clips=sample.shape[0], frames=sample.shape[2])
         b, _, f, _, _ = sample.shape
         context = ClipContext(
-            num_frames=f, time_BC=self._embed_time(timestep, b), text_BSC=text_tokens, image_BSC=image_tokens
+            num_frames=f,
+            time_BC=self._embed_time(timestep, b),
+            text_BSC=text_tokens,
+            image_BSC=image_tokens,
+            reference=reference_features,
         )
         x_ZCHW = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
         skips = [x_ZCHW]
@@ -224,8 +212,33 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if down_residuals and len(down_residuals) != skips:
             raise ValueError(f"{len(down_residuals)} down_residuals given, this UNet has {skips} skip connections")
 
+    def _check_reference(self, features: Sequence[Tensor], *, clips: int, frames: int) -> None:
+        if self.config.dynamics_adapter:
+            raise ValueError(
+                "reference_features were given to a UNet with the Dynamics-Adapter, which they replace; build the UNet "
+                "with dynamics_adapter=False, or leave them out"
+            )
+        places = sum(isinstance(module, SpatialTransformerBlock) for module in self.modules())
+        if len(features) != places or any(x.ndim != 3 or x.shape[0] != clips for x in features) or frames < 2:
+            raise ValueError(
+                f"{len(features)} reference_features of shapes {[tuple(x.shape) for x in features[:3]]} ... given for "
+                f"{frames} frames, expected one ({clips} clips, tokens, channels) for each of this UNet's {places} "
+                "spatial self-attentions, and at least one frame beside the reference; use a ReferenceNet made for it"
+            )
 
-def _check_sizes(channels: list[int], attention_levels: list[bool], groups: int, head_counts: tuple[int, int]) -> None:
+
+def check_sizes(channels: list[int], attention_levels: list[bool], groups: int, head_counts: tuple[int, ...]) -> None:
+    """See whether the sizes of a UNet fit together.
+
+    Args:
+        channels: of each level.
+        attention_levels: for each level, whether it has spatial transformers.
+        groups: of every GroupNorm.
+        head_counts: numbers of attention heads in use.
+
+    Raises:
+        ValueError: when they do not.
+    """
     if len(channels) != len(attention_levels):
         raise ValueError(
             f"block_out_channels has {len(channels)} levels but attention_levels {len(attention_levels)}; "

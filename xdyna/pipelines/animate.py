@@ -25,8 +25,9 @@ from xdyna.diffusion.prior import similarity_prior
 from xdyna.diffusion.windows import window_schedule
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.image_tokens import ImageTokenResampler
+from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, guide, predict_noise
+from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, guide, predict_noise, read_reference
 from xdyna.pipelines.options import Precomputed, SamplingOptions, check_precomputed
 
 __all__ = ["Precomputed", "SamplingOptions", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
@@ -60,9 +61,10 @@ class XDynaPipeline(DiffusionPipeline):
         image_encoder: CLIP vision model; may be None when image tokens are given.
         feature_extractor: CLIP image preprocessing.
         image_projection: the Resampler.
+        reference_net: of the ablation `w/RefNet`, for a UNet without the Dynamics-Adapter; else None.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->unet->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->reference_net->unet->vae"
     _optional_components: ClassVar = [
         "face_controlnet",
         "text_encoder",
@@ -70,6 +72,7 @@ class XDynaPipeline(DiffusionPipeline):
         "image_encoder",
         "feature_extractor",
         "image_projection",
+        "reference_net",
     ]
 
     def __init__(
@@ -84,6 +87,7 @@ class XDynaPipeline(DiffusionPipeline):
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: Any | None = None,
         image_projection: ImageTokenResampler | None = None,
+        reference_net: ReferenceNet | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -97,6 +101,7 @@ class XDynaPipeline(DiffusionPipeline):
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
             image_projection=image_projection,
+            reference_net=reference_net,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample="bilinear")
@@ -263,6 +268,7 @@ class XDynaPipeline(DiffusionPipeline):
         ][given.start_step :]
         extra = {"eta": 0.0} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
         controls = ControlResidualCache(conditions, tokens)
+        features = read_reference(self.reference_net, reference, tokens) if self.reference_net is not None else ()
         with self.progress_bar(total=sum(len(windows) for windows in plan)) as bar:
             for step, windows in enumerate(plan, start=given.start_step):
                 t = timesteps[step]
@@ -274,6 +280,7 @@ class XDynaPipeline(DiffusionPipeline):
                     windows=windows,
                     tokens=tokens,
                     controls=controls,
+                    reference_features=features,
                     on_window=bar.update,
                 )
                 noise = guide(prediction, options.guidance)

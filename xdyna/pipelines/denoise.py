@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xdyna.diffusion.guidance import classifier_free_guidance, scale_condition
 from xdyna.models.controls import ControlResiduals, merge_residuals, run_controlnet
+from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 
 
@@ -124,6 +125,21 @@ def _stack_frames(frames: list[ControlResiduals]) -> ControlResiduals:
     return ControlResiduals(down, torch.stack([f.mid for f in frames], dim=2))
 
 
+def read_reference(net: ReferenceNet, reference: Tensor, tokens: Tokens) -> tuple[Tensor, ...]:
+    """ReferenceNet features of a clip: neither timestep nor window enters them, so once per clip is enough.
+
+    Args:
+        net: the ReferenceNet.
+        reference: (1, 4, 1, h, w) clean latents of the reference.
+        tokens: text and image tokens per half.
+
+    Returns:
+        tuple[Tensor, ...]: one (H, L, C) per spatial self-attention.
+    """
+    halves = tokens.text.shape[0]
+    return net(reference[:, :, 0].to(net.dtype).expand(halves, -1, -1, -1), tokens.text, tokens.image)
+
+
 def predict_noise(
     unet: XDynaUNet,
     latents: Tensor,
@@ -133,6 +149,7 @@ def predict_noise(
     windows: Sequence[Sequence[int]],
     tokens: Tokens,
     controls: ControlResidualCache,
+    reference_features: Sequence[Tensor] = (),
     on_window: Callable[[], Any] = lambda: None,
 ) -> Tensor:
     """Noise prediction for all frames, averaged over the windows that hold each frame.
@@ -145,6 +162,7 @@ def predict_noise(
         windows: lists of frame numbers that together hold every frame.
         tokens: text and image tokens per half.
         controls: residual cache of the clip.
+        reference_features: what `read_reference` gave; empty without a ReferenceNet.
         on_window: called after each window (progress).
 
     Returns:
@@ -166,6 +184,7 @@ def predict_noise(
             tokens.image,
             down_residuals=residuals.down if residuals else (),
             mid_residual=residuals.mid if residuals else None,
+            reference_features=reference_features,
         ).sample
         total[:, :, frames] += out[:, :, 1:].float()
         count[frames] += 1

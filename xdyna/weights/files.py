@@ -37,10 +37,11 @@ def file_kind(path: Path) -> str:
         raise WeightsError(f"{path} is empty (0 bytes); download or copy it again")
     if head.startswith(b"PK\x03\x04"):
         return TORCH_ZIP
-    if head[0] == 0x80:
-        return TORCH_LEGACY
+    # First: the length that safetensors begins with may have the first byte of a pickle, 0x80.
     if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER:
         return SAFETENSORS
+    if head[0] == 0x80:
+        return TORCH_LEGACY
     raise WeightsError(f"{path} is not a checkpoint: {_what_instead(head)}")
 
 

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Measure a small model on the held-out puppet clips. See `python scripts/tiny_report.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+
+if __name__ == "__main__":
+    sys.exit(run("xdyna.cli.tiny_report"))

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train one stage. See `python scripts/train.py --help`; several GPUs: `accelerate launch scripts/train.py ...`."""
+
+import sys
+
+from xdyna.cli.guard import run
+
+if __name__ == "__main__":
+    sys.exit(run("xdyna.cli.train"))

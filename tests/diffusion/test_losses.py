@@ -1,0 +1,86 @@
+"""Formulas of training against diffusers, analytic values and loops."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from diffusers.training_utils import compute_snr
+
+from xdyna.diffusion import losses
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012}
+
+
+def test_alphas_are_diffusers() -> None:
+    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
+    ours = losses.linear_alphas_cumprod(steps=1000, **SCHEDULE)
+    torch.testing.assert_close(ours, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
+
+
+def test_adding_noise_is_diffusers() -> None:
+    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
+    clean, noise = torch.randn(2, 3, 4, 2, 5, 5).unbind(0)
+    t = torch.tensor([0, 400, 999])
+    ours = losses.add_noise(clean, noise, scheduler.alphas_cumprod[t])
+    torch.testing.assert_close(ours, scheduler.add_noise(clean, noise, t))
+
+
+def test_min_snr_weight() -> None:
+    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
+    t = torch.tensor([1, 100, 500, 998])
+    snr = compute_snr(scheduler, t)
+    expected = torch.stack([snr, 5 * torch.ones(4)]).min(0).values / snr
+    torch.testing.assert_close(losses.min_snr_weight(scheduler.alphas_cumprod[t], 5.0), expected)
+
+
+def test_offset_noise_shifts_each_channel_of_each_clip() -> None:
+    noise, offset = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3)
+    shifted = losses.offset_noise(noise, offset, 0.1)
+    torch.testing.assert_close((shifted - noise).mean((2, 3, 4)), 0.1 * offset, rtol=1e-4, atol=1e-6)
+    assert (shifted - noise).std((2, 3, 4)).max() < 1e-6
+    assert torch.equal(losses.offset_noise(noise, offset, 0.0), noise)
+
+
+def test_clip_losses() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 6)).astype(np.float32)
+    ours = losses.clip_losses(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    np.testing.assert_allclose(ours, [np.mean((x - y) ** 2) for x, y in zip(a, b, strict=True)], rtol=1e-5)
+
+
+def test_kl_against_torch() -> None:
+    mean, logvar = torch.randn(2, 50).unbind(0)
+    normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(losses.kl_to_standard_normal(mean, logvar), expected)
+
+
+def test_reconstruction_loss_of_a_constant_error() -> None:
+    target = torch.rand(2, 3, 16, 16)
+    loss = float(losses.reconstruction_loss(target + 0.25, target, l1=0.5, edges=1.0))
+    assert loss == pytest.approx(0.25**2 + 0.5 * 0.25, abs=1e-6)
+
+
+def test_reconstruction_loss_sees_lost_edges() -> None:
+    """A step edge of height 1 that is missing: all of it by hand."""
+    target = torch.zeros(1, 1, 16, 16)
+    target[..., 8:] = 1.0
+    output = torch.full_like(target, 0.5)
+    # Each scale has one column of gradient 1 among (width - 1); the vertical gradients agree.
+    edges = sum(1 / (width - 1) for width in (16, 8, 4)) / 6
+    loss = float(losses.reconstruction_loss(output, target, l1=1.0, edges=2.0))
+    assert loss == pytest.approx(0.25 + 0.5 + 2 * edges, rel=1e-5)
+
+
+def test_velocity_weight_is_the_ratio_of_the_two_errors() -> None:
+    """Predict noise with an error; the v that follows from it is off by so much more."""
+    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
+    for t in (10, 300, 700):
+        a = scheduler.alphas_cumprod[t]
+        clean, noise, error = torch.randn(3, 2, 1000, dtype=torch.float64).unbind(0)
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        guess = noise + 0.1 * error
+        guessed_clean = (noisy - (1 - a).sqrt() * guess) / a.sqrt()
+        v, guessed_v = (a.sqrt() * e - (1 - a).sqrt() * x for e, x in ((noise, clean), (guess, guessed_clean)))
+        ratio = ((guessed_v - v) ** 2).mean() / ((guess - noise) ** 2).mean()
+        assert float(ratio) == pytest.approx(float(losses.velocity_weight(a[None], 1e9)[0]), rel=1e-6)
+    assert float(losses.velocity_weight(torch.tensor([0.001]), 60.0)) == 60.0

@@ -1,0 +1,319 @@
+"""Reading a cache of clips: whole videos with the autoencoder's latents (written by `xdyna.data.cache`).
+
+A cache is a folder with `index.json` and shards of 64 clips (`clips-00000.safetensors`, ...), read by memory map. Each
+clip has all frames of its video, so start, stride and reference are drawn anew for every sample; its crop was drawn
+once, when it was written. Every clip has a checksum that is looked at whenever it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from xdyna.data.options import DataConfig, DataError
+from xdyna.data.puppet import FPS, PuppetClip
+from xdyna.data.sources import Faces, Latents, PuppetVideo, Shot
+from xdyna.media import CropResize
+from xdyna.perception import PoseTrack
+
+FORMAT = "xdyna-clips-1"
+SHARD_CLIPS = 64
+INDEX = "index.json"
+METADATA = "xdyna"  # the one metadata entry of a shard: several would be written in random order
+LATENTS, POINTS = ("latents_mean", "latents_std"), ("body", "hands", "face")
+# Options a reader must share with the writer: they are in the pixels.
+_SAME = ("split", "height", "width", "crop_scale", "video_frames")
+_OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a cache holds; the content of its index.
+
+    Attributes:
+        vae: digest of the autoencoder (`cache.vae_digest`).
+        seed: of everything random.
+        clips: number of clips.
+        options: the entries of `DataConfig` that decide the content.
+    """
+
+    vae: str
+    seed: int
+    clips: int
+    options: dict[str, Any]
+
+    def shard_sizes(self) -> list[int]:
+        """Number of clips of each shard."""
+        return [min(SHARD_CLIPS, self.clips - first) for first in range(0, self.clips, SHARD_CLIPS)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The index as it is written."""
+        return {"format": FORMAT, "shard_clips": SHARD_CLIPS, **self.__dict__}
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of shard `number`."""
+    return folder / f"clips-{number:05d}.safetensors"
+
+
+def read_header(folder: Path) -> Header:
+    """Read the index of a cache.
+
+    Raises:
+        DataError: no cache, a damaged index, or another format.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise DataError(f"data.cache: '{folder}' holds no {INDEX}; give a folder written by scripts/cache.py")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT or index["shard_clips"] != SHARD_CLIPS:
+            raise DataError(f"cache '{folder}' has format {index['format']!r}, expected {FORMAT!r}; write it again")
+        return Header(str(index["vae"]), int(index["seed"]), int(index["clips"]), dict(index["options"]))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"cache index '{path}' is damaged ({error}); remove the folder and write it again") from error
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of the arrays of one clip, with their names, types and shapes."""
+    value = 0
+    for name in sorted(arrays):
+        value = zlib.crc32(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).data, value)
+    return value
+
+
+def shard_metadata(
+    header: Header, number: int, recipes: Sequence[Mapping[str, Any]], checksums: Sequence[int]
+) -> dict[str, Any]:
+    """What a shard says about itself.
+
+    Args:
+        header: of the cache.
+        number: of the shard.
+        recipes: what each clip was rendered from.
+        checksums: of each clip.
+    """
+    recipes_checksum = zlib.crc32(json.dumps(recipes, sort_keys=True).encode())
+    return {
+        **header.to_json(),
+        "shard": number,
+        "recipes": list(recipes),
+        "recipes_checksum": recipes_checksum,
+        "checksums": list(checksums),
+    }
+
+
+class Shard:
+    """One shard, opened by memory map.
+
+    Args:
+        path: the file.
+        header: of the cache it must belong to.
+        number: of the shard.
+
+    Raises:
+        DataError: missing, truncated, damaged, or part of another cache.
+    """
+
+    def __init__(self, path: Path, header: Header, number: int) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(
+                f"cache '{path.parent}' is incomplete: {path.name} of {len(header.shard_sizes())} shards is missing; "
+                f"run the same scripts/cache.py command again, it continues"
+            )
+        try:
+            self._file = safe_open(path, framework="numpy")
+            metadata = json.loads((self._file.metadata() or {})[METADATA])
+            self.recipes: list[dict[str, Any]] = metadata["recipes"]
+            self.checksums: list[int] = metadata["checksums"]
+            expected = shard_metadata(header, number, self.recipes, self.checksums)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+        if metadata.get("recipes_checksum") != expected["recipes_checksum"]:
+            raise self._damaged("the checksum of its description differs")
+        if metadata != expected or len(self.checksums) != header.shard_sizes()[number]:
+            raise DataError(f"'{path}' is part of another cache; remove it and run scripts/cache.py again")
+
+    def clip(self, row: int) -> dict[str, np.ndarray]:
+        """All arrays of one clip of V frames, checked.
+
+        Returns:
+            Arrays by name: `LATENTS` float16 (V, 4, h, w); `POINTS` float32; "pictures" uint8, V PNG files one after
+            the other, and "picture_ends" int64 (V,), where each ends; where the cache has other faces "other_pictures",
+            "other_ends" and "other_face" of these.
+
+        Raises:
+            DataError: the clip is damaged.
+        """
+        prefix = f"{row:03d}."
+        try:
+            names = [name for name in self._file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            arrays = {name.removeprefix(prefix): self._file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+        if checksum(arrays) != self.checksums[row]:
+            raise self._damaged(f"the checksum of clip {row} differs")
+        return arrays
+
+    def _damaged(self, reason: str) -> DataError:
+        return DataError(
+            f"shard '{self.path}' is damaged or truncated ({reason}); remove it and run the same scripts/cache.py "
+            f"command again, it writes only what is missing"
+        )
+
+
+class CachedVideo:
+    """A video of a cache; see `sources.Video`.
+
+    Args:
+        shard: where it is.
+        row: its place there.
+        puppet: what it was rendered from.
+    """
+
+    def __init__(self, shard: Shard, row: int, puppet: PuppetVideo) -> None:
+        self._shard, self._row, self.puppet = shard, row, puppet
+
+    @property
+    def clip_id(self) -> str:
+        """As of the rendered video."""
+        return self.puppet.clip_id
+
+    @property
+    def length(self) -> int:
+        """Number of frames."""
+        return self.puppet.length
+
+    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+        """The reference's picture and the latents of reference and frames.
+
+        Raises:
+            DataError: the clip is damaged.
+        """
+        arrays, chosen = self._arrays, np.concatenate([[reference], rows])
+        mean, std = (arrays[name][chosen].astype(np.float32) for name in LATENTS)
+        body, hands, face = (arrays[name][rows] for name in POINTS)
+        track = PoseTrack(body, hands, face, self.puppet.crop.size, times=rows / FPS, frame_index=rows)
+        faces = None
+        if self.puppet.face_identity is not None and self.puppet.kind == "human":
+            faces = Faces(self._pictures("other_pictures", "other_ends", rows), arrays["other_face"][rows])
+        picture = self._pictures("pictures", "picture_ends", np.array([reference]))[0]
+        return Shot(picture, None, Latents(mean, std), track, faces)
+
+    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+        """See `sources.Video`."""
+        return Faces(self._pictures("pictures", "picture_ends", rows), shot.track.face)
+
+    def truth(self, rows: np.ndarray) -> PuppetClip:
+        """Rendered anew."""
+        return self.puppet.truth(rows)
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return self._shard.clip(self._row)
+
+    def _pictures(self, name: str, ends: str, rows: np.ndarray) -> np.ndarray:
+        """Decode some of the pictures: uint8 (N, H, W, 3)."""
+        stops = self._arrays[ends]
+        starts = np.concatenate([[0], stops[:-1]])
+        files = (self._arrays[name][starts[row] : stops[row]] for row in rows)
+        return np.stack([cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for file in files])
+
+
+class CachedClips:
+    """The videos of a cache; see `sources.Source`.
+
+    Args:
+        config: the options; `cache` is the folder.
+        vae: digest of the autoencoder that is trained with.
+
+    Raises:
+        DataError: no cache, incomplete, damaged, of another autoencoder, or of other options.
+    """
+
+    def __init__(self, config: DataConfig, *, vae: str | None) -> None:
+        assert config.cache is not None
+        self.folder = Path(config.cache)
+        self.header = read_header(self.folder)
+        self._check(config, vae)
+        self._shards: dict[int, Shard] = {}
+        self._recipes: dict[str, list[tuple[int, int, PuppetVideo]]] = {"human": [], "scene": []}
+        for number in range(len(self.header.shard_sizes())):
+            for row, recipe in enumerate(self._shard(number).recipes):
+                video = _video(recipe)
+                if config.face != "cross":
+                    video = replace(video, face_identity=None, face_scene=None)
+                self._recipes[video.kind].append((number, row, video))
+        for kind, recipes in self._recipes.items():
+            if config.num_clips is not None and config.scene_ratio != (1 if kind == "human" else 0):
+                if len(recipes) < config.num_clips:
+                    raise DataError(
+                        f"data.num_clips is {config.num_clips}, but cache '{self.folder}' has {len(recipes)} {kind} "
+                        f"videos; lower it"
+                    )
+                del recipes[config.num_clips :]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}  # open files stay in their process
+
+    def count(self, kind: str) -> int:
+        """Number of videos of a kind."""
+        return len(self._recipes[kind])
+
+    def video(self, kind: str, number: int | None, rng: np.random.Generator) -> CachedVideo:
+        """Video `number` of a kind."""
+        assert number is not None, "a cache is a finite set"
+        shard, row, puppet = self._recipes[kind][number]
+        return CachedVideo(self._shard(shard), row, puppet)
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            if len(self._shards) >= _OPEN_SHARDS:
+                del self._shards[next(iter(self._shards))]
+            self._shards[number] = Shard(shard_path(self.folder, number), self.header, number)
+        return self._shards[number]
+
+    def _check(self, config: DataConfig, vae: str | None) -> None:
+        if vae is None:
+            raise DataError(
+                f"cache '{self.folder}' holds latents, so the digest of the autoencoder that is trained with is needed "
+                f"(build_loader(..., vae=vae_digest(vae))), to check that they are its own"
+            )
+        if vae != self.header.vae:
+            raise DataError(
+                f"cache '{self.folder}' was written with another autoencoder ({self.header.vae[:12]}, this run has "
+                f"{vae[:12]}); write it again with scripts/cache.py --vae, or use data.source=puppet"
+            )
+        options = self.header.options
+        for name in _SAME:
+            given, written = getattr(config, name), options[name]
+            if given != written:
+                raise DataError(
+                    f"data.{name} is {given}, but cache '{self.folder}' was written with {written}; set data.{name}="
+                    f"{written}, or write another cache"
+                )
+        if config.face == "cross" and not options["other_faces"]:
+            raise DataError(
+                f"data.face is 'cross', but cache '{self.folder}' holds no other faces; write one with data.face=cross"
+            )
+
+
+def recipe(video: PuppetVideo) -> dict[str, Any]:
+    """A video as JSON values."""
+    return asdict(video)
+
+
+def _video(recipe: Mapping[str, Any]) -> PuppetVideo:
+    crop = CropResize(box=tuple(recipe["crop"]["box"]), size=tuple(recipe["crop"]["size"]))
+    return PuppetVideo(**{**recipe, "render_size": tuple(recipe["render_size"]), "crop": crop})

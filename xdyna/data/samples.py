@@ -1,0 +1,117 @@
+"""What the training data are made of: one `Sample` per clip, one `Batch` per step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("human", "scene")
+"""A clip shows a person, or a scene without one (its conditions are black)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip of T frames with its reference and conditions.
+
+    Attributes:
+        index: number of the sample in the run.
+        clip_id: which video it is from, for people to read.
+        kind: "human" or "scene".
+        pixels: uint8 (1 + T, 3, H, W) RGB, the reference first; (1, 3, H, W), the reference alone, where there are
+            latents.
+        pose: uint8 (T, 3, H, W) RGB; black for scenes.
+        face: uint8 (T, 6, H, W), local and global patch as the face ControlNet expects them; black for scenes.
+        latents_mean: float32 (1 + T, 4, h, w), mean of the autoencoder's posterior, unscaled; None without a cache.
+        latents_std: float32 (1 + T, 4, h, w), its standard deviation; None without a cache.
+        drop_image: train without image tokens (classifier-free guidance).
+        drop_text: train without text tokens.
+        caption: text; "" for rendered clips, as the published model was trained and used.
+    """
+
+    index: int
+    clip_id: str
+    kind: str
+    pixels: Tensor
+    pose: Tensor
+    face: Tensor
+    latents_mean: Tensor | None
+    latents_std: Tensor | None
+    drop_image: bool
+    drop_text: bool
+    caption: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples.
+
+    Attributes:
+        index: int64 (B,).
+        clip_id: B names.
+        kind: B times "human" or "scene".
+        pixels: uint8 (B, 1 + T, 3, H, W), or (B, 1, 3, H, W) with latents; see `Sample`.
+        pose: uint8 (B, T, 3, H, W).
+        face: uint8 (B, T, 6, H, W).
+        latents_mean: float32 (B, 1 + T, 4, h, w) or None.
+        latents_std: float32 (B, 1 + T, 4, h, w) or None.
+        drop_image: bool (B,).
+        drop_text: bool (B,).
+        caption: B texts.
+    """
+
+    index: Tensor
+    clip_id: list[str]
+    kind: list[str]
+    pixels: Tensor
+    pose: Tensor
+    face: Tensor
+    latents_mean: Tensor | None
+    latents_std: Tensor | None
+    drop_image: Tensor
+    drop_text: Tensor
+    caption: list[str]
+
+    def __len__(self) -> int:
+        return len(self.clip_id)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on a device."""
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Join samples of equal sizes.
+
+    Args:
+        samples: at least one; with latents all or none.
+
+    Returns:
+        The batch, in the order given.
+    """
+
+    def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        assert len(present) in (0, len(tensors)), "latents of some samples only"
+        return torch.stack(present) if present else None
+
+    return Batch(
+        index=torch.tensor([sample.index for sample in samples]),
+        clip_id=[sample.clip_id for sample in samples],
+        kind=[sample.kind for sample in samples],
+        pixels=torch.stack([sample.pixels for sample in samples]),
+        pose=torch.stack([sample.pose for sample in samples]),
+        face=torch.stack([sample.face for sample in samples]),
+        latents_mean=stacked([sample.latents_mean for sample in samples]),
+        latents_std=stacked([sample.latents_std for sample in samples]),
+        drop_image=torch.tensor([sample.drop_image for sample in samples]),
+        drop_text=torch.tensor([sample.drop_text for sample in samples]),
+        caption=[sample.caption for sample in samples],
+    )

@@ -1,0 +1,213 @@
+"""What videos there are to train on: the interface that every kind of video has, and the puppet world behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from xdyna.data.options import DataConfig, DataError
+from xdyna.data.puppet import SPLITS, PuppetClip, render_clip
+from xdyna.data.transforms import random_resized_crop
+from xdyna.media import CropResize
+from xdyna.perception import PoseTrack
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Pictures that the face conditions are cut out of.
+
+    Attributes:
+        frames: uint8 (T, H, W, 3) RGB; of use around the face only.
+        landmarks: float32 (T, 68, 3), in px of these frames.
+    """
+
+    frames: np.ndarray
+    landmarks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The posterior of the autoencoder, unscaled.
+
+    Attributes:
+        mean: float32 (N, 4, h, w).
+        std: float32 (N, 4, h, w).
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Some frames of a video, cropped to the size that is trained on.
+
+    Attributes:
+        reference: uint8 (H, W, 3) RGB.
+        frames: uint8 (T, H, W, 3) RGB; None where there are latents.
+        latents: of reference and frames, N = 1 + T; None where there are frames.
+        track: key points of the T frames, in px of these pictures.
+        faces: another identity's face over the same body, or None where the video has none or none was asked for.
+    """
+
+    reference: np.ndarray
+    frames: np.ndarray | None
+    latents: Latents | None
+    track: PoseTrack
+    faces: Faces | None
+
+
+class Video(Protocol):
+    """One video."""
+
+    @property
+    def clip_id(self) -> str:
+        """Its name."""
+
+    @property
+    def length(self) -> int:
+        """Number of frames."""
+
+    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+        """Frames `rows` (T,) in equal steps, and frame `reference`."""
+
+    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+        """The video's own face in the frames `rows`, given their shot."""
+
+    def truth(self, rows: np.ndarray) -> PuppetClip:
+        """The frames `rows` with everything that is known of them."""
+
+
+class Source(Protocol):
+    """A set of videos of both kinds."""
+
+    def count(self, kind: str) -> int | None:
+        """Number of videos of a kind; None for no end."""
+
+    def video(self, kind: str, number: int | None, rng: np.random.Generator) -> Video:
+        """The video of a kind with a number (None: a new one); what is random about it is drawn from `rng`."""
+
+
+@dataclass(frozen=True)
+class PuppetVideo:
+    """A video that is rendered when it is asked for.
+
+    Attributes:
+        kind: "human" or "scene".
+        identity: seed of the figure.
+        motion: seed of its motion.
+        scene: seed of the scene.
+        face_identity: seed of the other identity whose face is shown in `Shot.faces`; None for no such faces.
+        face_scene: seed of the scene behind that face: another one, because the patches show some of it; or None.
+        length: frames.
+        render_size: (H, W) it is rendered at, px.
+        crop: from there to the size that is trained on.
+    """
+
+    kind: str
+    identity: int
+    motion: int
+    scene: int
+    face_identity: int | None
+    face_scene: int | None
+    length: int
+    render_size: tuple[int, int]
+    crop: CropResize
+
+    @property
+    def clip_id(self) -> str:
+        """The seeds, for example "puppet-human-i12-m34-s56"."""
+        return f"puppet-{self.kind}-i{self.identity}-m{self.motion}-s{self.scene}"
+
+    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+        """Render; see `Video`."""
+        clip = self._render(rows)
+        picture = self._render(np.array([reference])).frames[0]
+        faces = None
+        if self.face_identity is not None and self.face_scene is not None and self.kind == "human":
+            other = dataclasses.replace(self, scene=self.face_scene)._render(rows, face_identity=self.face_identity)
+            faces = Faces(self._cut(other.frames), other.track().transform(self.crop).face)
+        track = clip.track().transform(self.crop)
+        return Shot(self.crop.image(picture), self._cut(clip.frames), None, track, faces)
+
+    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+        """See `Video`."""
+        assert shot.frames is not None
+        return Faces(shot.frames, shot.track.face)
+
+    def truth(self, rows: np.ndarray) -> PuppetClip:
+        """The rendered clip, cropped as in `shot`."""
+        clip = self._render(rows)
+        track = clip.track().transform(self.crop)
+        return dataclasses.replace(
+            clip,
+            frames=self._cut(clip.frames),
+            body=track.body,
+            hands=track.hands,
+            face=track.face,
+            mask=self._cut(clip.mask),
+            dynamic=self._cut(clip.dynamic),
+            secondary=self._cut(clip.secondary),
+        )
+
+    def _render(self, rows: np.ndarray, *, face_identity: int | None = None) -> PuppetClip:
+        stride = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+        return render_clip(
+            self.identity,
+            self.motion,
+            self.scene,
+            frames=len(rows),
+            start=int(rows[0]),
+            stride=stride,
+            size=self.render_size,
+            kind=self.kind,
+            face_identity=face_identity,
+        )
+
+    def _cut(self, pictures: np.ndarray) -> np.ndarray:
+        """The crop of (T, H, W, ...) pictures or masks; it never resamples."""
+        left, top, width, height = self.crop.box
+        return pictures[:, top : top + height, left : left + width]
+
+
+class PuppetSource:
+    """Videos of the puppet world, of one split.
+
+    Args:
+        config: the options; `num_clips` makes it a finite set.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.seeds = SPLITS[config.split]
+        if config.num_clips is not None and config.num_clips > len(self.seeds):
+            raise DataError(
+                f"data.num_clips is {config.num_clips}, but the {config.split} split has {len(self.seeds)} videos; "
+                f"lower it, or leave it out for videos without end"
+            )
+
+    def count(self, kind: str) -> int | None:
+        """`num_clips` of either kind."""
+        return self.config.num_clips
+
+    def video(self, kind: str, number: int | None, rng: np.random.Generator) -> PuppetVideo:
+        """Video `number` of the split (the same in every run), or one with new seeds; always with a new crop."""
+        low, high = self.seeds.start, self.seeds.stop
+        identity, motion, scene = rng.integers(low, high, size=3).tolist()
+        if number is not None:
+            identity = motion = scene = low + number
+        face_identity = face_scene = None
+        if self.config.face == "cross":
+            face_identity, face_scene = (self._another(seed, rng) for seed in (identity, scene))
+        render_size, crop = random_resized_crop(rng, target=self.config.size, scale=self.config.crop_scale)
+        return PuppetVideo(
+            kind, identity, motion, scene, face_identity, face_scene, self.config.video_frames, render_size, crop
+        )
+
+    def _another(self, seed: int, rng: np.random.Generator) -> int:
+        """Any seed of the split but this one."""
+        other = int(rng.integers(self.seeds.start, self.seeds.stop - 1))
+        return other + 1 if other >= seed else other

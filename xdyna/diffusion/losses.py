@@ -1,0 +1,125 @@
+"""Noising and losses of training, as pure functions.
+
+Shape legend: B clips, C channels, T generated frames, h w latent grid.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+
+def linear_alphas_cumprod(*, steps: int, beta_start: float, beta_end: float) -> Tensor:
+    """Cumulative products of 1 - beta for betas linear in the step (DDPM, arXiv 2006.11239, eq. 4; X-Dyna's schedule).
+
+    Args:
+        steps: number of training steps.
+        beta_start: first beta.
+        beta_end: last beta.
+
+    Returns:
+        Tensor: (steps,) float32, decreasing.
+    """
+    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), dim=0).float()
+
+
+def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod_B: Tensor) -> Tensor:
+    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (DDPM, eq. 4).
+
+    Args:
+        clean: (B, ...) clean latents.
+        noise: the same shape, standard normal.
+        alphas_cumprod_B: (B,) a_t of each clip's timestep.
+
+    Returns:
+        Tensor: the shape of `clean`.
+    """
+    a = alphas_cumprod_B.reshape(-1, *(1 for _ in clean.shape[1:]))
+    return a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def offset_noise(noise: Tensor, offset_BC: Tensor, strength: float) -> Tensor:
+    """Noise with one extra value per clip and channel, so that the mean brightness is learned too.
+
+    Args:
+        noise: (B, C, ...) standard normal.
+        offset_BC: (B, C) standard normal.
+        strength: of the offset; 0 changes nothing (0.05 - 0.1 are common).
+
+    Returns:
+        Tensor: the shape of `noise`.
+
+    Source: "Diffusion with offset noise" (N. Guttenberg, 2023).
+    """
+    return noise + strength * offset_BC.reshape(*offset_BC.shape, *(1 for _ in noise.shape[2:]))
+
+
+def min_snr_weight(alphas_cumprod_B: Tensor, gamma: float) -> Tensor:
+    """Weight min(SNR, gamma) / SNR of the noise-prediction loss, SNR = a / (1 - a) (arXiv 2303.09556, section 3.4).
+
+    Args:
+        alphas_cumprod_B: (B,) a_t.
+        gamma: the cut; 5 in the paper.
+
+    Returns:
+        Tensor: (B,), in (0, 1].
+    """
+    snr = alphas_cumprod_B / (1 - alphas_cumprod_B)
+    return snr.clamp(max=gamma) / snr
+
+
+def velocity_weight(alphas_cumprod_B: Tensor, cut: float) -> Tensor:
+    """Weight 1 / a that turns the error of predicted noise into that of v = sqrt(a) e - sqrt(1 - a) x_0.
+
+    Plain noise prediction hardly counts what goes wrong at high noise, where a clip's layout is decided: an error of
+    the picture is scaled by the signal-to-noise ratio. The error of v weighs noise and picture alike.
+
+    Args:
+        alphas_cumprod_B: (B,) a_t.
+        cut: largest weight.
+
+    Returns:
+        Tensor: (B,), 1 .. cut.
+
+    Source: Salimans & Ho, arXiv 2202.00512, section 4 ("SNR + 1" weighting) and appendix D (v).
+    """
+    return (1 / alphas_cumprod_B).clamp(max=cut)
+
+
+def clip_losses(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each clip. Args: (B, ...) twice. Returns: (B,) float32."""
+    return reduce((prediction.float() - target.float()) ** 2, "b ... -> b", "mean")
+
+
+def reconstruction_loss(output_NCHW: Tensor, target_NCHW: Tensor, *, l1: float, edges: float) -> Tensor:
+    """Autoencoder loss: mean squared error, plus L1, plus L1 of the picture's gradients at three scales (thin lines).
+
+    Args:
+        output_NCHW: (N, C, H, W) decoded pictures in [-1, 1].
+        target_NCHW: the originals.
+        l1: weight of the L1 term.
+        edges: weight of the gradient terms.
+
+    Returns:
+        Tensor: scalar.
+    """
+    output, target = output_NCHW.float(), target_NCHW.float()
+    loss = F.mse_loss(output, target) + l1 * F.l1_loss(output, target)
+    for scale in range(3):
+        if scale:
+            output, target = F.avg_pool2d(output, 2), F.avg_pool2d(target, 2)
+        if min(output.shape[-2:]) < 2:
+            break
+        for dim in (-2, -1):
+            loss = loss + edges / 6 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
+    return loss
+
+
+def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)), averaged over elements. Args: any equal shapes. Returns: scalar."""
+    return 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
+
+
+def frames_to_clips(frames: Tensor, clips: int) -> Tensor:
+    """(B * T, C, h, w) -> (B, C, T, h, w)."""
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=clips)

@@ -1,0 +1,1 @@
+"""Training: state, checkpoints, guards, logs, stages, objective and the loop."""

@@ -1,0 +1,329 @@
+"""Batch -> loss. One module per kind of stage, holding all its networks, so that one wrapper (DDP, FSDP, DeepSpeed)
+wraps them.
+
+Everything random in a sample's loss (timestep, noise, posterior) is drawn from a generator of (seed, sample index): the
+loss does not depend on the batch size, on the number of processes or on where a run was interrupted.
+
+Shape legend: B clips, F = 1 + T frames (frame 0 is the reference), C channels, H W pixels, h w latent grid, S tokens.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from xdyna.data.samples import Batch
+from xdyna.diffusion import losses
+from xdyna.diffusion.guidance import scale_condition
+from xdyna.models.controls import merge_residuals, run_controlnet, to_clip
+from xdyna.training.config import LossConfig
+from xdyna.training.stages import Components
+
+# Streams of random numbers that must not meet: training noise, validation noise.
+TRAINING, VALIDATION = 0, 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is random in the loss of a batch.
+
+    Attributes:
+        timestep: int64 (B,), 0 .. steps - 1.
+        noise: (B, C, T, h, w).
+        posterior: (B, C, F, h, w) standard normal, for a sample of the autoencoder's posterior.
+    """
+
+    timestep: Tensor
+    noise: Tensor
+    posterior: Tensor
+
+
+def sample_generator(seed: int, index: int, stream: int = TRAINING) -> torch.Generator:
+    """Generator of one sample, on the CPU; that of validation is the same in every run.
+
+    Args:
+        seed: of the run.
+        index: global sample index.
+        stream: `TRAINING` or `VALIDATION`.
+    """
+    state = np.random.SeedSequence([seed if stream == TRAINING else 0, index, stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Objective(nn.Module, abc.ABC):
+    """Common part: the networks, and the encoders that every stage shares.
+
+    Args:
+        components: the networks; frozen and thawed already.
+        loss: weights of the terms.
+        seed: of the run.
+    """
+
+    def __init__(self, components: Components, loss: LossConfig, *, seed: int) -> None:
+        super().__init__()
+        self.components = components
+        self.networks = nn.ModuleDict(self.used(components))
+        self.loss, self.seed = loss, seed
+
+    @abc.abstractmethod
+    def used(self, components: Components) -> dict[str, nn.Module]:
+        """Networks that this objective runs; others need not be on the device."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps of the noise schedule; 0 for an objective without noise."""
+        return 0
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that train, by "component.name"."""
+        return {name: p for name, p in self.networks.named_parameters() if p.requires_grad}
+
+    @abc.abstractmethod
+    def forward(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Tensor:
+        """Loss of every sample.
+
+        Args:
+            batch: on the networks' device.
+            stream: `TRAINING` or `VALIDATION`.
+            timestep: the same for all samples instead of drawn ones.
+
+        Returns:
+            Tensor: (B,) float32.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.networks.parameters()).device
+
+
+class VAEObjective(Objective):
+    """Stage `vae`: reconstruct single frames (squared error, L1 and edges; small KL term)."""
+
+    def used(self, components: Components) -> dict[str, nn.Module]:
+        """Only the autoencoder."""
+        return {"vae": components.vae}
+
+    def forward(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Tensor:
+        """See `Objective.forward`; `timestep` has no meaning here."""
+        vae = self.components.vae
+        pixels = batch.pixels
+        b = pixels.shape[0]
+        frames = rearrange(_to_unit(pixels), "b f c h w -> (b f) c h w")
+        posterior = vae.encode(frames).latent_dist
+        normal = self._normal(batch, posterior.mean, stream)
+        decoded = vae.decode(posterior.mean + posterior.std * normal).sample
+        per_clip = [
+            losses.reconstruction_loss(out, target, l1=self.loss.l1, edges=self.loss.edges)
+            for out, target in zip(decoded.chunk(b), frames.chunk(b), strict=True)
+        ]
+        parts = zip(posterior.mean.chunk(b), posterior.logvar.chunk(b), strict=True)
+        kl = torch.stack([losses.kl_to_standard_normal(mean, logvar) for mean, logvar in parts])
+        return torch.stack(per_clip) + self.loss.kl * kl
+
+    def _normal(self, batch: Batch, like: Tensor, stream: int) -> Tensor:
+        per_clip = like.shape[0] // len(batch.index)
+        drawn = [
+            torch.randn((per_clip, *like.shape[1:]), generator=sample_generator(self.seed, int(i), stream))
+            for i in batch.index
+        ]
+        return torch.cat(drawn).to(like)
+
+
+class DiffusionObjective(Objective):
+    """Stages `base`, `dynamics` and `face`: predict the noise (X-Dyna, arXiv 2501.10021, section 3.1).
+
+    Args:
+        components: the networks.
+        loss: weighting.
+        seed: of the run.
+        single_frames: stage `base`: every frame is a clip of its own, without reference frame, motion and control.
+        face: run the face ControlNet.
+    """
+
+    def __init__(
+        self, components: Components, loss: LossConfig, *, seed: int, single_frames: bool = False, face: bool = False
+    ) -> None:
+        self.single_frames, self.face = single_frames, face
+        super().__init__(components, loss, seed=seed)
+        schedule = components.scheduler.config
+        if schedule.beta_schedule != "linear" or schedule.prediction_type != "epsilon":
+            raise ValueError(
+                f"the scheduler has beta_schedule={schedule.beta_schedule} and prediction_type="
+                f"{schedule.prediction_type}; training needs 'linear' and 'epsilon', as X-Dyna has them"
+            )
+        # No buffer: DeepSpeed would round it to 16 bit, in which 1 - a of the first timesteps is 0.
+        self.alphas_cumprod = losses.linear_alphas_cumprod(
+            steps=schedule.num_train_timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end
+        )
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps of the noise schedule."""
+        return len(self.alphas_cumprod)
+
+    def used(self, components: Components) -> dict[str, nn.Module]:
+        """Everything that the stage runs."""
+        names = ["vae", "unet", "text_encoder", "image_encoder", "image_projection"]
+        if not self.single_frames:
+            names += ["pose_controlnet"] + (["face_controlnet"] if self.face else [])
+            names += ["reference_net"] if components.reference_net is not None else []
+        modules = components.modules()
+        return {name: modules[name] for name in names}
+
+    def forward(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Tensor:
+        """See `Objective.forward`."""
+        device = self.device
+        draw = self._draw(batch, stream)
+        t_B = draw.timestep if timestep is None else torch.full_like(draw.timestep, timestep)
+        t_B, noise, posterior, alphas_B = (
+            x.to(device) for x in (t_B, draw.noise, draw.posterior, self.alphas_cumprod[t_B])
+        )
+        with torch.no_grad():
+            latents = self._latents(batch, posterior)
+            text = self._text_tokens(batch)
+        image = self._image_tokens(batch)
+        noisy = losses.add_noise(latents[:, :, 1:], noise, alphas_B)
+        if self.single_frames:
+            prediction = self._predict_single(noisy, t_B, text, image)
+        else:
+            prediction = self._predict_clip(latents[:, :, :1], noisy, t_B, text, image, batch)
+        loss_B = losses.clip_losses(prediction, noise)
+        if self.loss.min_snr is not None:
+            return loss_B * losses.min_snr_weight(alphas_B, self.loss.min_snr)
+        if self.loss.velocity is not None:
+            return loss_B * losses.velocity_weight(alphas_B, self.loss.velocity)
+        return loss_B
+
+    # --- the networks ---------------------------------------------------------------------------------------------
+
+    def _predict_single(self, noisy: Tensor, t_B: Tensor, text: Tensor, image: Tensor) -> Tensor:
+        frames = noisy.shape[2]
+        out = self.components.unet(
+            rearrange(noisy, "b c t h w -> (b t) c 1 h w"),
+            repeat(t_B, "b -> (b t)", t=frames),
+            repeat(text, "b s c -> (b t) s c", t=frames),
+            repeat(image, "b s c -> (b t) s c", t=frames),
+        ).sample
+        return rearrange(out, "(b t) c 1 h w -> b c t h w", t=frames)
+
+    def _predict_clip(
+        self, reference: Tensor, noisy: Tensor, t_B: Tensor, text: Tensor, image: Tensor, batch: Batch
+    ) -> Tensor:
+        clips, frames = noisy.shape[0], noisy.shape[2]
+        pictures = rearrange(noisy, "b c t h w -> (b t) c h w")
+        t_N = repeat(t_B, "b -> (b t)", t=frames)
+        text_N = repeat(text, "b s c -> (b t) s c", t=frames)
+        nets = [(self.components.pose_controlnet, batch.pose)]
+        if self.face:
+            assert self.components.face_controlnet is not None
+            nets.append((self.components.face_controlnet, batch.face))
+        controls = merge_residuals(
+            [
+                run_controlnet(net, pictures, t_N, text_N, rearrange(_scaled(c), "b t c h w -> (b t) c h w"))
+                for net, c in nets
+            ]
+        )
+        residuals = to_clip(controls, clips)
+        extra = {}
+        if self.components.reference_net is not None:
+            extra["reference_features"] = self.components.reference_net(reference[:, :, 0], text, image)
+        out = self.components.unet(
+            torch.cat([reference, noisy], dim=2),
+            t_B,
+            text,
+            image,
+            down_residuals=residuals.down,
+            mid_residual=residuals.mid,
+            **extra,
+        ).sample
+        return out[:, :, 1:]
+
+    # --- the inputs -----------------------------------------------------------------------------------------------
+
+    def _draw(self, batch: Batch, stream: int) -> Draw:
+        steps = self.num_timesteps
+        channels = self.components.unet.config.in_channels
+        frames = batch.pose.shape[1]
+        factor = 2 ** (len(self.components.vae.config.block_out_channels) - 1)
+        grid = (batch.pose.shape[-2] // factor, batch.pose.shape[-1] // factor)
+        timesteps, noises, posteriors = [], [], []
+        for index in batch.index:
+            generator = sample_generator(self.seed, int(index), stream)
+            timesteps.append(torch.randint(steps, (), generator=generator))
+            noise = torch.randn((channels, frames, *grid), generator=generator)
+            offset = torch.randn((channels,), generator=generator)
+            noises.append(losses.offset_noise(noise[None], offset[None], self.loss.noise_offset)[0])
+            posteriors.append(torch.randn((channels, frames + 1, *grid), generator=generator))
+        return Draw(torch.stack(timesteps), torch.stack(noises), torch.stack(posteriors))
+
+    def _latents(self, batch: Batch, normal: Tensor) -> Tensor:
+        """Scaled latents of reference and frames, (B, C, F, h, w): a sample of the posterior."""
+        vae = self.components.vae
+        if batch.latents_mean is not None and batch.latents_std is not None:
+            mean, std = (
+                rearrange(x.to(normal), "b f c h w -> b c f h w") for x in (batch.latents_mean, batch.latents_std)
+            )
+        else:
+            pixels = _to_unit(batch.pixels).to(vae.dtype)
+            posterior = vae.encode(rearrange(pixels, "b f c h w -> (b f) c h w")).latent_dist
+            mean, std = (losses.frames_to_clips(x.to(normal), pixels.shape[0]) for x in (posterior.mean, posterior.std))
+        return (mean + std * normal) * vae.config.scaling_factor
+
+    def _text_tokens(self, batch: Batch) -> Tensor:
+        texts = ["" if drop else text for text, drop in zip(batch.caption, batch.drop_text.tolist(), strict=True)]
+        distinct = sorted(set(texts))
+        tokens = self._encode_texts(distinct)
+        return tokens[[distinct.index(text) for text in texts]]
+
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        tokenizer = self.components.tokenizer
+        ids = tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.components.text_encoder(ids.to(self.device))[0]
+
+    def _image_tokens(self, batch: Batch) -> Tensor:
+        """Tokens of the reference pictures, (B, S, C); those of an all-zero input where the image is dropped."""
+        references = rearrange(batch.pixels[:, 0].cpu(), "b c h w -> b h w c").numpy()
+        pixels = self.components.feature_extractor(images=list(references), return_tensors="pt").pixel_values
+        keep_B = (~batch.drop_image.bool().cpu()).float()
+        pixels = (pixels * rearrange(keep_B, "b -> b 1 1 1")).to(self.device, self.components.image_encoder.dtype)
+        hidden = self.components.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        return self.components.image_projection(hidden)
+
+
+def _scaled(conditions: Tensor) -> Tensor:
+    """Each clip's condition pictures to [0, 1], as inference scales them."""
+    return torch.stack([scale_condition(c, float(c.min()), float(c.max())) for c in conditions])
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def build_objective(stage: str, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+    """The objective of a stage.
+
+    Args:
+        stage: "vae", "base", "dynamics" or "face".
+        components: the networks.
+        loss: weights of the terms.
+        seed: of the run.
+    """
+    makers: dict[str, Callable[[], Objective]] = {
+        "vae": lambda: VAEObjective(components, loss, seed=seed),
+        "base": lambda: DiffusionObjective(components, loss, seed=seed, single_frames=True),
+        "dynamics": lambda: DiffusionObjective(components, loss, seed=seed),
+        "face": lambda: DiffusionObjective(components, loss, seed=seed, face=True),
+    }
+    return makers[stage]()

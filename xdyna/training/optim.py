@@ -1,0 +1,73 @@
+"""Optimizer and learning rates. The rate is a pure function of the step, so a resumed run needs no scheduler state."""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from xdyna.config import ConfigError
+from xdyna.training.config import OptimConfig
+
+
+def build_optimizer(
+    groups: Mapping[str, Mapping[str, nn.Parameter]], config: OptimConfig, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """AdamW over groups, each with its own learning rate.
+
+    Args:
+        groups: group -> parameters by name.
+        config: settings.
+        fused: use PyTorch's fused kernel (CPU and CUDA have one).
+
+    Returns:
+        Optimizer: its param_groups carry "name" and "base_lr".
+
+    Raises:
+        ConfigError: a rate for a group that does not train, or bitsandbytes is missing.
+    """
+    unknown = sorted(set(config.group_lr) - set(groups))
+    if unknown:
+        raise ConfigError(f"optim.group_lr: {', '.join(unknown)} does not train here; groups: {', '.join(groups)}")
+    settings = []
+    for name, parameters in groups.items():
+        rate = config.group_lr.get(name, config.lr)
+        settings.append({"params": list(parameters.values()), "lr": rate, "base_lr": rate, "name": name})
+    shared: dict[str, Any] = {
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.name == "adamw8bit":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                "optim.name=adamw8bit needs bitsandbytes: `pip install bitsandbytes`, or use optim.name=adamw"
+            )
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(settings, **shared)
+    return torch.optim.AdamW(settings, fused=fused, **shared)
+
+
+def rate_factor(step: int, config: OptimConfig, *, max_steps: int) -> float:
+    """Share of the base learning rate at a step: linear warm-up, then constant or cosine (arXiv 1608.03983, eq. 5).
+
+    Args:
+        step: 0-based optimizer step.
+        config: settings.
+        max_steps: steps of the whole run.
+    """
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - config.warmup) / max(1, max_steps - config.warmup))
+    return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

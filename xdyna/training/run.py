@@ -1,0 +1,128 @@
+"""The folder of a run: made once, and only ever continued with the same configuration."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xdyna.training.errors import RunError
+from xdyna.training.files import write_file
+
+CONFIG, MANIFEST = "config.yaml", "run.json"
+_ABSENT = "(absent)"
+
+
+def prepare_run_dir(
+    path: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    may_differ: Collection[str] = (),
+    manifest: dict[str, Any] | None = None,
+) -> Path:
+    """Make the folder of a new run, or check that a run may be continued in it.
+
+    `config.yaml` is the configuration; `run.json` has one entry per start: `manifest`, and what was changed since the
+    start before. Resuming where there is nothing yet starts the run, so that one command serves for all its slices.
+
+    Args:
+        path: the folder.
+        config: nested dict of plain values (paths and tuples are written as texts and lists).
+        resume: whether to go on with the run in the folder.
+        may_differ: keys that resuming may change, dotted ("train.max_steps"); a section's name stands for all in it.
+        manifest: versions, command and so on of this start.
+
+    Returns:
+        Path: the folder.
+
+    Raises:
+        RunError: not resuming into a folder that is not empty; resuming in one of another configuration (the message
+            lists the keys) or of no run; or it cannot be written to.
+    """
+    new = _plain(config, "config")
+    starts: list[dict[str, Any]] = []
+    changed: dict[str, list[Any]] = {}
+    try:
+        if path.exists() and not path.is_dir():
+            raise RunError(f"run folder {path} is a file; give a folder")
+        occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
+        if occupied and not resume:
+            raise RunError(
+                f"run folder {path} is not empty; go on with the run in it (resume), or choose another folder"
+            )
+        if occupied:
+            old, starts = _read(path)
+            changed = _changes(old, new)
+            if wrong := [key for key in changed if not _allowed(key, may_differ)]:
+                listed = "; ".join(f"{key}: {changed[key][0]} there, {changed[key][1]} now" for key in wrong)
+                raise RunError(
+                    f"run folder {path} has another configuration ({listed}). Resume with the same one, or start a "
+                    f"new run in another folder. What may change: {', '.join(sorted(may_differ)) or 'nothing'}"
+                )
+        write_file(path / CONFIG, yaml.safe_dump(new, sort_keys=False, allow_unicode=True).encode())
+        starts.append({**(manifest or {}), **({"changed": changed} if changed else {})})
+        write_file(path / MANIFEST, (json.dumps({"starts": starts}, indent=1, default=str) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"run folder {path} cannot be written ({error}); choose one that you may write to") from error
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    advice = "choose the folder of a run to resume, or an empty one"
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is no run folder: it holds files, but no {CONFIG}; {advice}")
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path / CONFIG} is damaged ({str(error).splitlines()[0]}); {advice}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path / CONFIG} holds a {type(config).__name__}, expected keys and values; {advice}")
+    if not (path / MANIFEST).is_file():  # the first start ended between the two files
+        return config, []
+    try:
+        return config, list(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["starts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path / MANIFEST} is damaged ({error}); remove it to go on without its record") from error
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy that YAML writes and reads back the same."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise RunError(f"{where} is a {type(value).__name__}; expected None, bool, int, float, str, dict, list or path")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    before, after = _flat(old), _flat(new)
+    return {
+        key: [before.get(key, _ABSENT), after.get(key, _ABSENT)]
+        for key in {**before, **after}
+        if key not in before or key not in after or not _same(before[key], after[key])
+    }
+
+
+def _same(one: Any, other: Any) -> bool:
+    # NaN equals itself here; True is not 1, and 1 equals 1.0.
+    return repr(one) == repr(other) or (one == other and isinstance(one, bool) == isinstance(other, bool))
+
+
+def _allowed(key: str, may_differ: Collection[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in may_differ)

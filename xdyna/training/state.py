@@ -1,0 +1,140 @@
+"""What a run remembers beside its weights: how far it is, and the state of every random number generator.
+
+All of it is made of plain values and tensors, so that `torch.load(weights_only=True)` reads it back.
+"""
+
+import pickle
+import random
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xdyna.training.errors import CheckpointError, TrainingWarning
+from xdyna.training.files import flush
+
+PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Args:
+        step: optimizer steps done.
+        best_metric: the best validation metric so far; None before the first validation.
+        best_step: the step it belongs to.
+        samples: clips or pictures trained on, over all processes.
+        seconds: training time, over all resumes.
+    """
+
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    samples: int = 0
+    seconds: float = 0.0
+
+
+def rng_state() -> dict[str, Any]:
+    """The random state of this process: Python, NumPy (global generator), torch on the CPU and on the current GPU.
+
+    Returns:
+        dict[str, Any]: plain values and CPU tensors. With several processes each has its own: gather them.
+    """
+    version, keys, gauss = random.getstate()
+    name, words, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - libraries use the global one
+    state: dict[str, Any] = {
+        "python": {"version": version, "keys": torch.tensor(keys, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.from_numpy(np.asarray(words).astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned; the tensors may lie on any device.
+
+    Warns:
+        TrainingWarning: the state has a GPU's generator, and there is no GPU.
+    """
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["keys"].tolist()), python["gauss"]))
+    words = numpy["keys"].cpu().numpy().astype(np.uint32)
+    np.random.set_state((numpy["name"], words, numpy["position"], numpy["has_gauss"], numpy["gauss"]))  # noqa: NPY002
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state:
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
+        else:
+            message = "the checkpoint was made on a GPU; on the CPU its random numbers do not continue exactly"
+            warnings.warn(message, TrainingWarning, stacklevel=2)
+
+
+def plain(tree: Any, *, where: str) -> Any:
+    """A copy of nested dicts, lists and tuples that `torch.load(weights_only=True)` can read back.
+
+    Args:
+        tree: values, tensors and containers; NumPy's scalars become Python's.
+        where: name of the tree, for the message.
+
+    Returns:
+        Any: the same tree of exact built-in types; tensors are shared, not copied.
+
+    Raises:
+        CheckpointError: holds something else; found now, not when the run is to be resumed.
+    """
+    if isinstance(tree, dict):
+        return {plain(key, where=where): plain(value, where=f"{where}[{key!r}]") for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        items = [plain(value, where=f"{where}[{i}]") for i, value in enumerate(tree)]
+        return items if isinstance(tree, list) else tuple(items)
+    if isinstance(tree, np.generic):
+        return plain(tree.item(), where=where)
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if type(tree) in PLAIN:
+        return tree
+    raise CheckpointError(
+        f"{where} is a {type(tree).__module__}.{type(tree).__qualname__}, which cannot be read back safely; "
+        "expected None, bool, int, float, str, bytes, tensors, and dicts, lists and tuples of these"
+    )
+
+
+def save_tree(tree: dict[str, Any], path: Path) -> None:
+    """Write what `plain` returned, flushed to the disk.
+
+    Raises:
+        OSError, RuntimeError: the disk is full or the folder cannot be written to.
+    """
+    torch.save(tree, path)
+    flush(path)
+
+
+def load_tree(path: Path, *, map_location: str | torch.device) -> dict[str, Any]:
+    """Read what `save_tree` wrote; nothing else is accepted, and no code is run.
+
+    Raises:
+        CheckpointError: damaged, or contains code.
+    """
+    try:
+        tree = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"contains code (a call of {found[1]}), nothing of it was run" if found else "is damaged"
+        raise CheckpointError(f"{path} {what}; expected a file that this program wrote") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}; expected a file that this program wrote")
+    return tree
