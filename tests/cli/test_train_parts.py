@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from tests.training.test_loop import config
 from xdyna.cli import train
+from xdyna.cli.checkpoint import save_pipeline
 from xdyna.cli.guard import FAILURE
-from xdyna.cli.train_parts import build_components, whole
+from xdyna.cli.train_parts import as_pipeline, build_components, whole
 from xdyna.config import compose_config
 from xdyna.training.config import TrainConfig
 
@@ -48,3 +50,22 @@ def test_gathered_weights_become_whole_networks(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, weights[f"unet.{name}"]) for name, tensor in built.unet.state_dict().items())
     start = components.vae.state_dict()
     assert all(torch.equal(tensor, start[name]) for name, tensor in built.vae.state_dict().items())
+
+
+def test_channels_last_is_a_matter_of_memory_alone(tmp_path: Path) -> None:
+    """The same numbers but for rounding, and a folder with the same tensors."""
+    plain, last = (
+        build_components(
+            compose_config(TrainConfig, config(tmp_path, f"run{k}"), [f"channels_last={k == 1}"], groups=train.CONFIGS)
+        )
+        for k in (0, 1)
+    )
+    weight = last.vae.encoder.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (c.vae.decode(c.vae.encode(picture).latent_dist.mean).sample for c in (last, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    save_pipeline(as_pipeline(last), tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(tensor, plain.vae.state_dict()[name]) for name, tensor in stored.items())

@@ -84,3 +84,14 @@ def test_velocity_weight_is_the_ratio_of_the_two_errors() -> None:
         ratio = ((guessed_v - v) ** 2).mean() / ((guess - noise) ** 2).mean()
         assert float(ratio) == pytest.approx(float(losses.velocity_weight(a[None], 1e9)[0]), rel=1e-6)
     assert float(losses.velocity_weight(torch.tensor([0.001]), 60.0)) == 60.0
+
+
+def test_velocity_and_its_min_snr_weight() -> None:
+    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
+    clean, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    t = torch.tensor([20, 900])
+    a = scheduler.alphas_cumprod[t]
+    torch.testing.assert_close(losses.velocity(clean, noise, a), scheduler.get_velocity(clean, noise, t))
+    # An error e of the noise is one of e / sqrt(a) of v: weighted, the two losses are one.
+    weight = losses.min_snr_weight(a, 5.0)
+    torch.testing.assert_close(losses.min_snr_weight(a, 5.0, of_velocity=True), weight * a)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -6,7 +8,7 @@ from peft import LoraConfig
 from xdyna.models.blocks import clip_group_norm
 from xdyna.models.controls import ControlResiduals, add_to_frames, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import ImageTokenResampler
-from xdyna.models.unet import XDynaUNet
+from xdyna.models.unet import XDynaUNet, sine_positions
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -245,3 +247,28 @@ def test_sizes_are_checked():
 def test_residual_frame_count_is_checked():
     with pytest.raises(ValueError, match="cover 5 frames, expected 2"):
         add_to_frames(torch.zeros(3, 4, 2, 2), torch.zeros(1, 4, 5, 2, 2), num_frames=3)
+
+
+def test_positions_reach_the_network():
+    """The map is what its formula says; silent it leaves the network as it is, with weights it changes the result."""
+    maps = sine_positions(torch.zeros(1, 1, 8, 12), 16)
+    assert maps.shape == (1, 16, 8, 12) and maps.abs().max() <= 1
+    rows, columns = maps[0, :8], maps[0, 8:]
+    assert (rows == rows[..., :1]).all() and (columns == columns[:, :1]).all()
+    place = (2 + 0.5) / 8
+    expected = [math.sin(math.pi * place * 2**k) for k in range(4)] + [
+        math.cos(math.pi * place * 2**k) for k in range(4)
+    ]
+    torch.testing.assert_close(rows[:, 2, 0], torch.tensor(expected), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="position_channels is 6"):
+        small_unet(position_channels=6)
+    plain, placed = small_unet(), small_unet(position_channels=8)
+    rest = placed.load_state_dict(plain.state_dict(), strict=False)
+    assert set(rest.missing_keys) == {"position_in.weight", "position_in.bias"} and not rest.unexpected_keys
+    sample, t, text, image = inputs()
+    with torch.no_grad():
+        placed.position_in.weight.zero_()
+        placed.position_in.bias.zero_()
+        torch.testing.assert_close(placed(sample, t, text, image).sample, plain(sample, t, text, image).sample)
+        torch.nn.init.normal_(placed.position_in.weight)
+        assert (placed(sample, t, text, image).sample - plain(sample, t, text, image).sample).abs().max() > 0.01

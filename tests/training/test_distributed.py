@@ -1,14 +1,12 @@
 """Several processes see together what one sees alone."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.processes import together
 from tests.training.test_loop import config, losses
 
 HERE = Path(__file__).parent
@@ -27,11 +25,9 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
 
     config, out = folder / f"{processes}.yaml", folder / f"{processes}.safetensors"
     config.write_text(CONFIG.format(model=json.dumps(yaml.safe_load((HERE / "micro.yaml").read_text()))))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(HERE / "gradients.py"), str(config), str(out), str(batch_size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [str(HERE / "gradients.py"), str(config), str(out), str(batch_size)]
+    code, _, errors = together(command, processes=processes)
+    assert code == 0, errors[-3000:]
     return load_file(out)
 
 
@@ -46,29 +42,27 @@ def test_two_processes_give_the_gradients_of_one_with_the_doubled_batch(tmp_path
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def both(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def both(path: Path, *more: str) -> tuple[int, str, str]:
     """`scripts/train.py` in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(HERE.parents[1] / "scripts" / "train.py"), "--config", str(path), "--cpu", "--resume", *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [str(HERE.parents[1] / "scripts" / "train.py"), "--config", str(path), "--cpu", "--resume", *more]
+    return together(command, processes=2)
 
 
 @pytest.mark.slow
 def test_a_run_of_two_processes(start: str, tmp_path: Path) -> None:
     """Validation with an odd number of clips, sampling in one process alone, exact resume, each message once."""
     shape = ["batch_size=1", "max_steps=3", "validation.clips=3"]
-    done = both(config(tmp_path, "whole", init=start), *shape)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, _, errors = both(config(tmp_path, "whole", init=start), *shape)
+    assert code == 0, errors[-3000:]
     parts = config(tmp_path, "parts", init=start)
     for more in (["--max-minutes", "1e-9"], []):
-        done = both(parts, *shape, *more)
-        assert done.returncode == 0, done.stderr[-3000:]
+        code, _, errors = both(parts, *shape, *more)
+        assert code == 0, errors[-3000:]
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    again = both(parts, *shape)
-    assert again.returncode == 0
-    assert again.stdout.count("this run is finished") == 1
+    code, out, _ = both(parts, *shape)
+    assert code == 0
+    assert out.count("this run is finished") == 1
     (tmp_path / "parts" / "final").rename(tmp_path / "aside")
-    refused = both(parts, *shape, "optim.lr=0.5")
-    assert refused.returncode != 0
-    assert refused.stderr.count("has another configuration") == 1
+    code, _, errors = both(parts, *shape, "optim.lr=0.5")
+    assert code != 0
+    assert errors.count("has another configuration") == 1

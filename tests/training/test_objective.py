@@ -196,7 +196,30 @@ def test_overfitting_one_clip(components: Components, make_batch: MakeBatch) -> 
     assert min(losses[-10:]) < 0.05 * losses[0]
 
 
+def test_velocity_is_what_diffusers_calls_so(components: Components, make_batch: MakeBatch) -> None:
+    """The loss of a network that predicts v is its error against the scheduler's own v."""
+    components.scheduler = DDIMScheduler(
+        beta_schedule="linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+    )
+    objective = DiffusionObjective(randomised(components), LossConfig(), seed=1)
+    batch = make_batch([3, 5], frames=2)
+    predicted = []
+    objective._predict_clip = lambda *args: predicted.append(torch.ones_like(args[1])) or predicted[-1]  # type: ignore[method-assign]
+    with torch.no_grad():
+        loss = objective(batch)
+        draw = objective._draw(batch, TRAINING)
+        clean = objective._latents(batch, draw.posterior)[:, :, 1:]
+    v = components.scheduler.get_velocity(clean, draw.noise, draw.timestep)
+    torch.testing.assert_close(loss, ((1 - v) ** 2).mean(dim=(1, 2, 3, 4)), rtol=1e-5, atol=1e-6)
+
+
 def test_another_prediction_type_is_refused(components: Components) -> None:
-    components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="v_prediction"):
+    components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="sample")
+    with pytest.raises(ValueError, match="prediction_type=sample"):
         build_objective("dynamics", components, LossConfig(), seed=0)
+
+
+def test_errors_of_v_are_not_weighted_as_such_again(components: Components) -> None:
+    components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="loss.velocity=60"):
+        build_objective("dynamics", components, LossConfig(velocity=60.0), seed=0)

@@ -237,6 +237,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             temporary = Path(scratch) / folder.name
+            for part in pipeline.components.values():
+                if isinstance(part, torch.nn.Module):  # channels_last weights cannot be stored as they are
+                    part.to(memory_format=torch.contiguous_format)
             pipeline.save_pretrained(temporary)
             if untrained:
                 (temporary / UNTRAINED_MARK).write_text(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from xdyna.cli import tiny
 from xdyna.cli.checkpoint import find_checkpoint, load_pipeline, save_pipeline
@@ -69,7 +69,13 @@ def build_components(config: TrainConfig) -> Components:
     components = Components(**parts)
     if config.init is None:
         initialise(components, seed=config.seed)
-    return _for_ablation(components, config)
+    components = _for_ablation(components, config)
+    if config.channels_last:
+        for module in components.modules().values():
+            for layer in module.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.to(memory_format=torch.channels_last)
+    return components
 
 
 def _for_ablation(components: Components, config: TrainConfig) -> Components:

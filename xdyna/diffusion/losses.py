@@ -38,6 +38,23 @@ def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod_B: Tensor) -> Tensor:
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
+def velocity(clean: Tensor, noise: Tensor, alphas_cumprod_B: Tensor) -> Tensor:
+    """v = sqrt(a_t) e - sqrt(1 - a_t) x_0, what a network with `prediction_type: v_prediction` predicts.
+
+    Args:
+        clean: (B, ...) clean latents.
+        noise: the same shape, standard normal.
+        alphas_cumprod_B: (B,) a_t of each clip's timestep.
+
+    Returns:
+        Tensor: the shape of `clean`.
+
+    Source: Salimans & Ho, arXiv 2202.00512, appendix D.
+    """
+    a = alphas_cumprod_B.reshape(-1, *(1 for _ in clean.shape[1:]))
+    return a.sqrt() * noise - (1 - a).sqrt() * clean
+
+
 def offset_noise(noise: Tensor, offset_BC: Tensor, strength: float) -> Tensor:
     """Noise with one extra value per clip and channel, so that the mean brightness is learned too.
 
@@ -54,18 +71,20 @@ def offset_noise(noise: Tensor, offset_BC: Tensor, strength: float) -> Tensor:
     return noise + strength * offset_BC.reshape(*offset_BC.shape, *(1 for _ in noise.shape[2:]))
 
 
-def min_snr_weight(alphas_cumprod_B: Tensor, gamma: float) -> Tensor:
-    """Weight min(SNR, gamma) / SNR of the noise-prediction loss, SNR = a / (1 - a) (arXiv 2303.09556, section 3.4).
+def min_snr_weight(alphas_cumprod_B: Tensor, gamma: float, *, of_velocity: bool = False) -> Tensor:
+    """Min-SNR weight of the error of predicted noise, min(SNR, gamma) / SNR with SNR = a / (1 - a), or of predicted v,
+    min(SNR, gamma) / (SNR + 1) (arXiv 2303.09556, section 3.4).
 
     Args:
         alphas_cumprod_B: (B,) a_t.
         gamma: the cut; 5 in the paper.
+        of_velocity: the network predicts v.
 
     Returns:
         Tensor: (B,), in (0, 1].
     """
     snr = alphas_cumprod_B / (1 - alphas_cumprod_B)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=gamma) / (snr + 1 if of_velocity else snr)
 
 
 def velocity_weight(alphas_cumprod_B: Tensor, cut: float) -> Tensor:

@@ -58,6 +58,9 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         motion_attentions: temporal attentions per such block.
         motion_max_frames: number of temporal positions (24 in AnimateDiff v1, 32 in v2 and v3).
         motion_mid_block: a motion module in the middle block too (AnimateDiff v2).
+        position_channels: channels of a sine-cosine map of positions that is projected and added behind `conv_in`, a
+            multiple of 4; 0 for none (published). Stable Diffusion learns positions from zero padding, in more steps
+            and layers than a small network trained from nothing has.
 
     Raises:
         ValueError: on sizes that do not fit together.
@@ -88,8 +91,11 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         motion_attentions: int = 2,
         motion_max_frames: int = 24,
         motion_mid_block: bool = False,
+        position_channels: int = 0,
     ) -> None:
         super().__init__()
+        if position_channels < 0 or position_channels % 4:
+            raise ValueError(f"position_channels is {position_channels}, expected 0 or a multiple of 4")
         channels = list(block_out_channels)
         check_sizes(channels, list(attention_levels), norm_num_groups, (num_attention_heads, motion_heads))
         options = BlockOptions(
@@ -108,6 +114,7 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             motion_max_frames=motion_max_frames,
         )
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.position_in = nn.Conv2d(position_channels, channels[0], 1) if position_channels else None
         self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(channels[0], options.time_dim)
         self.down_blocks, self.mid_block, self.up_blocks = build_levels(
@@ -165,6 +172,8 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             reference=reference_features,
         )
         x_ZCHW = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
+        if self.position_in is not None:
+            x_ZCHW = x_ZCHW + self.position_in(sine_positions(x_ZCHW, self.config.position_channels))
         skips = [x_ZCHW]
         for down_block in self.down_blocks:
             x_ZCHW, block_skips = down_block(x_ZCHW, context)
@@ -225,6 +234,27 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"{frames} frames, expected one ({clips} clips, tokens, channels) for each of this UNet's {places} "
                 "spatial self-attentions, and at least one frame beside the reference; use a ReferenceNet made for it"
             )
+
+
+def sine_positions(like_NCHW: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of the position in the picture, at 1/2, 1, 2, ... periods per side, rows then columns.
+
+    Args:
+        like_NCHW: gives height, width, device and dtype.
+        channels: a multiple of 4.
+
+    Returns:
+        Tensor: (1, channels, H, W), in [-1, 1].
+    """
+    maps = []
+    for dim in (-2, -1):
+        size = like_NCHW.shape[dim]
+        places = (torch.arange(size, device=like_NCHW.device, dtype=torch.float32) + 0.5) / size
+        angles = places[:, None] * torch.pi * 2.0 ** torch.arange(channels // 4, device=like_NCHW.device)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (size, channels / 2)
+        maps.append(waves.T[:, :, None] if dim == -2 else waves.T[:, None, :])
+    height, width = like_NCHW.shape[-2:]
+    return torch.cat([m.expand(-1, height, width) for m in maps])[None].to(like_NCHW.dtype)
 
 
 def check_sizes(channels: list[int], attention_levels: list[bool], groups: int, head_counts: tuple[int, ...]) -> None:

@@ -146,6 +146,8 @@ class TrainConfig:
         seed: of weights, data, noise.
         precision: "fp32", "bf16" or "fp16" (the last two: mixed with float32).
         checkpointing: gradient checkpointing: "none", "selective" (highest resolutions) or "full".
+        channels_last: keep convolutions' weights with the channels innermost: faster on tensor cores, and on CPUs that
+            compute in bfloat16; the numbers differ by rounding.
         save_every: steps between checkpoints.
         keep: newest checkpoints to keep (the best is kept besides).
         log_every: steps between log lines.
@@ -172,6 +174,7 @@ class TrainConfig:
     seed: int = 42
     precision: str = "fp32"
     checkpointing: str = "none"
+    channels_last: bool = False
     save_every: int = 500
     keep: int = 2
     log_every: int = 10

@@ -135,7 +135,8 @@ class VAEObjective(Objective):
 
 
 class DiffusionObjective(Objective):
-    """Stages `base`, `dynamics` and `face`: predict the noise (X-Dyna, arXiv 2501.10021, section 3.1).
+    """Stages `base`, `dynamics` and `face`: predict the noise (X-Dyna, arXiv 2501.10021, section 3.1), or v where the
+    scheduler says so.
 
     Args:
         components: the networks.
@@ -151,10 +152,16 @@ class DiffusionObjective(Objective):
         self.single_frames, self.face = single_frames, face
         super().__init__(components, loss, seed=seed)
         schedule = components.scheduler.config
-        if schedule.beta_schedule != "linear" or schedule.prediction_type != "epsilon":
+        if schedule.beta_schedule != "linear" or schedule.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"the scheduler has beta_schedule={schedule.beta_schedule} and prediction_type="
-                f"{schedule.prediction_type}; training needs 'linear' and 'epsilon', as X-Dyna has them"
+                f"{schedule.prediction_type}; training needs 'linear', and 'epsilon' (X-Dyna) or 'v_prediction'"
+            )
+        self.of_velocity = schedule.prediction_type == "v_prediction"
+        if self.of_velocity and loss.velocity is not None:
+            raise ValueError(
+                f"loss.velocity={loss.velocity:g} weighs errors of predicted noise as those of v, but the scheduler of "
+                "this model has prediction_type=v_prediction: its errors are those of v already; set it to null"
             )
         # No buffer: DeepSpeed would round it to 16 bit, in which 1 - a of the first timesteps is 0.
         self.alphas_cumprod = losses.linear_alphas_cumprod(
@@ -192,9 +199,10 @@ class DiffusionObjective(Objective):
             prediction = self._predict_single(noisy, t_B, text, image)
         else:
             prediction = self._predict_clip(latents[:, :, :1], noisy, t_B, text, image, batch)
-        loss_B = losses.clip_losses(prediction, noise)
+        target = losses.velocity(latents[:, :, 1:], noise, alphas_B) if self.of_velocity else noise
+        loss_B = losses.clip_losses(prediction, target)
         if self.loss.min_snr is not None:
-            return loss_B * losses.min_snr_weight(alphas_B, self.loss.min_snr)
+            return loss_B * losses.min_snr_weight(alphas_B, self.loss.min_snr, of_velocity=self.of_velocity)
         if self.loss.velocity is not None:
             return loss_B * losses.velocity_weight(alphas_B, self.loss.velocity)
         return loss_B

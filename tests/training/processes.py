@@ -1,0 +1,62 @@
+"""Several processes of one distributed run, without a launcher: `torchrun` looks up the host's own name, which a machine
+without a network may not be able to do, and then waits for minutes."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def together(command: list[str], *, processes: int, timeout: float = 240) -> tuple[int, str, str]:
+    """Run one Python command in `processes` ranks over the loopback; the first bad exit code (or 0), all stdout, all stderr."""
+    common = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+    outputs = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in range(processes)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=out,
+            stderr=err,
+            text=True,
+        )
+        for rank, (out, err) in enumerate(outputs)
+    ]
+    end = time.monotonic() + timeout
+    try:
+        while any(p.poll() is None for p in running):
+            failed = any(p.poll() for p in running)
+            if time.monotonic() > end or failed:
+                time.sleep(5.0 if failed else 0.0)  # the others may have something to say about it
+                break
+            time.sleep(0.05)
+    finally:
+        for p in running:
+            p.kill()
+            p.wait()
+    texts = []
+    for files in zip(*outputs, strict=True):
+        parts = []
+        for file in files:
+            file.seek(0)
+            parts.append(file.read())
+            file.close()
+        texts.append("\n".join(parts))
+    codes = [p.returncode for p in running]
+    positive = [c for c in codes if c > 0]
+    return (positive[0] if positive else next((c for c in codes if c), 0)), texts[0], texts[1]
