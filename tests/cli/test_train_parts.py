@@ -61,7 +61,8 @@ def test_channels_last_is_a_matter_of_memory_alone(tmp_path: Path) -> None:
         for k in (0, 1)
     )
     weight = last.vae.encoder.conv_in.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
     picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = (c.vae.decode(c.vae.encode(picture).latent_dist.mean).sample for c in (last, plain))

@@ -1,5 +1,7 @@
-"""Several processes of one distributed run, without a launcher: `torchrun` looks up the host's own name, which a machine
-without a network may not be able to do, and then waits for minutes."""
+"""Several processes of one distributed run, without a launcher.
+
+`torchrun` looks up the host's own name, which fails on some machines without a network, and then waits for minutes.
+"""
 
 import os
 import socket
@@ -16,7 +18,7 @@ def free_port() -> int:
 
 
 def together(command: list[str], *, processes: int, timeout: float = 240) -> tuple[int, str, str]:
-    """Run one Python command in `processes` ranks over the loopback; the first bad exit code (or 0), all stdout, all stderr."""
+    """Run a Python command in several ranks over the loopback. Returns: first bad exit code or 0, stdout, stderr."""
     common = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -26,7 +28,7 @@ def together(command: list[str], *, processes: int, timeout: float = 240) -> tup
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
     }
-    outputs = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in range(processes)]
+    outputs = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in range(processes)]  # noqa: SIM115
     running = [
         subprocess.Popen(
             [sys.executable, *command],

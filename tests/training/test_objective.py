@@ -221,5 +221,5 @@ def test_another_prediction_type_is_refused(components: Components) -> None:
 
 def test_errors_of_v_are_not_weighted_as_such_again(components: Components) -> None:
     components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="loss.velocity=60"):
+    with pytest.raises(ValueError, match=r"loss\.velocity=60"):
         build_objective("dynamics", components, LossConfig(velocity=60.0), seed=0)
