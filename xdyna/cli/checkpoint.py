@@ -238,8 +238,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool 
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             temporary = Path(scratch) / folder.name
             for part in pipeline.components.values():
-                if isinstance(part, torch.nn.Module):  # channels_last weights cannot be stored as they are
-                    part.to(memory_format=torch.contiguous_format)
+                if isinstance(part, torch.nn.Module):
+                    for parameter in part.parameters():  # channels_last weights cannot be stored as they are
+                        parameter.data = parameter.data.contiguous()
             pipeline.save_pretrained(temporary)
             if untrained:
                 (temporary / UNTRAINED_MARK).write_text(

@@ -74,7 +74,7 @@ def build_components(config: TrainConfig) -> Components:
         for module in components.modules().values():
             for layer in module.modules():
                 if isinstance(layer, nn.Conv2d):
-                    layer.to(memory_format=torch.channels_last)
+                    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return components
 
 
