@@ -76,7 +76,8 @@ class Moments:
         """
         if self.count <= ddof:
             raise ValueError(
-                f"a covariance was asked for after {self.count} features, expected at least {ddof + 1}: give more videos"
+                f"a covariance was asked for after {self.count} features, expected at least {ddof + 1}; give more "
+                "videos"
             )
         return self.scatter / (self.count - ddof)
 

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 LOWER, HIGHER, ONE = "lower", "higher", "one"  # which value of a column is better; ONE: the nearest to 1
 
@@ -167,15 +168,15 @@ class Metric(abc.ABC):
         return pooled_means([record])
 
 
-def pooled(name: str, values: np.ndarray) -> dict[str, float]:
+def pooled(name: str, values: npt.ArrayLike) -> dict[str, float]:
     """Values of a record whose mean is over all frames of all videos: "name.sum" and "name.count" (NaN left out).
 
     Args:
         name: of the column.
         values: one per frame (or pair of frames).
     """
-    values = np.asarray(values, dtype=np.float64)
-    kept = values[~np.isnan(values)]
+    array = np.asarray(values, dtype=np.float64)
+    kept = array[~np.isnan(array)]
     return {f"{name}.sum": float(kept.sum()), f"{name}.count": float(kept.size)}
 
 
