@@ -85,7 +85,7 @@ def optical_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Source: Kroeger et al., arXiv 1603.03590, as OpenCV has it.
     """
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
-    engine = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    engine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return np.asarray(engine.calc(grey[0], grey[1], None), dtype=np.float32)
 
 
@@ -196,9 +196,10 @@ class Flicker(Metric):
 
 
 class AppearanceDrift(Metric):
-    """Do the figure's looks change with time: slope, per 16 frames, of the distance between the colours of the figure in
-    frame t and in the first frame (Bhattacharyya distance in [0, 1] of Lab histograms of 8 x 8 x 8 cells; least
-    squares through the origin). No face is needed; with one, see `face_drift`.
+    """Do the figure's looks change with time.
+
+    The slope, per 16 frames, of the distance between the colours of the figure in frame t and in the first frame:
+    Bhattacharyya distance in [0, 1] of Lab histograms of 8 x 8 x 8 cells, least squares through the origin.
 
     Args:
         masker: where the figure is.

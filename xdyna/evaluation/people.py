@@ -93,8 +93,8 @@ def expression_coefficients(face: np.ndarray) -> np.ndarray:
     """Eight numbers for the state of a face, free of its size, place and in-plane rotation.
 
     Lengths are in distances between the eyes' centres, heights along the face's own upward axis (perpendicular to the
-    line of the eyes): `mouth_open` between the inner lips' middles; `mouth_width` between the corners; `smile` height of
-    the corners above the middle of the outer lips; `eye_right`, `eye_left` opening / width of each eye; `brow_right`,
+    line of the eyes): `mouth_open` between the inner lips' middles; `mouth_width` between the corners; `smile` height
+    of the corners above the middle of the outer lips; `eye_right`, `eye_left` opening / width of each eye; `brow_right`,
     `brow_left` height of the brow above its eye; `jaw` from the nose's base to the chin.
 
     Args:
@@ -195,9 +195,9 @@ class FaceExpression(Metric):
 class PoseAccuracy(Metric):
     """PCK: percentage of the driving video's body joints that the generated video has in their place.
 
-    A joint counts where it is seen in the driving frame (confidence 0.3); it is right when the same joint is seen in the
-    generated frame within 10 % (PCK@0.1; 20 %: PCK@0.2) of the longer side of the box around the driving joints. Places
-    are compared after scaling the driving frame to the generated one's size.
+    A joint counts where it is seen in the driving frame (confidence 0.3); it is right when the same joint is seen in
+    the generated frame within 10 % (PCK@0.1; 20 %: PCK@0.2) of the longer side of the box around the driving joints.
+    Places are compared after scaling the driving frame to the generated one's size.
 
     Args:
         reader: finds the people.
