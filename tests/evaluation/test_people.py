@@ -129,7 +129,7 @@ def test_expression_error_counts_frames_with_both_faces() -> None:
     assert result["face_exp.valid_share"] == pytest.approx(2 / 3)
     worse = measured(FaceExpression(reader), Case("b", video("h", [3, 3, 3, 3]), driving=driving))
     assert worse["face_exp"] == pytest.approx(0.4 / 8)
-    truth_drives = measured(FaceExpression(reader), Case("a", video("g", [2]), truth=video("t", [1])))
+    truth_drives = measured(FaceExpression(reader), Case("a", video("g2", [2]), truth=video("t", [1])))
     assert truth_drives["face_exp"] == pytest.approx(0.2 / 8)
 
 

@@ -94,8 +94,8 @@ def expression_coefficients(face: np.ndarray) -> np.ndarray:
 
     Lengths are in distances between the eyes' centres, heights along the face's own upward axis (perpendicular to the
     line of the eyes): `mouth_open` between the inner lips' middles; `mouth_width` between the corners; `smile` height
-    of the corners above the middle of the outer lips; `eye_right`, `eye_left` opening / width of each eye; `brow_right`,
-    `brow_left` height of the brow above its eye; `jaw` from the nose's base to the chin.
+    of the corners above the middle of the outer lips; `eye_right`, `eye_left` opening / width of each eye;
+    `brow_right`, `brow_left` height of the brow above its eye; `jaw` from the nose's base to the chin.
 
     Args:
         face: (T, 68, >= 2) iBUG-68 in px (y downwards).
