@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 
 from xdyna.data.samples import Batch
 from xdyna.training.config import LossConfig
-from xdyna.training.objective import TRAINING, VALIDATION, DiffusionObjective, build_objective, sample_generator
+from xdyna.training.objective import TRAINING, VALIDATION, DiffusionObjective, build_objective, sample_generator, spread_timestep
 from xdyna.training.stages import Components, select_trainable, stage_groups
 
 MakeBatch = Callable[..., Batch]
@@ -223,3 +223,14 @@ def test_errors_of_v_are_not_weighted_as_such_again(components: Components) -> N
     components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction")
     with pytest.raises(ValueError, match=r"loss\.velocity=60"):
         build_objective("dynamics", components, LossConfig(velocity=60.0), seed=0)
+
+
+def test_spread_timesteps() -> None:
+    """Neighbours lie evenly apart, and every timestep comes equally often."""
+    for first in (0, 17, 12345):
+        drawn = sorted(spread_timestep(3, first + k, 1000) for k in range(8))
+        gaps = np.diff([*drawn, drawn[0] + 1000])
+        assert gaps.max() < 1000 * 2.2 / 8
+    counts = np.bincount([spread_timestep(3, k, 10) for k in range(10_000)], minlength=10)
+    assert abs(counts - 1000).max() < 10
+    assert spread_timestep(4, 0, 1000) != spread_timestep(3, 0, 1000)

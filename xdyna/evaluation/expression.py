@@ -105,15 +105,20 @@ class ExpressionReader(nn.Module):
         return reader.eval()
 
 
-def cut_face(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+def cut_face(
+    frame: np.ndarray, landmarks: np.ndarray, *, side: int = SIDE, reach: float = _REACH, drop: float = _DROP
+) -> np.ndarray:
     """Cut out a face, turned upright.
 
     Args:
         frame: uint8 (H, W, 3) RGB.
         landmarks: (68, 2 or 3) x, y in px, iBUG-68; only the first and the last point of the jaw line count.
+        side: of the result, px.
+        reach: side of the cut in face widths (distance of the two points).
+        drop: how far its centre lies below the middle of the two points, face widths.
 
     Returns:
-        uint8 (32, 32, 3); what lies outside the frame repeats its edge.
+        uint8 (side, side, 3); what lies outside the frame repeats its edge.
 
     Raises:
         ValueError: wrong shapes, or both points in one place.
@@ -128,14 +133,14 @@ def cut_face(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     if not width > 0.5:
         raise ValueError(f"a face is {width:.2f} px wide, expected landmarks of a visible face (0.5 px or more)")
     down = np.array([-across[1], across[0]])
-    fine = max(1, round(_REACH * width / SIDE))  # subpixels per side that are averaged where the face is larger
-    step = _REACH / (SIDE * fine)
-    corner = (left + right) / 2 + _DROP * down - (SIDE * fine - 1) / 2 * step * (across + down)
+    fine = max(1, round(reach * width / side))  # subpixels per side that are averaged where the face is larger
+    step = reach / (side * fine)
+    corner = (left + right) / 2 + drop * down - (side * fine - 1) / 2 * step * (across + down)
     to_frame = np.column_stack([step * across, step * down, corner])  # from the cut to the frame
     cut = cv2.warpAffine(
         frame,
         to_frame,
-        (SIDE * fine, SIDE * fine),
+        (side * fine, side * fine),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )

@@ -12,6 +12,7 @@ OPTIMIZERS = ("adamw", "adamw8bit")
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "selective", "full")
+TIMESTEPS = ("independent", "spread")
 TRACKERS = ("none", "wandb", "tensorboard")
 
 
@@ -70,6 +71,8 @@ class LossConfig:
         velocity: weigh noise predictions as errors of v (weight 1 / a_t), cut at this value; null for no such weight.
             Not together with `min_snr`.
         noise_offset: strength of offset noise; 0 for none.
+        timesteps: "independent" draws each clip's timestep by itself; "spread" spreads those of neighbouring clips
+            evenly, which takes noise out of the gradients of small batches. Uniform both.
         l1: weight of the L1 term of the autoencoder's loss, beside the squared error (stage vae).
         edges: weight of its gradient terms (stage vae).
         kl: weight of the autoencoder's KL term (stage vae).
@@ -78,6 +81,7 @@ class LossConfig:
     min_snr: float | None = None
     velocity: float | None = None
     noise_offset: float = 0.0
+    timesteps: str = "independent"
     l1: float = 0.1
     edges: float = 0.1
     kl: float = 1e-6
@@ -91,6 +95,7 @@ class LossConfig:
                 raise ConfigError(
                     "loss.min_snr and loss.velocity are two weightings of one loss; set one of them to null"
                 )
+        _choice("loss.timesteps", self.timesteps, TIMESTEPS)
         for name in ("noise_offset", "l1", "edges", "kl"):
             _at_least(f"loss.{name}", getattr(self, name), 0.0)
 

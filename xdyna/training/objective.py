@@ -25,6 +25,7 @@ from xdyna.training.stages import Components
 
 # Streams of random numbers that must not meet: training noise, validation noise.
 TRAINING, VALIDATION = 0, 1
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,24 @@ def sample_generator(seed: int, index: int, stream: int = TRAINING) -> torch.Gen
     """
     state = np.random.SeedSequence([seed if stream == TRAINING else 0, index, stream]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def spread_timestep(seed: int, index: int, steps: int) -> int:
+    """Timestep of a sample such that those of neighbouring samples lie evenly apart, whatever the batch size.
+
+    floor(steps * frac(u + index * golden ratio)): uniform over many samples, and the largest gap among n neighbours is
+    below 2.2 / n. Stratified timesteps reduce the variance of a diffusion loss (Kingma et al., arXiv 2107.00630, I.1).
+
+    Args:
+        seed: gives u.
+        index: global sample index.
+        steps: number of timesteps.
+
+    Returns:
+        int: 0 .. steps - 1.
+    """
+    start = float(np.random.default_rng([seed, 7]).random())
+    return int(((start + index * GOLDEN_RATIO) % 1.0) * steps)
 
 
 class Objective(nn.Module, abc.ABC):
@@ -262,7 +281,9 @@ class DiffusionObjective(Objective):
         timesteps, noises, posteriors = [], [], []
         for index in batch.index:
             generator = sample_generator(self.seed, int(index), stream)
-            timesteps.append(torch.randint(steps, (), generator=generator))
+            t = torch.randint(steps, (), generator=generator)
+            spread = self.loss.timesteps == "spread" and stream == TRAINING
+            timesteps.append(torch.tensor(spread_timestep(self.seed, int(index), steps)) if spread else t)
             noise = torch.randn((channels, frames, *grid), generator=generator)
             offset = torch.randn((channels,), generator=generator)
             noises.append(losses.offset_noise(noise[None], offset[None], self.loss.noise_offset)[0])
