@@ -56,7 +56,7 @@ class _Shipped(nn.Module):
         """Preprocessing version and hash of the weights."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.float().numpy().tobytes())
+            digest.update(name.encode() + tensor.numpy().tobytes())
         return f"{self.preprocessing}-{digest.hexdigest()[:16]}"
 
     def load_weights(self, state: Mapping[str, Tensor]) -> Self:
@@ -66,7 +66,7 @@ class _Shipped(nn.Module):
             ValueError: missing, unexpected or mis-shaped names, or values that are no numbers.
         """
         try:
-            self.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+            self.load_state_dict(dict(state))
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit {self.kind}: {' '.join(str(error).split())}") from error
         if not all(bool(tensor.isfinite().all()) for tensor in self.state_dict().values()):
@@ -75,8 +75,9 @@ class _Shipped(nn.Module):
 
     def save(self, folder: Path, *, facts: Mapping[str, object]) -> None:
         """Write both files. Args: folder: made if missing. facts: kept in config.json."""
+        state = {n: t.half() if t.is_floating_point() else t for n, t in self.state_dict().items()}
         with atomic_output(folder / _WEIGHTS, overwrite=True) as path:
-            path.write_bytes(save({name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}))
+            path.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
         with atomic_output(folder / _CONFIG, overwrite=True) as path:
             path.write_text(json.dumps({"kind": self.kind, "sizes": self.sizes, **facts}, indent=2) + "\n")
 
