@@ -156,5 +156,4 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
 def how_to_get(spec: ExtractorSpec, missing: Sequence[WeightFile]) -> str:
     """One line for the user: what is missing, where it is, where to put it."""
     parts = [f"{file.name} (from {file.source}; licence: {file.licence})" for file in missing]
-    files = "file" if len(parts) == 1 else "files"
-    return f"{spec.name} needs the {files} {' and '.join(parts)}: put {'it' if len(parts) == 1 else 'them'} into --weights-dir"
+    return f"{spec.name} needs {' and '.join(parts)} in --weights-dir"

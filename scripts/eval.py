@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Measure generated videos. See `python scripts/eval.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+
+if __name__ == "__main__":
+    sys.exit(run("xdyna.cli.eval"))
