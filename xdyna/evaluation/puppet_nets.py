@@ -50,14 +50,7 @@ class _Shipped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[str, Any] = {}
-
-    @property
-    def version(self) -> str:
-        """Preprocessing version and hash of the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        return f"{self.preprocessing}-{digest.hexdigest()[:16]}"
+        self.version = f"{self.preprocessing}-untrained"  # then preprocessing and hash of the weights
 
     def load_weights(self, state: Mapping[str, Tensor]) -> Self:
         """Fill from a state dict, strictly. Returns: itself, in evaluation mode.
@@ -71,6 +64,10 @@ class _Shipped(nn.Module):
             raise ValueError(f"the weights do not fit {self.kind}: {' '.join(str(error).split())}") from error
         if not all(bool(tensor.isfinite().all()) for tensor in self.state_dict().values()):
             raise ValueError(f"the weights of {self.kind} are not all finite; copy or train them again")
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        self.version = f"{self.preprocessing}-{digest.hexdigest()[:16]}"
         return self.eval()
 
     def save(self, folder: Path, *, facts: Mapping[str, object]) -> None:
@@ -215,16 +212,27 @@ class PuppetIdentity(_Shipped):
         Returns:
             float32 (T, D), of length 1; NaN where the points are not seen or lie in one place.
         """
-        ends = face[:, [0, 16]].astype(np.float64)
-        width = np.linalg.norm(ends[:, 0, :2] - ends[:, 1, :2], axis=-1)
-        seen = (ends[..., 2] > 0).all(axis=1) & (width >= _LEAST_FACE)
         result = np.full((len(frames), self.dim), np.nan, np.float32)
-        numbers = np.nonzero(seen)[0]
+        numbers = np.nonzero(seen_faces(face))[0]
         for part in np.split(numbers, range(_CHUNK, len(numbers), _CHUNK)):
             if part.size:
                 heads = np.stack([cut_head(frames[k], face[k]) for k in part])
                 result[part] = self(rearrange(torch.from_numpy(heads), "n h w c -> n c h w").float() / 255).numpy()
         return result
+
+
+def seen_faces(face: np.ndarray) -> np.ndarray:
+    """Frames whose face can be cut out: both ends of the jaw line are seen and apart.
+
+    Args:
+        face: (T, 68, 3) x, y in px, confidence; iBUG-68.
+
+    Returns:
+        bool (T,).
+    """
+    ends = face[:, [0, 16]].astype(np.float64)
+    width = np.linalg.norm(ends[:, 0, :2] - ends[:, 1, :2], axis=-1)
+    return np.asarray((ends[..., 2] > 0).all(axis=1) & (width >= _LEAST_FACE))
 
 
 def cut_head(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train the networks that metrics of the puppet world look through. See `python scripts/train_extractors.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+
+if __name__ == "__main__":
+    sys.exit(run("xdyna.cli.train_extractors"))
