@@ -10,7 +10,14 @@ from diffusers import DDIMScheduler
 
 from xdyna.data.samples import Batch
 from xdyna.training.config import LossConfig
-from xdyna.training.objective import TRAINING, VALIDATION, DiffusionObjective, build_objective, sample_generator, spread_timestep
+from xdyna.training.objective import (
+    TRAINING,
+    VALIDATION,
+    DiffusionObjective,
+    build_objective,
+    sample_generator,
+    spread_timestep,
+)
 from xdyna.training.stages import Components, select_trainable, stage_groups
 
 MakeBatch = Callable[..., Batch]

@@ -1,7 +1,5 @@
 """Which frames of a video a network of clips sees. The choice is data: a protocol, applied to every video alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +8,7 @@ CHOICES = ("first", "centre", "uniform", "seeded", "windows")
 SHORT = ("loop", "repeat_last", "error")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClipProtocol:
     """Frames of a clip.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,6 @@ from xdyna.media.image import read_image
 from xdyna.media.video import file_sha256, probe, read_frames
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
-FOLDER_FPS = 8.0  # of frame folders, which state none
 FIELDS = ("id", "generated", "truth", "driving", "mask_generated", "mask_truth")
 
 
@@ -212,7 +212,7 @@ def read_video(path: Path, *, max_frames: int | None = None) -> Video:
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"'{path}' has pictures of several sizes; expected the frames of one video")
     names = "|".join(f"{file.name}:{file_sha256(file)}" for file in files)
-    return Video(str(path), np.stack(frames), FOLDER_FPS, hashlib.sha256(names.encode()).hexdigest())
+    return Video(str(path), np.stack(frames), math.nan, hashlib.sha256(names.encode()).hexdigest())
 
 
 def read_case(entry: Entry, *, max_frames: int | None = None) -> tuple[Case, list[str]]:
@@ -247,7 +247,7 @@ def _policies(case: Case) -> list[str]:
             applied.add("length")
         if other is case.truth and other.frames.shape[1:3] != case.generated.frames.shape[1:3]:
             applied.add("size")
-        if abs(other.fps - case.generated.fps) > 0.01 * other.fps and FOLDER_FPS not in (other.fps, case.generated.fps):
+        if abs(other.fps - case.generated.fps) > 0.01 * other.fps:  # never where one is unknown (NaN)
             applied.add("fps")
     return sorted(applied)
 

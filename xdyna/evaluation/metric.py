@@ -32,7 +32,7 @@ class Video:
     Attributes:
         name: how messages call it.
         frames: uint8 (T, H, W, 3), RGB, T >= 1.
-        fps: frames per second.
+        fps: frames per second; NaN for frame folders, which state none.
         digest: sha256 of its content (the file's bytes, or all frame files' names and bytes).
     """
 

@@ -1,0 +1,134 @@
+"""Pairing: folders, lists, frame folders, and what is said when they do not fit."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from xdyna.evaluation.inputs import counted, from_folders, from_list, read_case, read_video, videos_in
+from xdyna.media.writer import VideoWriter
+
+
+def frames(seed: int, *, count: int = 4, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
+    return np.stack([cv2.resize(f, size[::-1], interpolation=cv2.INTER_CUBIC) for f in coarse])
+
+
+def write(path: Path, pictures: np.ndarray, *, fps: float = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, fps=fps, size=pictures.shape[1:3]) as writer:
+        for picture in pictures:
+            writer.write(picture)
+    return path
+
+
+def write_pictures(folder: Path, pictures: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for k, picture in enumerate(pictures):
+        cv2.imwrite(str(folder / f"{k:03d}.png"), picture[..., ::-1])
+    return folder
+
+
+def test_folders_are_paired_by_name_and_the_rest_is_listed(tmp_path: Path) -> None:
+    for name in ("b", "a", "sub/c", "only_here"):
+        write(tmp_path / "g" / f"{name}.mp4", frames(1))
+    write_pictures(tmp_path / "t" / "a", frames(2))
+    for name in ("b", "sub/c", "only_there"):
+        write(tmp_path / "t" / f"{name}.mp4", frames(3))
+    (tmp_path / "t" / "notes.txt").write_text("no video")
+    write(tmp_path / "t" / ".hidden" / "x.mp4", frames(3))
+    found = from_folders(tmp_path / "g", tmp_path / "t")
+    assert [entry.id for entry in found.entries] == ["a", "b", "sub/c"]
+    assert found.unpaired == {"generated": ["only_here"], "truth": ["only_there"]}
+
+
+def test_single_files(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "x.mp4", frames(1)), write(tmp_path / "y.mp4", frames(2))
+    found = from_folders(one, other)
+    assert (found.entries[0].id, found.entries[0].truth) == ("x", other)
+
+
+def test_frame_folders_are_read_exactly(tmp_path: Path) -> None:
+    pictures = frames(5)
+    video = read_video(write_pictures(tmp_path / "clip", pictures))
+    assert np.array_equal(video.frames, pictures)
+    again = read_video(tmp_path / "clip")
+    assert again.digest == video.digest
+    (tmp_path / "clip" / "002.png").write_bytes((tmp_path / "clip" / "001.png").read_bytes())
+    assert read_video(tmp_path / "clip").digest != video.digest
+    assert len(read_video(tmp_path / "clip", max_frames=2).frames) == 2
+
+
+def test_a_part_of_a_video_is_another_video(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.mp4", frames(1, count=6))
+    assert len(read_video(path, max_frames=3).frames) == 3
+    assert read_video(path, max_frames=3).digest != read_video(path).digest
+    assert read_video(path, max_frames=99).digest == read_video(path).digest
+
+
+def test_policies_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "g" / "a.mp4", frames(1, count=6), fps=8)
+    write(tmp_path / "t" / "a.mp4", frames(1, count=4, size=(96, 128)), fps=12)
+    write(tmp_path / "g" / "b.mp4", frames(1))
+    write(tmp_path / "t" / "b.mp4", frames(2))
+    read = [read_case(entry) for entry in from_folders(tmp_path / "g", tmp_path / "t").entries]
+    assert [policies for _, policies in read] == [["fps", "length", "size"], []]
+    assert counted(policies for _, policies in read) == {"fps": 1, "length": 1, "size": 1}
+    truth, generated = read[0][0].paired
+    assert truth.shape == generated.shape == (4, 96, 128, 3)
+
+
+def test_lists(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", frames(1))
+    write(tmp_path / "b.mp4", frames(2))
+    (tmp_path / "pairs.csv").write_text("id,generated,truth,driving\nz,a.mp4,b.mp4,\ny,b.mp4,a.mp4,a.mp4\n")
+    entries = from_list(tmp_path / "pairs.csv").entries
+    assert [(e.id, e.driving) for e in entries] == [("y", tmp_path / "a.mp4"), ("z", None)]
+    rows = [{"generated": "a.mp4", "truth": "b.mp4"}, {"generated": "b.mp4"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert [(e.id, e.truth) for e in from_list(tmp_path / "pairs.jsonl").entries] == [
+        ("a", tmp_path / "b.mp4"),
+        ("b", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("generated,truht\na.mp4,a.mp4\n", "unknown field 'truht'"),
+        ("generated\nnone.mp4\n", "does not exist"),
+        ("truth\na.mp4\n", "no 'generated'"),
+        ("generated\na.mp4\na.mp4\n", "occurs twice"),
+        ("generated\n", "no pairs"),
+    ],
+)
+def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", frames(1))
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        from_list(tmp_path / "pairs.csv")
+    (tmp_path / "pairs.jsonl").write_text("{not json")
+    with pytest.raises(ValueError, match="cannot be read"):
+        from_list(tmp_path / "pairs.jsonl")
+    with pytest.raises(ValueError, match="does not exist"):
+        from_list(tmp_path / "none.csv")
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    write(tmp_path / "g" / "a.mp4", frames(1))
+    write(tmp_path / "t" / "b.mp4", frames(1))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no videos"):
+        from_folders(tmp_path / "g", tmp_path / "empty")
+    with pytest.raises(ValueError, match="no video has the same name"):
+        from_folders(tmp_path / "g", tmp_path / "t")
+    with pytest.raises(ValueError, match="missing"):
+        from_folders(tmp_path / "none")
+    write_pictures(tmp_path / "t" / "sub" / "x", frames(1))
+    write(tmp_path / "t" / "sub" / "x.mp4", frames(1))
+    with pytest.raises(ValueError, match="have one name"):
+        videos_in(tmp_path / "t")
+    with pytest.raises(ValueError, match="no masks for the generated video 'a'"):
+        from_folders(tmp_path / "g", tmp_path / "g", masks=tmp_path / "empty")
