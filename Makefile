@@ -17,7 +17,7 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo tiny gpu-tiny tiny-report test test-slow test-parity lint format bench clean
+.PHONY: help venv demo tiny gpu-tiny tiny-report eval-parity test test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -71,6 +71,12 @@ gpu-tiny: ## train xdyna-tiny on a GPU, with the python that is active (it must 
 
 tiny-report: $(STAMP) ## measure xdyna-tiny on held-out clips; writes tables and contact sheets
 	$(BIN)/python scripts/tiny_report.py $(ARGS)
+
+eval-parity: ## compare metrics' networks with their libraries, in .venv-parity (CUDA build of PyTorch, 6 GB)
+	$(if $(PYTHON),$(PYTHON),python3) -m venv .venv-parity
+	.venv-parity/bin/pip install -q torch==2.14.1 torchvision==0.29.1
+	.venv-parity/bin/pip install -q pytorch-fid lpips einops opencv-python-headless
+	.venv-parity/bin/python scripts/eval_parity.py
 
 test: $(STAMP) ## run the fast tests
 	$(BIN)/python -m pytest $(ARGS)
