@@ -1,85 +1,12 @@
 #!/usr/bin/env python
-"""Compare the networks of metrics with their libraries, in an environment that has these (`make eval-parity`).
+"""Compare the networks of metrics with their libraries. See `make eval-parity`."""
 
-Same random weights, same pictures; writes what the libraries gave to tests/golden/evaluation, where the ordinary tests
-compare with it.
-"""
-
-import argparse
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package is not installed in that environment
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from xdyna.evaluation.extractors.fixture import random_pictures, random_weights  # noqa: E402
-from xdyna.evaluation.extractors.inception import FIDInception, InceptionExtractor  # noqa: E402
-from xdyna.evaluation.extractors.lpips import LPIPS  # noqa: E402
-
-
-def inception() -> tuple[np.ndarray, np.ndarray]:
-    """pytorch-fid's network and preprocessing."""
-    from pytorch_fid import inception as theirs
-
-    state = random_weights(FIDInception().state_dict())
-    theirs.load_state_dict_from_url = lambda *args, **kwargs: state
-    net = theirs.InceptionV3([theirs.InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
-    frames = random_pictures(3)
-    x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        expected = net(x)[0][..., 0, 0].numpy()
-    return expected, InceptionExtractor(state, weights="random").features(frames)
-
-
-def lpips(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """The lpips package, both on [-1, 1] and on [0, 1]."""
-    import lpips as theirs
-    import torchvision
-
-    net = theirs.LPIPS(net=kind, pretrained=False, pnet_rand=True, verbose=False).eval()
-    names = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
-    backbone = random_weights({k: v for k, v in names[kind]().state_dict().items() if k.startswith("features.")})
-    like = {f"lin{k}.model.1.weight": net.state_dict()[f"lin{k}.model.1.weight"] for k in range(5)}
-    head = {name: tensor.abs() for name, tensor in random_weights(like).items()}
-    renamed = {}
-    for name in net.net.state_dict():  # sliceN.INDEX.weight: the index is that in `features`
-        renamed[name] = backbone["features." + name.split(".", 1)[1]]
-    net.net.load_state_dict(renamed)
-    net.load_state_dict({**net.state_dict(), **head})
-    a, b = random_pictures(3, seed=1), random_pictures(3, seed=2)
-    x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).float() / 255 for v in (a, b))
-    with torch.no_grad():
-        pairs = [net(2 * x - 1, 2 * y - 1), net(x, y)]
-    ours = LPIPS(backbone, head, kind=kind, weights="random")
-    expected = np.stack([p.flatten().numpy() for p in pairs])
-    return expected, np.stack([ours.distance(a, b), ours.distance(a, b, low=0.0)])
-
-
-CASES = {"inception": inception, "lpips_vgg": lambda: lpips("vgg"), "lpips_alex": lambda: lpips("alex")}
-
-
-def main() -> int:
-    """Run all cases; exit code 1 when one differs by more than 1e-4 of its largest value."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    golden, differences, worst = {}, {}, 0.0
-    for name, case in CASES.items():
-        expected, ours = case()
-        golden[name] = expected.astype(np.float32)
-        differences[name] = float(np.abs(expected - ours).max() / np.abs(expected).max())
-        worst = max(worst, differences[name])
-        print(f"{name:12} largest difference {differences[name]:.2e} of the largest value {np.abs(expected).max():.3g}")
-    folder = ROOT / "tests" / "golden" / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "parity.npz", **golden)
-    (folder / "parity.json").write_text(
-        json.dumps({"relative": differences, "torch": torch.__version__}, indent=1) + "\n"
-    )
-    return int(worst > 1e-4)
-
+from xdyna.cli.guard import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("xdyna.cli.eval_parity"))
