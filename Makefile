@@ -17,7 +17,7 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo tiny gpu-tiny tiny-report eval-parity test test-slow test-parity lint format bench clean
+.PHONY: help venv demo tiny gpu-tiny tiny-report eval-tiny sensitivity eval-parity test test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -77,6 +77,12 @@ eval-parity: ## compare metrics' networks with their libraries, in .venv-parity 
 	.venv-parity/bin/pip install -q torch==2.14.1 torchvision==0.29.1
 	.venv-parity/bin/pip install -q pytorch-fid lpips einops opencv-python-headless
 	.venv-parity/bin/python scripts/eval_parity.py
+
+eval-tiny: $(STAMP) ## evaluate xdyna-tiny on held-out clips; writes docs/eval_tiny.md
+	$(BIN)/python scripts/eval_tiny.py $(ARGS)
+
+sensitivity: $(STAMP) ## damage puppet clips and see which metrics react; writes docs/metrics
+	$(BIN)/python scripts/sensitivity.py $(ARGS)
 
 test: $(STAMP) ## run the fast tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -412,7 +412,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, default=40, help="passes over the clips (%(default)s)")
     p.add_argument("--identities", type=int, default=1200, help="to train puppet-identity on (%(default)s)")
     p.add_argument("--test-identities", type=int, default=400, help="to measure it on (%(default)s)")
-    p.add_argument("--identity-epochs", type=int, default=20, help="passes over the heads (%(default)s)")
+    p.add_argument("--identity-epochs", type=int, default=12, help="passes over the heads (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="rendered clips, state (%(default)s)")
     p.add_argument("--out", type=Path, default=PRETRAINED, metavar="FOLDER", help="where to write (%(default)s)")

@@ -36,6 +36,7 @@ STATIC, STILL = "static", "still"
 """Kind of a scene that does not move; kind of motion of a figure that does not."""
 
 _REACH, _DROP = 2.0, -0.12  # side of the cut and its centre below the ears, in face widths: hair and hat belong to it
+_CHANGE_GAIN = 8.0  # of differences between frames, which are small
 _LEAST_FACE = 2.0  # px between the ears
 _CHUNK = 64  # faces in one go
 _WEIGHTS, _CONFIG = "weights.safetensors", "config.json"
@@ -115,6 +116,7 @@ class Answers(NamedTuple):
 class PuppetDynamics(_Shipped):
     """Four 3-D convolutions, the mean over time and space, a linear layer: the features; then three linear heads.
 
+    What it sees are the frames and, enlarged, their differences: without these a network this small learns looks alone.
     It is an `Extractor` of clips of 16 frames.
 
     Args:
@@ -130,7 +132,7 @@ class PuppetDynamics(_Shipped):
         self,
         scenes: Sequence[str],
         motions: Sequence[str],
-        channels: Sequence[int] = (16, 32, 64, 96),
+        channels: Sequence[int] = (32, 32, 64, 96),
         dim: int = 64,
     ) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class PuppetDynamics(_Shipped):
         self.sizes = {"scenes": list(scenes), "motions": list(motions), "channels": list(channels), "dim": dim}
         first, second, third, fourth = channels
         self.body = nn.Sequential(
-            *_conv3d(3, first, kernel=(3, 5, 5), stride=(2, 2, 2)),
+            *_conv3d(6, first, kernel=(3, 5, 5), stride=(2, 2, 2)),
             *_conv3d(first, second, kernel=(3, 3, 3), stride=(1, 2, 2)),
             *_conv3d(second, third, kernel=(3, 3, 3), stride=(2, 2, 2)),
             *_conv3d(third, fourth, kernel=(3, 3, 3), stride=(2, 2, 2)),
@@ -149,7 +151,9 @@ class PuppetDynamics(_Shipped):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Args: clips: (B, 3, 16, 64, 64) in [0, 1]. Returns: (B, D) features."""
-        return self.bottleneck(self.body(2 * clips - 1).mean(dim=(2, 3, 4)))
+        change = F.pad(clips[:, :, 1:] - clips[:, :, :-1], (0, 0, 0, 0, 1, 0))
+        seen = torch.cat([2 * clips - 1, _CHANGE_GAIN * change], dim=1)
+        return self.bottleneck(self.body(seen).mean(dim=(2, 3, 4)))
 
     def answers(self, features: Tensor) -> Answers:
         """What features (B, D) say about their clips."""

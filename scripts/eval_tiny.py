@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Evaluate xdyna-tiny on held-out puppet clips. See `python scripts/eval_tiny.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+
+if __name__ == "__main__":
+    sys.exit(run("xdyna.cli.eval_tiny"))
