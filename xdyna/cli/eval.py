@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from xdyna.cli.eval_generate import generate
 from xdyna.cli.eval_metrics import Shared, check_names, make_metrics
 from xdyna.cli.eval_weights import WeightsFolder
 from xdyna.cli.guard import FAILURE, UsageError
@@ -71,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--driving", type=Path, metavar="DIR", help="driving videos (cross-driving), paired by name")
     what.add_argument("--masks-dir", type=Path, metavar="DIR", help="figure masks: generated/NAME and truth/NAME")
     what.add_argument("--pairs", type=Path, metavar="FILE", help="list of pairs (CSV, JSON lines) instead of folders")
+    what.add_argument(
+        "--generate", type=Path, metavar="JSON", help="make the videos of a test list first (into OUT/generated)"
+    )
+    what.add_argument(
+        "--infer", default="", metavar="OPTIONS", help='for --generate, e.g. "--checkpoint DIR --steps 10"'
+    )
     how = p.add_argument_group("protocol")
     how.add_argument(
         "--metrics", default="offline", help="offline, table1, table2, table4, table5, a YAML file, or name,name"
@@ -111,12 +118,15 @@ def settings(args: argparse.Namespace) -> EvalConfig:
 
 def inputs(args: argparse.Namespace) -> Inputs:
     """The pairs that the arguments name."""
-    if (args.pairs is None) == (args.generated is None):
-        raise UsageError("give either --generated (with --truth, --driving) or --pairs")
+    given = [option is not None for option in (args.pairs, args.generated, args.generate)]
+    if sum(given) != 1:
+        raise UsageError("give either --generated (with --truth, --driving), --pairs or --generate")
+    if args.generated is None and (args.truth or args.driving or args.masks_dir):
+        raise UsageError("a list names truth, driving videos and masks itself; leave the other options out")
     if args.pairs is not None:
-        if args.truth or args.driving or args.masks_dir:
-            raise UsageError("--pairs names truth, driving videos and masks itself; leave the other options out")
         found = from_list(args.pairs)
+    elif args.generate is not None:
+        found = generate(args.generate, args.out / "generated", options=args.infer)
     else:
         found = from_folders(args.generated, args.truth, args.driving, args.masks_dir)
     if args.quick is not None:
@@ -136,11 +146,12 @@ def main(argv: Sequence[str]) -> int:
         int: 0 when every metric was computed, else 1 (0 with --allow-skipped).
     """
     args = parser().parse_args(argv)
-    config, found = settings(args), inputs(args)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     quiet_libraries()
+    config = settings(args)
     if rank == 0:
         _check_out(args.out, overwrite=args.overwrite)
+    found = inputs(args)
     store = Store(args.cache or args.out / WORK / "records")
     weights = WeightsFolder(args.weights_dir, download=args.download, device=args.device)
     shared = Shared(store, weights, clip=config.clip, masks=config.masks, pose_backend=config.pose_backend)
