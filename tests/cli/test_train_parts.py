@@ -1,5 +1,6 @@
 """What `scripts/train.py` does beside the loop: the main process alone, whole networks from gathered weights."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from xdyna.cli.guard import FAILURE
 from xdyna.cli.train_parts import as_pipeline, build_components, whole
 from xdyna.config import compose_config
 from xdyna.training.config import TrainConfig
+from xdyna.training.errors import TrainingWarning
 
 
 def fail() -> None:
@@ -70,3 +72,19 @@ def test_channels_last_is_a_matter_of_memory_alone(tmp_path: Path) -> None:
     save_pipeline(as_pipeline(last), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(tensor, plain.vae.state_dict()[name]) for name, tensor in stored.items())
+
+
+def test_a_start_of_another_model_is_told(tmp_path: Path) -> None:
+    """The folder's networks count, not the model section; nobody should find that out hours later."""
+    path = config(tmp_path, "run")
+    save_pipeline(
+        as_pipeline(build_components(compose_config(TrainConfig, path, groups=train.CONFIGS))), tmp_path / "s"
+    )
+    start = f"init={tmp_path / 's'}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainingWarning)
+        build_components(compose_config(TrainConfig, path, [start], groups=train.CONFIGS))
+    changed = compose_config(TrainConfig, path, [start], groups=train.CONFIGS)
+    changed.model.scheduler["prediction_type"] = "v_prediction"
+    with pytest.warns(TrainingWarning, match="prediction_type is epsilon there, v_prediction in the model section"):
+        build_components(changed)

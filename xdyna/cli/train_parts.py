@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.animate import XDynaPipeline
 from xdyna.pipelines.options import SamplingOptions
 from xdyna.training.config import TrainConfig
+from xdyna.training.errors import TrainingWarning
 from xdyna.training.handover import hand_over
 from xdyna.training.initial import initialise
 from xdyna.training.loop import Sampled, Trainer
@@ -61,6 +63,7 @@ def build_components(config: TrainConfig) -> Components:
             )
         checkpoint = find_checkpoint(folder, tiny.build_untrained)
         pipeline = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
+        _tell_of_other_sizes(pipeline, config)
     names = [entry.name for entry in dataclasses.fields(Components)]
     parts: dict[str, Any] = {name: getattr(pipeline, name, None) for name in names}
     missing = [n for n in names if parts[n] is None and n not in ("face_controlnet", "reference_net")]
@@ -76,6 +79,24 @@ def build_components(config: TrainConfig) -> Components:
                 if isinstance(layer, nn.Conv2d):
                     layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return components
+
+
+def _tell_of_other_sizes(pipeline: XDynaPipeline, config: TrainConfig) -> None:
+    """Warn where the model section says something else than the folder that counts."""
+    differ = []
+    for part in ("unet", "vae", "scheduler"):
+        own = getattr(pipeline, part).config
+        for name, value in getattr(config.model, part).items():
+            there = own.get(name, value)
+            there = list(there) if isinstance(there, tuple) else there
+            if there != value:
+                differ.append(f"{part}.{name} is {there} there, {value} in the model section")
+    if differ:
+        warnings.warn(
+            f"{config.init} has other settings than the configuration, and keeps them: {'; '.join(differ)}",
+            TrainingWarning,
+            stacklevel=2,
+        )
 
 
 def _for_ablation(components: Components, config: TrainConfig) -> Components:
