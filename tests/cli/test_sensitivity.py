@@ -144,7 +144,7 @@ def test_report_has_every_number(tmp_path: Path) -> None:
     table = verdicts(values, columns)
     text = markdown(values, columns, table, {"a": 24, "b": 24, "c": 6})
     assert "| Alpha ↓ | " + " | ".join(["**yes**"] * 6) + " |" in text
-    assert "| Beta ↑ | " + " | ".join(["wrong"] * 6) + " |" in text
+    assert "| Beta ↑ | " + " | ".join(["mixed"] * 6) + " |" in text
     assert "| Gamma → 1 | - | - |" in text
     assert text.count("| Alpha ↓ | 0 | 1.5 | 2 | 3 | 4.25 | **yes** |") == len(DAMAGES)
     assert "on the first 6 clips only" in text

@@ -36,8 +36,6 @@ Measured on {facts["test_clips"]:,} clips of identities, motions and scenes that
 | told right | share |
 | --- | ---: |
 {table}
-
-Some motions look alike within 1.3 s, which bounds what can be told.
 """
 
 

@@ -101,7 +101,7 @@ def verdict(values: Sequence[float], better: str, *, largest: float) -> str:
 
     Returns:
         "yes": worse at every level; "partly": worse in the end, not at every level; "no": no reaction (below 2 % of
-        the largest); "wrong": better; "-": not measured.
+        the largest); "wrong": not worse in the end; "-": not measured.
     """
     if any(math.isnan(value) for value in values):
         return "-"
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="sensitivity.py", description="How metrics react to known damage of puppet clips.")
     p.add_argument("--clips", type=int, default=24, help="the first so many held-out clips (%(default)s)")
     p.add_argument(
-        "--people-clips", type=int, default=6, help="for metrics with a detector, which is slow; 0: none (%(default)s)"
+        "--people-clips", type=int, default=4, help="for metrics with a detector, which is slow; 0: none (%(default)s)"
     )
     p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
     p.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="what was measured (%(default)s)")

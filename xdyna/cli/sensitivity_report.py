@@ -13,7 +13,7 @@ Values = dict[str, dict[str, list[float]]]
 """Column -> damage -> values at levels 0 (no damage) to 4."""
 
 SMALL_CHANGE = 0.02  # of a column's largest change by any damage: below it counts as no reaction
-SIGN = {"yes": "**yes**", "partly": "partly", "no": "·", "wrong": "wrong", "-": "-"}
+SIGN = {"yes": "**yes**", "partly": "partly", "no": "·", "wrong": "mixed", "-": "-"}
 ARROW = {LOWER: "↓", HIGHER: "↑"}
 COLOURS = ("#c44e2f", "#2f6f9f", "#4f8f4f", "#8a5fa8", "#b08a2e", "#555f66")
 PER_ROW = 5
@@ -41,7 +41,7 @@ def markdown(
         "- **yes**: worse at every level than at the one before;",
         "- partly: worse in the end, but not at every level;",
         f"- · : no reaction (below {SMALL_CHANGE:.0%} of the largest change by any damage);",
-        "- wrong: not worse in the end; - : could not be measured.",
+        "- mixed: a change, but not for the worse in the end; - : could not be measured.",
         "",
         "| metric | " + " | ".join(damage.label for damage in DAMAGES.values()) + " |",
         "| --- |" + " :---: |" * len(DAMAGES),

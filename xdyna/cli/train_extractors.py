@@ -409,7 +409,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("which", nargs="?", choices=("dynamics", "identity", "all"), default="all")
     p.add_argument("--clips", type=int, default=1500, help="rendered clips to train puppet-dynamics on (%(default)s)")
     p.add_argument("--test-clips", type=int, default=336, help="rendered clips to measure it on (%(default)s)")
-    p.add_argument("--epochs", type=int, default=40, help="passes over the clips (%(default)s)")
+    p.add_argument("--epochs", type=int, default=30, help="passes over the clips (%(default)s)")
     p.add_argument("--identities", type=int, default=1200, help="to train puppet-identity on (%(default)s)")
     p.add_argument("--test-identities", type=int, default=400, help="to measure it on (%(default)s)")
     p.add_argument("--identity-epochs", type=int, default=12, help="passes over the heads (%(default)s)")
