@@ -1,7 +1,7 @@
 """Reads the one kind of .npy file that numpy opens with `allow_pickle` alone: a dictionary of arrays.
 
-Such a file is a pickle, and an ordinary unpickler runs what the file says. This one knows six names, none of which does
-more than describe an array; a file that asks for any other is refused.
+Such a file is a pickle, and an ordinary unpickler runs what the file says. This one knows seven names, none of which
+does more than describe an array; a file that asks for any other is refused.
 
 Source: numpy.lib.format (the header), PEP 307 and pickletools (the stream).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def _bytes(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """Stands in for bytes, through which older pickles write empty ones."""
+    return b""
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Knows arrays, and nothing that does anything."""
 
@@ -73,6 +79,7 @@ class _ArraysOnly(pickle.Unpickler):
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _Kind,
         ("_codecs", "encode"): _bytes,
+        ("__builtin__", "bytes"): _no_bytes,
         ("collections", "OrderedDict"): dict,
     }
 
@@ -130,8 +137,8 @@ def _numbers(name: str, item: object) -> Tensor:
     return torch.from_numpy(item.value.copy())
 
 
-# What an unpickler raises on a stream that is damaged or made up.
+# What numpy's reader of headers and an unpickler raise on a stream that is damaged or made up.
 _DAMAGE = (
     OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
-    ImportError, RecursionError, pickle.UnpicklingError,
+    ImportError, RecursionError, SyntaxError, tokenize.TokenError, pickle.UnpicklingError,
 )  # fmt: skip

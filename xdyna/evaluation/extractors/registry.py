@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from xdyna.evaluation.extractors.adaface import AdaFace
 from xdyna.evaluation.extractors.i3d import I3DExtractor
 from xdyna.evaluation.extractors.inception import InceptionExtractor
 from xdyna.evaluation.extractors.lpips import FILES, LPIPS
+from xdyna.evaluation.extractors.mtcnn import MTCNN, NETWORKS
 from xdyna.evaluation.extractors.videomae import VideoMAEExtractor
 
 States = Sequence[Mapping[str, Tensor]]
@@ -26,6 +28,7 @@ class WeightFile:
         licence: of the file, or what is known of it.
         size: bytes, or None where unknown.
         sha256: or None where unknown.
+        also: other names under which the same weights are published.
     """
 
     name: str
@@ -33,6 +36,7 @@ class WeightFile:
     licence: str
     size: int | None = None
     sha256: str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def url(self) -> str | None:
@@ -48,7 +52,7 @@ class ExtractorSpec:
         name: its key.
         files: whose tensors it needs, in the order in which `build` takes them.
         build: takes the state dicts, the weights' hash and the device.
-        kind: "picture" or "clip".
+        kind: "picture", "clip" or "face".
         dim: channels of a feature; 0 for a distance.
         ddof: of the covariance in the metric's definition.
     """
@@ -103,6 +107,30 @@ def _i3d(frames: int, classes: int, name: str, *, logits: bool = False) -> Calla
     )
 
 
+# AdaFace's repository has them as .npy; facenet-pytorch (on PyPI) brings the same networks as .pt.
+_MTCNN = tuple(
+    WeightFile(
+        f"{net}.npy",
+        "face_alignment/mtcnn_pytorch/src/weights of github.com/mk-minchul/AdaFace, "
+        f"or facenet_pytorch/data/{net}.pt of the package facenet-pytorch",
+        "MIT",
+        also=(f"{net}.pt",),
+    )
+    for net in NETWORKS
+)
+
+
+def _adaface(kind: str, name: str, drive: str) -> ExtractorSpec:
+    """A recognition network behind its detector."""
+    file = WeightFile(name, f"https://drive.google.com/file/d/{drive}/view", "MIT (code); trained on research data")
+
+    def build(states: States, weights: str, device: str | None) -> AdaFace:
+        detector = MTCNN(*states[1:], device=device)
+        return AdaFace(states[0], detector, kind=kind, what=name, weights=weights, device=device)
+
+    return ExtractorSpec(f"adaface_{kind}", (file, *_MTCNN), build, "face", 512, 0)
+
+
 EXTRACTORS: dict[str, ExtractorSpec] = {
     spec.name: spec
     for spec in (
@@ -154,6 +182,8 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
             0,
             0,
         ),
+        _adaface("ir50", "adaface_ir50_ms1mv2.ckpt", "1eUaSHG4pGlIZK7hBkqjyp2fc2epKoBvI"),
+        _adaface("ir101", "adaface_ir101_webface12m.ckpt", "1dswnavflETcnAuplZj1IOKKP0eM8ITgT"),
     )
 }
 

@@ -133,13 +133,22 @@ class VideoMAEExtractor:
     Args:
         state: tensors of `vit_g_hybrid_pt_1200e_ssv2_ft.pth` (its entry "module").
         weights: its hash, for the version.
+        sizes: of a smaller `VideoMAE`, for tests; None: the published one.
         device: where it runs; None: the CPU.
     """
 
-    name, dim = "videomae", 1408
+    name = "videomae"
 
-    def __init__(self, state: Mapping[str, Tensor], *, weights: str, device: torch.device | str | None = None) -> None:
-        self._net = VideoMAE()
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        *,
+        weights: str,
+        sizes: Mapping[str, int] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._net = VideoMAE(**(sizes or {}))
+        self.dim = self._net.fc_norm.normalized_shape[0]
         load_published(self._net, state, what="vit_g_hybrid_pt_1200e_ssv2_ft.pth")
         self._device = on_device(device)
         self._net.to(self._device)
