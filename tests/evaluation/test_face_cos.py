@@ -66,3 +66,10 @@ def test_nobody() -> None:
     assert math.isnan(lost["face_cos"])
     assert lost["face_cos_zero"] == lost["face_cos.found_share"] == 0
     assert math.isnan(metric.reduce([])["face_cos"])
+
+
+def test_two_networks_are_two_metrics() -> None:
+    other = FaceCos(Scripted(), name="face_cos_ir101", label="Face-Cos (IR-101)")
+    case = Case("a", generated=video([60]), truth=video([0]))
+    assert other.reduce([other.measure(case)])["face_cos_ir101"] == pytest.approx(0.5, abs=1e-6)
+    assert not {column.name for column in other.columns} & {column.name for column in FaceCos(Scripted()).columns}

@@ -37,24 +37,33 @@ class FaceEmbedder(Protocol):
 
 class FaceCos(Metric):
     """Face-Cos: cosine of the embeddings of the generated and the true face in the same frame, mean over all frames in
-    which both faces are found. `face_cos_zero`: the same over all frames in which the true face is found, 0 where the
+    which both faces are found. `_zero`: the same over all frames in which the true face is found, 0 where the
     generated one is not, so that an unrecognisable face costs something. Noted: the share of such frames.
 
     Each video is read at its own size, as the published programs read picture files.
 
     Args:
         embedder: finds and describes faces.
+        name: of the metric and its columns (NAME, NAME_zero).
+        label: for tables.
         cache: keeps the embeddings; None: memory alone.
     """
 
-    name = "face_cos"
     needs = frozenset({"truth"})
-    columns = (
-        Column("face_cos", "Face-Cos", HIGHER, digits=4),
-        Column("face_cos_zero", "Face-Cos (0 if lost)", HIGHER, digits=4),
-    )
 
-    def __init__(self, embedder: FaceEmbedder, *, cache: ArrayCache | None = None) -> None:
+    def __init__(
+        self,
+        embedder: FaceEmbedder,
+        *,
+        name: str = "face_cos",
+        label: str = "Face-Cos",
+        cache: ArrayCache | None = None,
+    ) -> None:
+        self.name = name
+        self.columns = (
+            Column(name, label, HIGHER, digits=4),
+            Column(f"{name}_zero", f"{label} (0 if lost)", HIGHER, digits=4),
+        )
         self.version = f"1|{embedder.name}|{embedder.version}"
         self._embedder, self._cache = embedder, cache
         self._recent: dict[str, np.ndarray] = {}
@@ -62,7 +71,7 @@ class FaceCos(Metric):
     def measure(self, case: Case) -> Record:
         """See `Metric.measure`."""
         if case.truth is None:
-            raise ValueError(f"{case.id} has no ground truth, which face_cos compares with")
+            raise ValueError(f"{case.id} has no ground truth, which {self.name} compares with")
         truth, generated = self._embedded(case.truth), self._embedded(case.generated)
         length = min(len(truth), len(generated))
         cosine = (truth[:length].astype(np.float64) * generated[:length]).sum(axis=1)
@@ -72,16 +81,16 @@ class FaceCos(Metric):
         kept = cosine[asked]
         return Record(
             {
-                **pooled("face_cos", kept),
-                **pooled("face_cos_zero", np.nan_to_num(kept, nan=0.0)),
+                **pooled(self.name, kept),
+                **pooled(f"{self.name}_zero", np.nan_to_num(kept, nan=0.0)),
                 **pooled("found", (~np.isnan(kept)).astype(float)),
             }
         )
 
     def reduce(self, records: Iterable[Record]) -> dict[str, float]:
         """See `Metric.reduce`."""
-        means = {"face_cos": math.nan, "face_cos_zero": math.nan, "found": math.nan, **pooled_means(records)}
-        means["face_cos.found_share"] = means.pop("found")
+        means = {self.name: math.nan, f"{self.name}_zero": math.nan, "found": math.nan, **pooled_means(records)}
+        means[f"{self.name}.found_share"] = means.pop("found")
         return means
 
     def _embedded(self, video: Video) -> np.ndarray:
