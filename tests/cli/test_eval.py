@@ -18,6 +18,9 @@ from xdyna.cli.batch import read_pairs
 from xdyna.cli.eval_weights import fetch
 from xdyna.cli.guard import run
 from xdyna.evaluation import engine
+from xdyna.evaluation.extractors.adaface import UNITS, IRBackbone
+from xdyna.evaluation.extractors.fixture import random_weights
+from xdyna.evaluation.extractors.mtcnn import ONet, PNet, RNet
 from xdyna.evaluation.extractors.registry import WeightFile
 from xdyna.evaluation.paper import TABLES
 from xdyna.weights.files import WeightsError
@@ -166,6 +169,26 @@ def test_a_wrong_weight_file(folders: Path, capsys: pytest.CaptureFixture[str]) 
     torch.save({"a": torch.zeros(1)}, weights / "i3d_pretrained_400.pt")  # no hash is known: the tensors tell
     assert call(folders, "--metrics", "fvd", "--weights-dir", str(weights)) == 1
     assert "the weights are not those of i3d_pretrained_400.pt (344 tensors): 344 missing" in capsys.readouterr().err
+
+
+def test_face_cos_with_random_weights(folders: Path) -> None:
+    """From files to the report: the recognition network's checkpoint, the detector's three files."""
+    weights = folders / "weights"
+    weights.mkdir()
+    state = random_weights(IRBackbone(UNITS["ir50"]).state_dict())
+    torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}}, weights / "adaface_ir50_ms1mv2.ckpt")
+    for name, net in (("pnet", PNet()), ("rnet", RNet()), ("onet", ONet())):
+        drawn = random_weights(net.state_dict())
+        tensors = {key: tensor.numpy() for key, tensor in drawn.items()}
+        np.save(weights / f"{name}.npy", tensors, allow_pickle=True)  # type: ignore[arg-type]
+    argv = ["--generated", str(folders / "t"), "--truth", str(folders / "t"), "--out", str(folders / "out")]
+    argv += ["--metrics", "face_cos_ir50", "--weights-dir", str(weights), "--quick", "2"]
+    assert run("xdyna.cli.eval", argv) == 0
+    report = json.loads((folders / "out" / "report.json").read_text())
+    assert set(report["weights_sha256"]) == {"adaface_ir50_ms1mv2.ckpt", "pnet.npy", "rnet.npy", "onet.npy"}
+    assert values(folders)["face_cos_ir50"] == pytest.approx(
+        1, abs=1e-5
+    )  # a random detector finds something to compare
 
 
 def test_downloads_are_checked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from xdyna.evaluation.distribution import FrechetMetric
 from xdyna.evaluation.dynamics import AppearanceDrift, Flicker, TemporalRatio, WarpingError
 from xdyna.evaluation.extractors.lpips import LpipsMetric
 from xdyna.evaluation.extractors.registry import EXTRACTORS
+from xdyna.evaluation.face_cos import FaceCos
 from xdyna.evaluation.masks import BACKGROUND, FIGURE, FULL, Masker
 from xdyna.evaluation.metric import LOWER, Column, Metric
 from xdyna.evaluation.people import FaceDetection, FaceExpression, PeopleReader, PoseAccuracy
@@ -76,10 +77,6 @@ def _dtfvd(name: str, label: str, region: str) -> Callable[[Shared], Metric]:
     return lambda shared: _frechet(name, label, f"i3d_dtdb_{16 if shared.clip.frames <= 16 else 32}", region)(shared)
 
 
-def _face_cos(shared: Shared) -> Metric:
-    raise MissingWeights("face_cos (AdaFace) is not part of this version yet")
-
-
 METRICS: dict[str, Callable[[Shared], Metric]] = {
     **{name: (lambda shared, name=name: FrameMetric(name)) for name in DEFINITIONS},  # type: ignore[misc]
     "lpips": lambda shared: LpipsMetric(shared.weights.extractor("lpips_vgg")),
@@ -90,7 +87,10 @@ METRICS: dict[str, Callable[[Shared], Metric]] = {
     "dtfvd_bg": _dtfvd("dtfvd_bg", "BG-DTFVD", BACKGROUND),
     "fvd": _frechet("fvd", "FVD", "i3d_kinetics"),
     "cd_fvd": _frechet("cd_fvd", "cd-FVD", "videomae_ssv2"),
-    "face_cos": _face_cos,
+    "face_cos": lambda shared: FaceCos(shared.weights.extractor("adaface_ir101"), cache=shared.store),
+    "face_cos_ir50": lambda shared: FaceCos(
+        shared.weights.extractor("adaface_ir50"), name="face_cos_ir50", label="Face-Cos (IR-50)", cache=shared.store
+    ),
     "face_det": lambda shared: FaceDetection(shared.people),
     "face_exp": lambda shared: FaceExpression(shared.people),
     "pck": lambda shared: PoseAccuracy(shared.people),

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xdyna.cli.guard import UsageError
+from xdyna.evaluation.extractors.npy import read_arrays
 from xdyna.evaluation.extractors.registry import EXTRACTORS, ExtractorSpec, WeightFile, how_to_get
 from xdyna.weights.files import WeightsError
 from xdyna.weights.io import load_state_dict, sha256
@@ -80,7 +81,8 @@ class WeightsFolder:
     def _find(self, file: WeightFile) -> Path | None:
         if self.folder is None or not self.folder.is_dir():
             return None
-        return next((path for path in sorted(self.folder.rglob(file.name)) if path.is_file()), None)
+        found = (path for name in (file.name, *file.also) for path in sorted(self.folder.rglob(name)))
+        return next((path for path in found if path.is_file()), None)
 
 
 def _checked(path: Path, file: WeightFile) -> str:
@@ -95,6 +97,8 @@ def _checked(path: Path, file: WeightFile) -> str:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a file, below "module", "state_dict" or "model" where it has such an entry."""
+    if path.suffix == ".npy":
+        return read_arrays(path)
     state = load_state_dict(path)
     for prefix in ("state_dict.", "module.", "model."):
         if state and all(name.startswith(prefix) for name in state):
