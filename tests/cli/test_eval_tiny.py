@@ -40,7 +40,7 @@ def test_untrained_weights_are_not_measured(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(eval_tiny.main, arguments(checkpoint, tmp_path)) == FAILURE
-    assert "is untrained" in capsys.readouterr().err
+    assert "is not final: the weights are untrained" in capsys.readouterr().err
     monkeypatch.setattr(eval_tiny, "TINY", tmp_path / "xdyna-tiny")
     assert run(eval_tiny.main, arguments(tmp_path / "xdyna-tiny", tmp_path)) == FAILURE
     message = capsys.readouterr().err
@@ -52,9 +52,9 @@ def test_untrained_weights_are_not_measured(
 def test_all_rows_are_measured_and_kept(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(eval_tiny.main, arguments(checkpoint, tmp_path, "--allow-untrained")) == 0
     text = (tmp_path / "doc.md").read_text()
-    assert "**The weights are untrained" in text
+    assert "**Not final: the weights are untrained" in text
     assert "| | " + " | ".join(ROWS.values()) + " |" in text
-    assert "2 clips for 64 channels" in text
+    assert "`dtfvd_puppet` (2 clips, 64 channels)" in text
     found = {
         row: json.loads((tmp_path / "out" / "reports" / row / "report.json").read_text())["metrics"] for row in ROWS
     }

@@ -19,7 +19,16 @@ import torch
 from tqdm import tqdm
 
 from xdyna import __version__
-from xdyna.cli.checkpoint import PRETRAINED, TINY, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.cli.checkpoint import (
+    PRETRAINED,
+    TINY,
+    UNTRAINED_MARK,
+    Checkpoint,
+    find_checkpoint,
+    load_pipeline,
+    pick_device,
+    pick_dtype,
+)
 from xdyna.cli.guard import UsageError
 from xdyna.cli.manifest import versions
 from xdyna.cli.puppet_eval import PuppetNets, puppet_metrics
@@ -120,8 +129,13 @@ def _trained(folder: Path, *, allow_untrained: bool) -> Checkpoint:
         raise ValueError(f"xdyna-tiny is not trained yet: {TINY} does not exist. {hint}")
     checkpoint = find_checkpoint(folder, build_untrained)
     if checkpoint.untrained and not allow_untrained:
-        raise ValueError(f"{folder} is untrained; its numbers would say nothing. {hint}")
+        raise ValueError(f"{folder} is not final: {_mark(checkpoint)} {hint}")
     return checkpoint
+
+
+def _mark(checkpoint: Checkpoint) -> str:
+    """What the checkpoint says about its unfinished weights."""
+    return (checkpoint.folder / UNTRAINED_MARK).read_text(encoding="utf-8").strip()
 
 
 def _chosen(names: Sequence[str], points: Path, store: Store) -> list[Metric]:
@@ -201,7 +215,7 @@ def document(reports: Mapping[str, Report], config: TinyEvalConfig, checkpoint: 
     first = next(iter(reports.values()))
     lines = ["# xdyna-tiny, evaluated", ""]
     if checkpoint.untrained:
-        lines += ["**The weights are untrained: the numbers only show that the evaluation runs.**", ""]
+        lines += [f"**Not final: {_mark(checkpoint)}**", ""]
     lines += [
         f"{first.videos} held-out puppet clips (`configs/eval/tiny_heldout.yaml`: unseen identities, motions and "
         f"scenes), self-driven; {FRAMES} frames of {checkpoint.size[0]} x {checkpoint.size[1]} px, {config.steps} "
@@ -240,14 +254,17 @@ def _notes(report: Report) -> list[str]:
         "- Temporal energy ratio: 1 is as lively as the truth, 0 is a still picture. Warping error and flicker are low "
         "for still pictures, too.",
     ]
+    few = []
     for result in report.results:
         name = result.metric.name
         channels, count = (result.notes.get(f"{name}.{key}", math.nan) for key in ("channels", "features_generated"))
         if count <= channels:
-            notes.append(
-                f"- `{name}`: {count:.0f} clips for {channels:.0f} channels, so that its value is biased upwards; "
-                "compare with the same number of clips only."
-            )
+            few.append(f"`{name}` ({count:.0f} clips, {channels:.0f} channels)")
+    if few:
+        notes.append(
+            f"- No more clips than channels: {', '.join(few)}. Such values are biased upwards; compare with the same "
+            "number of clips only."
+        )
     return notes
 
 
