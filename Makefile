@@ -75,7 +75,8 @@ tiny-report: $(STAMP) ## measure xdyna-tiny on held-out clips; writes tables and
 eval-parity: ## compare metrics' networks with their libraries, in .venv-parity (CUDA build of PyTorch, 6 GB)
 	$(if $(PYTHON),$(PYTHON),python3) -m venv .venv-parity
 	.venv-parity/bin/pip install -q torch==2.14.1 torchvision==0.29.1
-	.venv-parity/bin/pip install -q pytorch-fid lpips einops opencv-python-headless
+	.venv-parity/bin/pip install -q pytorch-fid lpips einops opencv-python-headless requests
+	.venv-parity/bin/pip install -q --no-deps cd-fvd facenet-pytorch
 	.venv-parity/bin/python scripts/eval_parity.py
 
 eval-tiny: $(STAMP) ## evaluate xdyna-tiny on held-out clips; writes docs/eval_tiny.md

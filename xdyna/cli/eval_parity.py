@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from xdyna.cli.eval_parity_video import VIDEO_CASES
 from xdyna.evaluation.extractors.fixture import random_pictures, random_weights
 from xdyna.evaluation.extractors.inception import FIDInception, InceptionExtractor
-from xdyna.evaluation.extractors.lpips import LPIPS
+from xdyna.evaluation.extractors.lpips import LPIPS, Backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,11 +37,9 @@ def inception() -> tuple[np.ndarray, np.ndarray]:
 def lpips(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """The lpips package, both on [-1, 1] and on [0, 1]."""
     import lpips as theirs
-    import torchvision
 
     net = theirs.LPIPS(net=kind, pretrained=False, pnet_rand=True, verbose=False).eval()
-    names = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
-    backbone = random_weights({k: v for k, v in names[kind]().state_dict().items() if k.startswith("features.")})
+    backbone = random_weights(Backbone(kind).state_dict())
     like = {f"lin{k}.model.1.weight": net.state_dict()[f"lin{k}.model.1.weight"] for k in range(5)}
     head = {name: tensor.abs() for name, tensor in random_weights(like).items()}
     renamed = {}
@@ -67,16 +66,19 @@ CASES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/eval_parity.py`: all cases; exit code 1 when one differs by more than 1e-4 of its largest value."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    golden, differences, worst = {}, {}, 0.0
-    for name, case in CASES.items():
+    pictures: dict[str, np.ndarray] = {}
+    videos: dict[str, np.ndarray] = {}
+    differences, worst = {}, 0.0
+    for name, case in {**CASES, **VIDEO_CASES}.items():
         expected, ours = case()
-        golden[name] = expected.astype(np.float32)
+        (videos if name in VIDEO_CASES else pictures)[name] = expected.astype(np.float32)
         differences[name] = float(np.abs(expected - ours).max() / np.abs(expected).max())
         worst = max(worst, differences[name])
         print(f"{name:12} largest difference {differences[name]:.2e} of the largest value {np.abs(expected).max():.3g}")
     folder = ROOT / "tests" / "golden" / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "parity.npz", **golden)
+    np.savez_compressed(folder / "parity.npz", **pictures)
+    np.savez_compressed(folder / "parity_video.npz", **videos)
     (folder / "parity.json").write_text(
         json.dumps({"relative": differences, "torch": torch.__version__}, indent=1) + "\n"
     )
