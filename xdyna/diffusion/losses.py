@@ -105,9 +105,30 @@ def velocity_weight(alphas_cumprod_B: Tensor, cut: float) -> Tensor:
     return (1 / alphas_cumprod_B).clamp(max=cut)
 
 
-def clip_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each clip. Args: (B, ...) twice. Returns: (B,) float32."""
-    return reduce((prediction.float() - target.float()) ** 2, "b ... -> b", "mean")
+def clip_losses(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of each clip. Args: (B, ...) twice, and weights that broadcast to it. Returns: (B,) float32."""
+    error = (prediction.float() - target.float()) ** 2
+    return reduce(error if weights is None else error * weights, "b ... -> b", "mean")
+
+
+def person_weights(pose: Tensor, grid: tuple[int, int], weight: float) -> Tensor:
+    """Weights of the error: `weight` near the drawn skeleton, 1 elsewhere, then scaled to a mean of 1 in each clip.
+
+    Near is within two cells of the latent grid, which takes in clothes and hair. MimicMotion (arXiv 2406.19680, section
+    3.4) weighs hands in the same way.
+
+    Args:
+        pose: (B, T, C, H, W) skeletons, any type, black where there is none.
+        grid: (h, w) of the latents.
+        weight: of the error near the skeleton.
+
+    Returns:
+        Tensor: float32 (B, 1, T, h, w).
+    """
+    drawn = F.adaptive_max_pool2d(rearrange(pose, "b t c h w -> (b t) c h w").float().amax(dim=1, keepdim=True), grid)
+    near = F.max_pool2d((drawn > 0).float(), 5, stride=1, padding=2)
+    weights = rearrange(1 + (weight - 1) * near, "(b t) 1 h w -> b 1 t h w", b=pose.shape[0])
+    return weights / weights.mean(dim=(1, 2, 3, 4), keepdim=True)
 
 
 def reconstruction_loss(output_NCHW: Tensor, target_NCHW: Tensor, *, l1: float, edges: float) -> Tensor:

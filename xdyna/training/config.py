@@ -8,7 +8,7 @@ from xdyna.data.options import DataConfig
 STAGES = ("vae", "base", "dynamics", "face")
 APPEARANCES = ("dynamics_adapter", "reference_net", "ip_adapter")
 FACES = ("sface", "landmarks", "none")
-OPTIMIZERS = ("adamw", "adamw8bit")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "selective", "full")
@@ -21,7 +21,8 @@ class OptimConfig:
     """The optimizer.
 
     Attributes:
-        name: "adamw" (fused where the device has it) or "adamw8bit" (bitsandbytes, CUDA).
+        name: "adamw" (fused where the device has it), "adamw8bit" (bitsandbytes, CUDA) or "muon" (matrices by Muon, all
+            else by AdamW, at the same learning rate; not with FSDP or DeepSpeed).
         lr: learning rate of every group without its own.
         group_lr: learning rates of single groups, e.g. {motion: 1e-4}.
         beta1: of Adam.
@@ -71,6 +72,8 @@ class LossConfig:
         velocity: weigh noise predictions as errors of v (weight 1 / a_t), cut at this value; null for no such weight.
             Not together with `min_snr`.
         noise_offset: strength of offset noise; 0 for none.
+        person: weight of the error around the driving skeleton, against 1 elsewhere; each clip's weights are scaled to
+            a mean of 1. Not in validation.
         timesteps: "independent" draws each clip's timestep by itself; "spread" spreads those of neighbouring clips
             evenly, which takes noise out of the gradients of small batches. Uniform both.
         l1: weight of the L1 term of the autoencoder's loss, beside the squared error (stage vae).
@@ -81,6 +84,7 @@ class LossConfig:
     min_snr: float | None = None
     velocity: float | None = None
     noise_offset: float = 0.0
+    person: float = 1.0
     timesteps: str = "independent"
     l1: float = 0.1
     edges: float = 0.1
@@ -95,6 +99,7 @@ class LossConfig:
                 raise ConfigError(
                     "loss.min_snr and loss.velocity are two weightings of one loss; set one of them to null"
                 )
+        _at_least("loss.person", self.person, 0.0, above=True)
         _choice("loss.timesteps", self.timesteps, TIMESTEPS)
         for name in ("noise_offset", "l1", "edges", "kl"):
             _at_least(f"loss.{name}", getattr(self, name), 0.0)

@@ -10,12 +10,13 @@ from torch import nn
 
 from xdyna.config import ConfigError
 from xdyna.training.config import OptimConfig
+from xdyna.training.muon import Muon, is_matrix
 
 
 def build_optimizer(
     groups: Mapping[str, Mapping[str, nn.Parameter]], config: OptimConfig, *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """AdamW over groups, each with its own learning rate.
+    """The optimizer over groups, each with its own learning rate.
 
     Args:
         groups: group -> parameters by name.
@@ -48,6 +49,13 @@ def build_optimizer(
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(settings, **shared)
+    if config.name == "muon":
+        parts = [
+            {**group, "params": [p for p in group["params"] if is_matrix(p) == muon], "muon": muon}
+            for group in settings
+            for muon in (True, False)
+        ]
+        return Muon([part for part in parts if part["params"]], fused=fused, **shared)
     return torch.optim.AdamW(settings, fused=fused, **shared)
 
 

@@ -1,0 +1,86 @@
+"""Muon: momentum whose matrices are orthogonalised, for weights that are matrices; AdamW for all others.
+
+Source: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the factor that makes its steps as large as
+those of AdamW, so that both take one learning rate, is that of J. Liu et al., arXiv 2502.16982, equation 4.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic whose iteration drives singular values towards 1
+ITERATIONS = 5
+ADAM_RMS = 0.2  # root mean square of AdamW's steps as a share of the learning rate, about
+
+
+def orthogonalised(matrices_NRC: Tensor) -> Tensor:
+    """U V^T for matrices U S V^T, roughly: singular values end up within about 0.7 .. 1.2 (Newton-Schulz iteration).
+
+    Args:
+        matrices_NRC: (N, R, C), any floating-point type; computed in bfloat16.
+
+    Returns:
+        Tensor: bfloat16 (N, R, C).
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
+    x = (matrices_NRC.mT if tall else matrices_NRC).float()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether Muon is for this parameter: matrices and convolutions, not vectors, and none with fewer than 8 rows."""
+    return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the parameter groups with `muon=True`, AdamW for those with `muon=False`.
+
+    Args:
+        params: groups, each with its "muon".
+        momentum: of Muon (Nesterov).
+        adamw: arguments of `torch.optim.AdamW`.
+    """
+
+    def __init__(self, params: list[dict[str, Any]], *, momentum: float = 0.95, **adamw: Any) -> None:
+        self.momentum = momentum
+        super().__init__(params, **adamw)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of all groups."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            loss = super().step(closure) if self.param_groups or closure else None
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["muon"]:
+                self._step_matrices(group)
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # one product for all matrices of a shape
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike[(parameter.shape[0], parameter[0].numel())].append(parameter)
+        for (rows, columns), parameters in alike.items():
+            updates = []
+            for parameter in parameters:
+                state, gradient = self.state[parameter], parameter.grad.reshape(rows, columns)
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
+                updates.append(gradient.lerp(state["momentum_buffer"], self.momentum))
+            size = group["lr"] * ADAM_RMS * max(rows, columns) ** 0.5
+            for parameter, update in zip(parameters, orthogonalised(torch.stack(updates)), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-size)
