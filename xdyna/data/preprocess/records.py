@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,20 @@ FORMAT = "xdyna-dataset-1"
 KINDS = ("human", "scene")
 SPLITS = ("train", "validation", "test")
 DATASET_FILE, MANIFEST, SKIPPED = "dataset.json", "manifest.parquet", "skipped.parquet"
+
+
+def place(folder: str, name: str, suffix: str) -> str:
+    """Where a file of a clip lies below the data set folder: FOLDER/ab/NAME.SUFFIX, 256 folders whatever the names.
+
+    Args:
+        folder: "clips", "faces", "thumbnails", ...
+        name: of the clip (its id), or of a skip.
+        suffix: with its dot, for example ".npz".
+
+    Returns:
+        The relative path with "/" as separator.
+    """
+    return f"{folder}/{hashlib.sha256(name.encode()).hexdigest()[:2]}/{name}{suffix}"
 
 
 @dataclass(frozen=True)
