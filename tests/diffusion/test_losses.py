@@ -47,6 +47,27 @@ def test_clip_losses() -> None:
     np.testing.assert_allclose(ours, [np.mean((x - y) ** 2) for x, y in zip(a, b, strict=True)], rtol=1e-5)
 
 
+def test_weighted_clip_losses() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 6, 7)).astype(np.float32)
+    weights = np.random.default_rng(1).uniform(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    ours = losses.clip_losses(torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(weights)).numpy()
+    np.testing.assert_allclose(
+        ours, [np.mean(w * (x - y) ** 2) for x, y, w in zip(a, b, weights, strict=True)], rtol=1e-5
+    )
+
+
+def test_person_weights() -> None:
+    pose = torch.zeros(2, 2, 3, 64, 64, dtype=torch.uint8)
+    pose[0, 0, 1, 30, 30] = 200  # one drawn pixel: cell (3, 3) of the 8 x 8 grid, so that cells 1 .. 5 are near
+    weights = losses.person_weights(pose, (8, 8), 3.0)
+    assert weights.shape == (2, 1, 2, 8, 8)
+    expected = np.ones((2, 8, 8))
+    expected[0, 1:6, 1:6] = 3.0
+    np.testing.assert_allclose(weights[0, 0].numpy(), expected / expected.mean(), rtol=1e-6)
+    assert torch.equal(weights[1], torch.ones(1, 2, 8, 8))  # a scene: nobody is there
+    assert torch.equal(losses.person_weights(pose, (8, 8), 1.0), torch.ones(2, 1, 2, 8, 8))
+
+
 def test_kl_against_torch() -> None:
     mean, logvar = torch.randn(2, 50).unbind(0)
     normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())

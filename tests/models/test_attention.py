@@ -78,6 +78,20 @@ def test_large_batches_are_cut(monkeypatch):
     torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [4, attention.SHORT_SEQUENCE, attention.SHORT_SEQUENCE + 1])
+def test_bfloat16_training_on_the_cpu_gives_the_values_and_gradients_of_float32(length):
+    inputs = [torch.randn(2, length, 16).bfloat16() for _ in range(3)]
+    results: list[list[torch.Tensor]] = []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = (x.to(dtype, copy=True).requires_grad_() for x in inputs)
+        out = attend(q, k, v, heads=2)
+        assert out.dtype == dtype
+        out.float().square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in (q, k, v))])
+    for half, full in zip(*results, strict=True):
+        assert float((half.float() - full).norm() / full.norm()) < 0.03
+
+
 def test_heads_must_divide_channels():
     with pytest.raises(ValueError, match="12 channels cannot be split into 5 heads"):
         DynamicsAdapterAttention(12, heads=5)

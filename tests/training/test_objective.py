@@ -114,6 +114,19 @@ def test_min_snr_scales_each_clip(components: Components, make_batch: MakeBatch)
     np.testing.assert_allclose(ratio.numpy(), np.minimum(snr, 5) / snr, rtol=1e-5)
 
 
+def test_the_person_weighs_in_training_alone(components: Components, make_batch: MakeBatch) -> None:
+    parts, batch = randomised(components), make_batch([0, 1])
+    pose = torch.zeros_like(batch.pose)
+    pose[0, :, :, :8, :8] = 255  # a skeleton in the corner; the second clip is a scene
+    batch = dataclasses.replace(batch, pose=pose)
+    plain, weighted = (DiffusionObjective(parts, LossConfig(person=person), seed=0) for person in (1.0, 5.0))
+    with torch.no_grad():
+        ratio = weighted(batch) / plain(batch)
+        assert torch.equal(weighted(batch, stream=VALIDATION), plain(batch, stream=VALIDATION))
+    assert abs(float(ratio[0]) - 1) > 1e-3
+    assert float(ratio[1]) == pytest.approx(1.0, abs=1e-6)
+
+
 def test_streams_and_seeds_give_different_noise() -> None:
     first = torch.randn(4, generator=sample_generator(0, 1))
     assert torch.equal(first, torch.randn(4, generator=sample_generator(0, 1)))

@@ -53,6 +53,12 @@ class Muon(torch.optim.AdamW):
         self.momentum = momentum
         super().__init__(params, **adamw)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As AdamW's, which looks for a "step" in the state of every parameter."""
+        for values in state["state"].values():
+            values.setdefault("step", torch.tensor(0.0))
+        super().__setstate__(state)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of all groups."""
@@ -76,7 +82,7 @@ class Muon(torch.optim.AdamW):
             updates = []
             for parameter in parameters:
                 state, gradient = self.state[parameter], parameter.grad.reshape(rows, columns)
-                if not state:
+                if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
                 updates.append(gradient.lerp(state["momentum_buffer"], self.momentum))
