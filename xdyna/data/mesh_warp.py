@@ -1,0 +1,97 @@
+"""Face reenactment by warping: another person's portrait bent to the driving head's pose and expression.
+
+Per frame: find the face mesh, split it into head pose and shape, put the difference of the shape from the driving
+person's neutral one on the other person's neutral shape, place that with the driving pose, and draw the other's
+portrait over it. Nothing is downloaded, nothing is learned. Who is seen is the other person, down to the proportions of
+the face; what a portrait cannot show (the far side of a strongly turned head, wrinkles) stays as it is in the portrait.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from xdyna.data.mesh_draw import PortraitWarp
+from xdyna.data.mesh_shape import ExpressionTransfer, HeadPose, align, frontal
+from xdyna.data.options import DataError
+from xdyna.data.reenact import Portrait, ReenactError, check_clip, check_portrait, patch_boxes, restlessness, seen
+from xdyna.data.sources import Faces
+from xdyna.perception.face_mesh import FaceMesher, ibug68
+
+_RULES = 1  # raise when the code changes the pictures
+_CALM = 5  # frames that the neutral shape is the mean of
+_ROUNDS = 2  # of aligning them to their mean
+
+
+class MeshWarp:
+    """The reenactor "mesh-warp"; see `FaceReenactor`.
+
+    Args:
+        models_dir: must be None: MediaPipe's models are in its package.
+
+    Raises:
+        DataError: `models_dir` was given.
+        PerceptionError: MediaPipe is missing.
+    """
+
+    name = "mesh-warp"
+
+    def __init__(self, *, models_dir: Path | None = None) -> None:
+        if models_dir is not None:
+            raise DataError(f"face reenactor 'mesh-warp' takes no models folder ('{models_dir}'); leave it out")
+        self._mesher = FaceMesher()
+        self.version = f"{self._mesher.version}-r{_RULES}"
+
+    def reenact(
+        self, frames: np.ndarray, landmarks: np.ndarray, other: Portrait, *, own: Portrait | None = None
+    ) -> Faces:
+        """See `FaceReenactor.reenact`."""
+        check_clip(frames, landmarks)
+        portrait = self._portrait(other)
+        meshes = {
+            int(row): mesh
+            for row in np.flatnonzero(seen(landmarks))
+            if (mesh := self._mesher.detect(frames[row], landmarks[row])) is not None
+        }
+        if not meshes:
+            raise ReenactError(f"no face in any of {len(frames)} frames; leave the clip out", reason="no_face")
+        neutral = self._neutral([*meshes.values(), *([] if own is None else [self._portrait(own)])])
+        aligned = {row: align(mesh, neutral) for row, mesh in meshes.items()}
+        other_shape, other_pose = frontal(portrait)
+        transfer = ExpressionTransfer(neutral, other_shape)
+        placed: dict[int, tuple[np.ndarray, HeadPose]] = {
+            row: (transfer(shape), pose) for row, (shape, pose) in aligned.items()
+        }
+        points = np.zeros((len(frames), 68, 3), dtype=np.float32)
+        for row, (shape, pose) in placed.items():
+            points[row, :, :2] = ibug68(pose.place(shape))
+            points[row, :, 2] = landmarks[row, :, 2]
+        scale = float(np.median([pose.scale for _, pose in placed.values()]))
+        warp = PortraitWarp(other.picture, portrait, other_shape, other_pose, scale=scale)
+        pictures = np.zeros_like(frames)
+        boxes = patch_boxes(points, size=(frames.shape[1], frames.shape[2]))
+        for row, (shape, pose) in placed.items():
+            left, top, right, bottom = boxes[row]
+            if left < right and top < bottom:  # else the whole box lies outside the picture
+                pictures[row, top:bottom, left:right] = warp.draw(shape, pose, boxes[row])
+        return Faces(pictures, points)
+
+    def _portrait(self, portrait: Portrait) -> np.ndarray:
+        """(478, 3) the mesh of a portrait."""
+        check_portrait(portrait)
+        mesh = self._mesher.detect(portrait.picture, portrait.landmarks)
+        if mesh is None:
+            raise ReenactError(
+                f"{portrait.name}: no face is found where its landmarks are; choose another picture",
+                reason="no_portrait",
+            )
+        return mesh
+
+    def _neutral(self, meshes: list[np.ndarray]) -> np.ndarray:
+        """(478, 3) the neutral shape of a person: the mean of the calmest meshes, brought together."""
+        calm = [meshes[k] for k in np.argsort(restlessness(ibug68(np.stack(meshes))), kind="stable")[:_CALM]]
+        neutral, _ = frontal(calm[0])
+        for _ in range(_ROUNDS):
+            neutral, _ = frontal(np.mean([align(mesh, neutral)[0] for mesh in calm], axis=0))
+        return neutral
