@@ -70,7 +70,7 @@ def test_what_is_read_is_what_would_be_rendered(small: Small, written: Path, fac
     for index in range(8):
         take, sample = dataset.take(index), dataset[index]
         seen.add((take.kind, take.video.clip_id))
-        video = take.video.puppet
+        video = take.video.origin
         shot = video.shot(take.rows, reference=take.reference)
         pose, patches = rendering._conditions(
             type(take)(video, take.kind, take.rows, take.reference, False, False), shot
@@ -83,7 +83,7 @@ def test_what_is_read_is_what_would_be_rendered(small: Small, written: Path, fac
         assert torch.equal(sample.pose, torch.from_numpy(pose).permute(0, 3, 1, 2))
         assert torch.equal(sample.face, torch.from_numpy(patches).permute(0, 3, 1, 2))
         assert sample.latents_mean.dtype == sample.latents_std.dtype == torch.float32
-        np.testing.assert_array_equal(dataset.truth(index).frames, shot.frames)
+        np.testing.assert_array_equal(video.truth(take.rows).frames, shot.frames)
     assert len(seen) == 8  # the four humans and the four scenes, each once per epoch
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from xdyna.data import sources
-from xdyna.data.clips import build_dataset
+from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.options import DataConfig, DataError
-from xdyna.data.puppet import SPLITS, render_clip
+from xdyna.data.puppet import SPLITS, PuppetClip, render_clip
 from xdyna.data.sources import PuppetVideo
 from xdyna.perception import draw_pose, face_patches
 
@@ -19,6 +19,13 @@ Small = Callable[..., DataConfig]
 
 def pictures(tensor: torch.Tensor) -> np.ndarray:
     return tensor.permute(0, 2, 3, 1).numpy()
+
+
+def known(dataset: ClipDataset, index: int) -> PuppetClip:
+    """The frames of a sample with everything that is known of them."""
+    take = dataset.take(index)
+    assert isinstance(take.video, PuppetVideo)
+    return take.video.truth(take.rows)
 
 
 def test_a_sample_is_a_function_of_seed_and_index(small: Small) -> None:
@@ -104,7 +111,7 @@ def test_the_crop_moves_pixels_key_points_and_truth_alike(small: Small, monkeypa
     dataset = build_dataset(small(crop_scale=[0.5, 0.9], scene_ratio=0), seed=2)
     boxes = set()
     for index in range(6):
-        sample, truth = dataset[index], dataset.truth(index)
+        sample, truth = dataset[index], known(dataset, index)
         video = dataset.take(index).video
         assert isinstance(video, PuppetVideo)
         boxes.add(video.crop.box)
@@ -129,7 +136,7 @@ def test_the_same_crop_for_the_reference(small: Small) -> None:
 def test_scenes_have_blank_conditions(small: Small) -> None:
     dataset = build_dataset(small(scene_ratio=1, face="cross"), seed=0)
     for index in range(3):
-        sample, truth = dataset[index], dataset.truth(index)
+        sample, truth = dataset[index], known(dataset, index)
         assert sample.kind == truth.kind == "scene"
         assert not sample.pose.any()
         assert not sample.face.any()
@@ -203,7 +210,7 @@ def test_endless_videos_stay_in_their_split(small: Small) -> None:
 
 def test_landmarks_are_drawn_into_the_pose(small: Small) -> None:
     plain, marked = (build_dataset(small(scene_ratio=0, face=face), seed=0)[1] for face in ("none", "landmarks"))
-    truth = build_dataset(small(scene_ratio=0), seed=0).truth(1)
+    truth = known(build_dataset(small(scene_ratio=0), seed=0), 1)
     changed = (plain.pose != marked.pose).any(dim=1).numpy()
     assert not marked.face.any()
     for k in range(3):
@@ -217,8 +224,11 @@ def test_landmarks_are_drawn_into_the_pose(small: Small) -> None:
 def test_truth_is_of_the_very_frames(small: Small) -> None:
     dataset = build_dataset(small(crop_scale=[0.6, 0.8]), seed=5)
     for index in range(6):
-        truth, sample = dataset.truth(index), dataset[index]
+        truth, sample = known(dataset, index), dataset[index]
         np.testing.assert_array_equal(truth.frames, pictures(sample.pixels)[1:])
+        again, mask = dataset.masked(index)
+        assert torch.equal(again.pixels, sample.pixels)
+        np.testing.assert_array_equal(mask, truth.mask)
         for mask in (truth.mask, truth.dynamic, truth.secondary):
             assert (mask.dtype, mask.shape) == (np.bool_, (3, 64, 64))
         assert len(truth.expression) == len(truth.body) == 3

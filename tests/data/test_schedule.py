@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from xdyna.data.schedule import Schedule, Slot, sample_rng
+from xdyna.data.schedule import Schedule, Slot, Stock, sample_rng
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 1 / 3, 0.7, 1.0])
@@ -23,14 +23,14 @@ def test_the_seed_moves_the_scenes() -> None:
 
 
 def test_finite_sets_are_shown_in_whole_permutations() -> None:
-    schedule = Schedule(3, 0.25, humans=7, scenes=5)
+    schedule = Schedule(3, 0.25, humans=(Stock(count=7),), scenes=(Stock(count=5),))
     slots = [schedule.slot(i) for i in range(400)]
     for kind, count in (("human", 7), ("scene", 5)):
         numbers = [slot.number for slot in slots if slot.kind == kind]
         epochs = [numbers[k : k + count] for k in range(0, len(numbers) - count, count)]
         assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 10  # shuffled anew each time
-    other = [Schedule(4, 0.25, humans=7, scenes=5).slot(i) for i in range(400)]
+    other = [Schedule(4, 0.25, humans=(Stock(count=7),), scenes=(Stock(count=5),)).slot(i) for i in range(400)]
     assert other != slots
 
 

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 
@@ -205,14 +206,32 @@ def _prepare(run_dir: Path, config: TrainConfig, argv: Sequence[str], groups: An
         "trainable": stages.count(groups),
         "initial_weights": initial_hashes(config),
     }
-    prepare_run_dir(
-        run_dir, dataclasses.asdict(config), manifest=manifest, resume=resume, may_differ=_may_differ(config)
-    )
+    may_differ = (*_may_differ(config), *_newer(run_dir, config))
+    prepare_run_dir(run_dir, dataclasses.asdict(config), manifest=manifest, resume=resume, may_differ=may_differ)
 
 
 def _may_differ(config: TrainConfig) -> tuple[str, ...]:
     longer = ("max_steps",) if config.optim.schedule == "constant" else ()  # a cosine depends on its end
     return (*FREE, *FREE_DATA, *longer)
+
+
+def _newer(run_dir: Path, config: TrainConfig) -> list[str]:
+    """Settings that did not exist when the run was started, and stand at what was done then: their defaults."""
+    try:
+        there = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # no run yet, or one that is refused with a better message
+        return []
+
+    def absent(given: Any, known: Any, default: Any, name: str) -> Iterator[str]:
+        for key, value in given.items():
+            if key not in known:
+                yield from [f"{name}{key}"] if value == default.get(key) else []
+            elif isinstance(value, dict) and isinstance(known[key], dict):
+                yield from absent(value, known[key], default.get(key) or {}, f"{name}{key}.")
+
+    if not isinstance(there, dict):
+        return []
+    return list(absent(dataclasses.asdict(config), there, dataclasses.asdict(TrainConfig()), ""))
 
 
 def _announce(config: TrainConfig, groups: Any, trainer: Trainer, *, resumed: bool) -> None:

@@ -146,19 +146,23 @@ def sampler(config: TrainConfig, components: Components) -> Callable[[int], Samp
         return lambda step: _reconstructions(config, components)
     if config.stage not in ("dynamics", "face") or not settings.videos:
         return None
-    dataset = build_dataset(dataclasses.replace(validation_data(config.data), scene_ratio=0.0), seed=SEED)
+    data = validation_data(config.data)
+    people_only = data.source == "puppet" or data.scene_ratio < 1  # footage of scenes alone has nobody to show
+    dataset = build_dataset(dataclasses.replace(data, scene_ratio=0.0 if people_only else 1.0), seed=SEED)
 
     def sample(step: int) -> Sampled:
         pipeline = as_pipeline(components)
         psnr, whole, rows = [], [], []
         for index in range(settings.videos):
-            clip, truth = dataset[index], dataset.truth(index)
+            clip, mask = dataset.masked(index)
             frames = _generate(pipeline, clip, config, index)
             target = _pictures(clip.pixels[1:])
-            psnr.append(RegionQuality.of(target, frames, truth.mask).psnr)
+            psnr.append(RegionQuality.of(target, frames, mask).psnr)
             whole.append(RegionQuality.of(target, frames).psnr)
             rows.append((_pictures(clip.pixels[:1])[0], _pictures(clip.pose), frames, target))
-        scalars = {"psnr_figure": float(np.mean(psnr)), "psnr": float(np.mean(whole))}
+        scalars = {"psnr": float(np.mean(whole))}
+        if seen := [value for value in psnr if not np.isnan(value)]:  # masks of footage may be empty
+            scalars = {"psnr_figure": float(np.mean(seen)), **scalars}
         return Sampled(
             scalars,
             sheets={f"clip{k}": _sheet(*row) for k, row in enumerate(rows)},

@@ -36,8 +36,9 @@ from xdyna.data.cached import (
 )
 from xdyna.data.clips import ClipDataset
 from xdyna.data.options import DataConfig, DataError
-from xdyna.data.sources import Faces, PuppetVideo
+from xdyna.data.sources import Faces, Video
 from xdyna.media.atomic import atomic_output
+from xdyna.perception.errors import NoFaceError
 from xdyna.perception.face_patch import face_boxes
 
 __all__ = ["CachedClips", "vae_digest", "write_cache"]
@@ -78,7 +79,7 @@ def write_cache(
 
     Args:
         folder: where to; made if missing.
-        dataset: of source "puppet", without `num_clips`.
+        dataset: of source "puppet" or "footage", without `num_clips` and `buckets`.
         clips: number of samples, >= 1.
         encode: uint8 (N, 3, H, W) RGB -> mean and standard deviation of the posterior, unscaled, (N, 4, h, w) each.
         vae: digest of the autoencoder behind `encode`.
@@ -103,15 +104,21 @@ def write_cache(
 
 def _options(config: DataConfig) -> dict[str, Any]:
     """The options that decide what is in a cache."""
-    names = ("split", "height", "width", "crop_scale", "scene_ratio", "video_frames")
+    own = {"puppet": ("video_frames",), "footage": ("source", "manifests", "verify", "frames", "stride", "reference")}
+    names = ("split", "height", "width", "crop_scale", "scene_ratio", *own[config.source])
     return {**{name: getattr(config, name) for name in names}, "other_faces": config.face == "cross"}
 
 
 def _check(config: DataConfig, clips: int) -> None:
-    if config.source != "puppet" or config.num_clips is not None:
+    if config.source == "cache" or config.num_clips is not None:
         raise DataError(
-            f"a cache is written from rendered videos, whose number is that of the clips; got data.source="
-            f"{config.source} and data.num_clips={config.num_clips}: leave both out"
+            f"a cache is written from videos, whose number is that of the clips; got data.source={config.source} and "
+            f"data.num_clips={config.num_clips}: give data.source=puppet or footage, and leave data.num_clips out"
+        )
+    if config.buckets:
+        raise DataError(
+            f"a cache has pictures of one size; got data.buckets={config.buckets}: leave it out, and set data.height "
+            f"and data.width"
         )
     if clips < 1:
         raise DataError(f"clips: got {clips}, expected 1 or more")
@@ -162,9 +169,7 @@ def _write_shard(
     tensors: dict[str, np.ndarray] = {}
     recipes, checksums = [], []
     for row, index in enumerate(indices):
-        video = dataset.take(index).video
-        assert isinstance(video, PuppetVideo)
-        arrays = _clip_arrays(video, encode)
+        video, arrays = dataset.readable(index, lambda take: (take.video, _clip_arrays(take.video, encode)))
         tensors.update({f"{row:03d}.{name}": array for name, array in arrays.items()})
         recipes.append(recipe(video))
         checksums.append(checksum(arrays))
@@ -177,7 +182,7 @@ def _write_shard(
             raise DataError(f"'{path}' cannot be written: {error}; is the disk full?") from error
 
 
-def _clip_arrays(video: PuppetVideo, encode: Encode) -> dict[str, np.ndarray]:
+def _clip_arrays(video: Video, encode: Encode) -> dict[str, np.ndarray]:
     """Everything a cache keeps of one video; see `cached.Shard.clip`."""
     rows = np.arange(video.length)
     shot = video.shot(rows, reference=0)
@@ -199,10 +204,13 @@ def _clip_arrays(video: PuppetVideo, encode: Encode) -> dict[str, np.ndarray]:
 
 def _around_faces(faces: Faces) -> np.ndarray:
     """The frames, black outside everything that a face patch of any clip of them can show."""
-    boxes = np.array(face_boxes(faces.landmarks, size=(faces.frames.shape[1], faces.frames.shape[2])))
+    kept = np.zeros_like(faces.frames)
+    try:
+        boxes = np.array(face_boxes(faces.landmarks, size=(faces.frames.shape[1], faces.frames.shape[2])))
+    except NoFaceError:
+        return kept
     left, top = boxes[:, :2].min(axis=0)
     right, bottom = boxes[:, 2:].max(axis=0)
-    kept = np.zeros_like(faces.frames)
     kept[:, top:bottom, left:right] = faces.frames[:, top:bottom, left:right]
     return kept
 

@@ -19,9 +19,11 @@ import cv2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from xdyna.data.footage_video import FootageVideo
 from xdyna.data.options import DataConfig, DataError
-from xdyna.data.puppet import FPS, PuppetClip
-from xdyna.data.sources import Faces, Latents, PuppetVideo, Shot
+from xdyna.data.puppet import FPS
+from xdyna.data.schedule import Bucket, Slot, Stock
+from xdyna.data.sources import Faces, Latents, PuppetVideo, Shot, Video
 from xdyna.media import CropResize
 from xdyna.perception import PoseTrack
 
@@ -31,7 +33,10 @@ INDEX = "index.json"
 METADATA = "xdyna"  # the one metadata entry of a shard: several would be written in random order
 LATENTS, POINTS = ("latents_mean", "latents_std"), ("body", "hands", "face")
 # Options a reader must share with the writer: they are in the pixels.
-_SAME = ("split", "height", "width", "crop_scale", "video_frames")
+_SAME = {
+    "puppet": ("split", "height", "width", "crop_scale", "video_frames"),
+    "footage": ("split", "height", "width", "crop_scale"),
+}
 _OPEN_SHARDS = 64
 
 
@@ -173,27 +178,57 @@ class Shard:
         )
 
 
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip of real footage, as a cache knows it.
+
+    Attributes:
+        clip_id: as of `FootageVideo`.
+        kind: "human" or "scene".
+        length: frames.
+        caption: text.
+        fps: frames/s.
+        has_faces: whether another identity's face is there.
+    """
+
+    clip_id: str
+    kind: str
+    length: int
+    caption: str
+    fps: float
+    has_faces: bool
+
+
+Origin = PuppetVideo | StoredClip
+
+
 class CachedVideo:
     """A video of a cache; see `sources.Video`.
 
     Args:
         shard: where it is.
         row: its place there.
-        puppet: what it was rendered from.
+        origin: what it was made from.
+        size: (H, W) of its pictures, px.
     """
 
-    def __init__(self, shard: Shard, row: int, puppet: PuppetVideo) -> None:
-        self._shard, self._row, self.puppet = shard, row, puppet
+    def __init__(self, shard: Shard, row: int, origin: Origin, size: tuple[int, int]) -> None:
+        self._shard, self._row, self.origin, self._size = shard, row, origin, size
 
     @property
     def clip_id(self) -> str:
-        """As of the rendered video."""
-        return self.puppet.clip_id
+        """As of the video it was made from."""
+        return self.origin.clip_id
 
     @property
     def length(self) -> int:
         """Number of frames."""
-        return self.puppet.length
+        return self.origin.length
+
+    @property
+    def caption(self) -> str:
+        """As of the video it was made from."""
+        return self.origin.caption
 
     def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
         """The reference's picture and the latents of reference and frames.
@@ -204,9 +239,10 @@ class CachedVideo:
         arrays, chosen = self._arrays, np.concatenate([[reference], rows])
         mean, std = (arrays[name][chosen].astype(np.float32) for name in LATENTS)
         body, hands, face = (arrays[name][rows] for name in POINTS)
-        track = PoseTrack(body, hands, face, self.puppet.crop.size, times=rows / FPS, frame_index=rows)
+        fps = self.origin.fps if isinstance(self.origin, StoredClip) else FPS
+        track = PoseTrack(body, hands, face, self._size, times=rows / fps, frame_index=rows)
         faces = None
-        if self.puppet.face_identity is not None and self.puppet.kind == "human":
+        if _has_faces(self.origin):
             faces = Faces(self._pictures("other_pictures", "other_ends", rows), arrays["other_face"][rows])
         picture = self._pictures("pictures", "picture_ends", np.array([reference]))[0]
         return Shot(picture, None, Latents(mean, std), track, faces)
@@ -215,9 +251,15 @@ class CachedVideo:
         """See `sources.Video`."""
         return Faces(self._pictures("pictures", "picture_ends", rows), shot.track.face)
 
-    def truth(self, rows: np.ndarray) -> PuppetClip:
-        """Rendered anew."""
-        return self.puppet.truth(rows)
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """Rendered anew.
+
+        Raises:
+            DataError: real footage, whose masks a cache does not hold.
+        """
+        if isinstance(self.origin, StoredClip):
+            raise DataError(f"clip '{self.clip_id}' of a cache has no masks; read it with data.source=footage")
+        return self.origin.mask(rows)
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -244,17 +286,16 @@ class CachedClips:
 
     def __init__(self, config: DataConfig, *, vae: str | None) -> None:
         assert config.cache is not None
-        self.folder = Path(config.cache)
+        self.folder, self._size = Path(config.cache), config.size
         self.header = read_header(self.folder)
         self._check(config, vae)
         self._shards: dict[int, Shard] = {}
-        self._recipes: dict[str, list[tuple[int, int, PuppetVideo]]] = {"human": [], "scene": []}
+        self._recipes: dict[str, list[tuple[int, int, Origin]]] = {"human": [], "scene": []}
         for number in range(len(self.header.shard_sizes())):
             for row, recipe in enumerate(self._shard(number).recipes):
-                video = _video(recipe)
-                if config.face != "cross":
-                    video = replace(video, face_identity=None, face_scene=None)
-                self._recipes[video.kind].append((number, row, video))
+                video = _without_faces(_video(recipe)) if config.face != "cross" else _video(recipe)
+                if video.length >= config.shortest:
+                    self._recipes[video.kind].append((number, row, video))
         for kind, recipes in self._recipes.items():
             if config.num_clips is not None and config.scene_ratio != (1 if kind == "human" else 0):
                 if len(recipes) < config.num_clips:
@@ -267,15 +308,17 @@ class CachedClips:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # open files stay in their process
 
-    def count(self, kind: str) -> int:
-        """Number of videos of a kind."""
-        return len(self._recipes[kind])
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """One size; the videos of each kind are one set."""
+        stocks = {kind: (Stock(count=len(there)),) if there else () for kind, there in self._recipes.items()}
+        return (Bucket(self._size, 1.0, stocks),)
 
-    def video(self, kind: str, number: int | None, rng: np.random.Generator) -> CachedVideo:
-        """Video `number` of a kind."""
-        assert number is not None, "a cache is a finite set"
-        shard, row, puppet = self._recipes[kind][number]
-        return CachedVideo(self._shard(shard), row, puppet)
+    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> CachedVideo:
+        """The video of a slot."""
+        assert slot.number is not None, "a cache is a finite set"
+        shard, row, origin = self._recipes[slot.kind][slot.number]
+        return CachedVideo(self._shard(shard), row, origin, self._size)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
@@ -296,7 +339,9 @@ class CachedClips:
                 f"{vae[:12]}); write it again with scripts/cache.py --vae, or use data.source=puppet"
             )
         options = self.header.options
-        for name in _SAME:
+        if options.get("source", "puppet") == "puppet":
+            config.check_length()
+        for name in _SAME[options.get("source", "puppet")]:
             given, written = getattr(config, name), options[name]
             if given != written:
                 raise DataError(
@@ -309,11 +354,32 @@ class CachedClips:
             )
 
 
-def recipe(video: PuppetVideo) -> dict[str, Any]:
-    """A video as JSON values."""
-    return asdict(video)
+def recipe(video: Video) -> dict[str, Any]:
+    """What a cache says about a video, as JSON values."""
+    if isinstance(video, PuppetVideo):
+        return asdict(video)
+    assert isinstance(video, FootageVideo)
+    record = video.record
+    has_faces = video.faces and bool(record.faces)
+    stored = StoredClip(video.clip_id, record.kind, record.frames, record.caption, record.fps, has_faces)
+    return {"footage": asdict(stored)}
 
 
-def _video(recipe: Mapping[str, Any]) -> PuppetVideo:
+def _has_faces(origin: Origin) -> bool:
+    """Whether another identity's face belongs to the video."""
+    if isinstance(origin, StoredClip):
+        return origin.has_faces
+    return origin.face_identity is not None and origin.kind == "human"
+
+
+def _without_faces(origin: Origin) -> Origin:
+    if isinstance(origin, StoredClip):
+        return replace(origin, has_faces=False)
+    return replace(origin, face_identity=None, face_scene=None)
+
+
+def _video(recipe: Mapping[str, Any]) -> Origin:
+    if "footage" in recipe:
+        return StoredClip(**recipe["footage"])
     crop = CropResize(box=tuple(recipe["crop"]["box"]), size=tuple(recipe["crop"]["size"]))
     return PuppetVideo(**{**recipe, "render_size": tuple(recipe["render_size"]), "crop": crop})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,20 +15,25 @@ from torch.utils.data import Dataset
 
 from xdyna.data.cached import CachedClips
 from xdyna.data.conditions import face_pictures, pose_pictures
-from xdyna.data.options import DataConfig, DataError
-from xdyna.data.puppet import PuppetClip
+from xdyna.data.footage import FootageSource
+from xdyna.data.options import DataConfig, DataError, DataWarning
 from xdyna.data.samples import Sample
-from xdyna.data.schedule import Schedule, sample_rng
-from xdyna.data.sources import Latents, PuppetSource, Shot, Source, Video
+from xdyna.data.schedule import Schedule, Sizes, Slot, sample_rng
+from xdyna.data.sources import ClipError, Latents, PuppetSource, Shot, Source, Video
+from xdyna.perception.errors import NoFaceError
 
 SOURCES: dict[str, Callable[[DataConfig, str | None], Source]] = {
     "puppet": lambda config, vae: PuppetSource(config),
+    "footage": lambda config, vae: FootageSource(config),
     "cache": lambda config, vae: CachedClips(config, vae=vae),
 }
 """How each source of `DataConfig.source` is opened, from the options and the digest of the run's autoencoder."""
+ATTEMPTS = 100  # clips that are tried for one sample
+
+Made = TypeVar("Made")
 
 
-def build_dataset(config: DataConfig, *, seed: int, vae: str | None = None) -> ClipDataset:
+def build_dataset(config: DataConfig, *, seed: int, vae: str | None = None, step: int = 1) -> ClipDataset:
     """The training set that the options ask for.
 
     Args:
@@ -34,16 +41,20 @@ def build_dataset(config: DataConfig, *, seed: int, vae: str | None = None) -> C
         seed: of everything random, >= 0.
         vae: digest of the autoencoder that the run uses (`cache.vae_digest`); needed for a cache only, which is refused
             if it was written with another one.
+        step: samples of an optimizer step, of all processes together: they have one size where there are several.
 
     Returns:
         The set.
 
     Raises:
         DataError: options that cannot be met, or a cache that does not fit them.
+
+    Warns:
+        DataWarning: clips that cannot be used as asked (too short, no size near their aspect, ...).
     """
     if seed < 0:
         raise DataError(f"seed: got {seed}, expected 0 or more")
-    return ClipDataset(config, SOURCES[config.source](config, vae), seed=seed)
+    return ClipDataset(config, SOURCES[config.source](config, vae), seed=seed, step=step)
 
 
 @dataclass(frozen=True)
@@ -70,50 +81,114 @@ class Take:
 class ClipDataset(Dataset[Sample]):
     """Endless map-style set of samples; indices count from 0 through the whole run.
 
+    A clip that cannot be read is replaced by another one, drawn from the same seed: whoever makes a sample, it is the
+    same. The first time that a process meets such a clip it warns.
+
     Args:
         config: the options.
         source: the videos.
         seed: of everything random.
+        step: see `build_dataset`.
+
+    Attributes:
+        broken: what is wrong with each clip that could not be read in this process.
     """
 
-    def __init__(self, config: DataConfig, source: Source, *, seed: int) -> None:
+    def __init__(self, config: DataConfig, source: Source, *, seed: int, step: int = 1) -> None:
         self.config, self.source, self.seed = config, source, seed
-        counts = {kind: source.count(kind) for kind in ("human", "scene")}
-        for kind, needed in (("human", config.scene_ratio < 1), ("scene", config.scene_ratio > 0)):
-            if needed and counts[kind] == 0:
+        self.broken: dict[str, str] = {}
+        ratio = config.scene_ratio
+        for kind, needed in (("human", ratio < 1), ("scene", ratio > 0)):
+            if needed and not all(bucket.stocks[kind] for bucket in source.buckets):
                 raise DataError(
-                    f"data.scene_ratio is {config.scene_ratio:g}, but there are no {kind} videos; set it to "
+                    f"data.scene_ratio is {ratio:g}, but there are no {kind} videos; set it to "
                     f"{1 if kind == 'human' else 0}, or add {kind} videos"
                 )
-        self.schedule = Schedule(seed, config.scene_ratio, counts["human"], counts["scene"])
+        self.sizes = Sizes(seed, [bucket.share for bucket in source.buckets], step)
+        self.schedules = [
+            Schedule(seed, ratio, bucket.stocks["human"], bucket.stocks["scene"], row)
+            for row, bucket in enumerate(source.buckets)
+        ]
 
     def take(self, index: int) -> Take:
-        """Draw what sample `index` shows.
+        """Draw what sample `index` shows, if it can be read.
 
         Raises:
             DataError: a negative index.
         """
         if index < 0:
             raise DataError(f"sample {index} does not exist; samples count from 0")
-        config, rng = self.config, sample_rng(self.seed, index)
-        slot = self.schedule.slot(index)
-        drawn = rng.random()  # first of all: it does not depend on how the rest is drawn
-        edges = np.cumsum([config.drop_image, config.drop_text, config.drop_both])
-        dropped = int(np.searchsorted(edges, drawn, side="right"))
-        video = self.source.video(slot.kind, slot.number, rng)
-        stride = int(rng.integers(config.stride[0], config.stride[1] + 1))
-        start = int(rng.integers(0, video.length - (config.frames - 1) * stride))
-        rows = start + stride * np.arange(config.frames)
-        reference = _draw_reference(config.reference, rows, video.length, rng)
-        return Take(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2))
+        bucket, place = self.sizes.place(index)
+        return self._draw(index, bucket, self.schedules[bucket].slot(place))
+
+    def readable(self, index: int, make: Callable[[Take], Made]) -> Made:
+        """What `make` makes of sample `index`, or of what replaces it where its clip cannot be read.
+
+        Args:
+            index: of the sample.
+            make: reads; raises `ClipError` for a clip that cannot be read.
+
+        Raises:
+            DataError: a negative index, a damaged cache, or nothing but clips that cannot be read.
+
+        Warns:
+            DataWarning: a clip cannot be read; once for each.
+        """
+        for take in self._takes(index):
+            try:
+                return make(take)
+            except ClipError as error:
+                if take.video.clip_id not in self.broken:
+                    self.broken[take.video.clip_id] = str(error)
+                    message = f"clip '{take.video.clip_id}' is replaced by others ({error})"
+                    warnings.warn(
+                        f"{message}; unreadable so far in this process: {len(self.broken)}", DataWarning, stacklevel=2
+                    )
+        some = "; ".join(list(self.broken.values())[:3])
+        raise DataError(
+            f"sample {index}: none of {ATTEMPTS} clips in a row can be read ({some}); are the videos where the data "
+            f"set was made? Check it with scripts/preprocess.py"
+        )
 
     def __getitem__(self, index: int) -> Sample:
         """Make sample `index`.
 
         Raises:
-            DataError: a negative index, or a damaged cache.
+            DataError: see `readable`.
         """
-        take = self.take(index)
+        return self.readable(index, lambda take: self._sample(index, take))
+
+    def masked(self, index: int) -> tuple[Sample, np.ndarray]:
+        """Sample `index`, and where the person is in its T frames: bool (T, H, W).
+
+        Raises:
+            DataError: see `readable`.
+        """
+        return self.readable(index, lambda take: (self._sample(index, take), take.video.mask(take.rows)))
+
+    def _takes(self, index: int) -> Iterator[Take]:
+        """Sample `index`, then what replaces it."""
+        yield self.take(index)
+        bucket, place = self.sizes.place(index)
+        kind = self.schedules[bucket].slot(place).kind
+        for attempt in range(1, ATTEMPTS):
+            yield self._draw(index, bucket, self.schedules[bucket].replacement(index, kind, attempt))
+
+    def _draw(self, index: int, bucket: int, slot: Slot) -> Take:
+        config, rng = self.config, sample_rng(self.seed, index)
+        drawn = rng.random()  # first of all: it does not depend on how the rest is drawn
+        edges = np.cumsum([config.drop_image, config.drop_text, config.drop_both])
+        dropped = int(np.searchsorted(edges, drawn, side="right"))
+        video = self.source.video(bucket, slot, rng)
+        steps = max(config.frames - 1, 1)
+        highest = min(config.stride[1], max((video.length - 1) // steps, config.stride[0]))
+        stride = int(rng.integers(config.stride[0], highest + 1))
+        start = int(rng.integers(0, video.length - (config.frames - 1) * stride))
+        rows = start + stride * np.arange(config.frames)
+        reference = _draw_reference(config.reference, rows, video.length, rng)
+        return Take(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2))
+
+    def _sample(self, index: int, take: Take) -> Sample:
         shot = take.video.shot(take.rows, reference=take.reference)
         pose, face = self._conditions(take, shot)
         pictures = shot.reference[None]
@@ -131,32 +206,29 @@ class ClipDataset(Dataset[Sample]):
             latents_std=std,
             drop_image=take.drop_image,
             drop_text=take.drop_text,
-            caption="",
+            caption=take.video.caption,
         )
-
-    def truth(self, index: int) -> PuppetClip:
-        """Everything that is known of the T frames of sample `index`, cropped as the sample is.
-
-        Returns:
-            Clip with frames, key points, masks and expression, aligned with the sample's pixels.
-
-        Raises:
-            DataError: a negative index.
-        """
-        take = self.take(index)
-        return take.video.truth(take.rows)
 
     def _conditions(self, take: Take, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
         """Pose (T, H, W, 3) and face pictures (T, H, W, 6); black for scenes."""
-        shape, face = (len(take.rows), *self.config.size), self.config.face
+        config, shape = self.config, (len(take.rows), *shot.track.size)
         if take.kind == "scene":
             return np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 6), np.uint8)
-        pose = pose_pictures(shot.track, landmarks=face == "landmarks")
-        if face in ("none", "landmarks"):
+        pose = pose_pictures(
+            shot.track,
+            landmarks=config.face == "landmarks",
+            hands=config.pose_hands,
+            head=config.pose_head,
+            width=config.pose_width,
+        )
+        if config.face in ("none", "landmarks"):
             return pose, np.zeros((*shape, 6), np.uint8)
-        faces = shot.faces if face == "cross" else take.video.own_faces(take.rows, shot)
+        faces = shot.faces if config.face == "cross" else take.video.own_faces(take.rows, shot)
         assert faces is not None, "the source gives other faces where face='cross'"
-        return pose, face_pictures(faces.frames, faces.landmarks)
+        try:
+            return pose, face_pictures(faces.frames, faces.landmarks)
+        except NoFaceError:  # turned away all the time: nothing to be driven by
+            return pose, np.zeros((*shape, 6), np.uint8)
 
 
 def _draw_reference(which: str, rows: np.ndarray, length: int, rng: np.random.Generator) -> int:

@@ -13,19 +13,24 @@ _OFFICIAL_SIDE, _LANDMARK_RADIUS = 512, 3  # px, OpenPose's drawing of faces
 _LANDMARK_COLOR = (255, 255, 255)
 
 
-def pose_pictures(track: PoseTrack, *, landmarks: bool = False) -> np.ndarray:
+def pose_pictures(
+    track: PoseTrack, *, landmarks: bool = False, hands: bool = True, head: bool = False, width: float = 1.0
+) -> np.ndarray:
     """Skeletons of a clip, as inference draws them.
 
     Args:
         track: T frames, in px of the picture.
         landmarks: draw the 68 face landmarks too (the paper's w/lmk).
+        hands: draw hands.
+        head: draw eyes and ears.
+        width: factor of all widths and radii, above 0; 1 as official.
 
     Returns:
         (T, H, W, 3) uint8 RGB.
     """
     pictures = np.empty((len(track), *track.size, 3), np.uint8)
-    for row, (body, hands, face) in enumerate(zip(track.body, track.hands, track.face, strict=True)):
-        pictures[row] = draw_pose(body, hands, size=track.size)
+    for row, (body, both, face) in enumerate(zip(track.body, track.hands, track.face, strict=True)):
+        pictures[row] = draw_pose(body, both if hands else None, size=track.size, head=head, width=width)
         if landmarks:
             draw_landmarks(pictures[row], face)
     return pictures

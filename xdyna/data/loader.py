@@ -139,8 +139,9 @@ def build_loader(
     sampler = StepSampler(
         batch_size=batch_size, rank=rank, world_size=world_size, start_step=start_step, accumulation=accumulation
     )
+    step = batch_size * world_size * accumulation
     return ClipLoader(
-        _Guarded(build_dataset(config, seed=seed, vae=vae)),  # type: ignore[arg-type]
+        _Guarded(build_dataset(config, seed=seed, vae=vae, step=step)),  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,

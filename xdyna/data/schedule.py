@@ -1,11 +1,14 @@
-"""Which sample of a run shows what: human or scene, and which video.
+"""Which sample of a run shows what: its size, human or scene, and which video.
 
 Everything is a function of (seed, index), so that neither workers nor processes nor a resumed run change the data.
+Shares are met by even spreading, not by chance: `split` deals a row of turns out to sets, and says for each turn how
+many turns its set had before, so that splits can follow each other (size, then kind, then data set, then video).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +17,8 @@ import numpy as np
 from xdyna.data.samples import KINDS
 
 # Third word of a seed. Samples have [seed, index], which numpy pads with zeros: tags are never zero.
-_OFFSET, _EPOCH = 1, 2
+_OFFSET, _EPOCH, _REPLACEMENT = 1, 2, 3
+_SIZES, _SETS = 1, 2  # fourth word: what is dealt out
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
@@ -28,59 +32,160 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
+class Stock:
+    """A set of videos of one kind.
+
+    Attributes:
+        share: how often it comes, relative to the other sets of its kind; above 0.
+        count: number of videos; None for no end.
+    """
+
+    share: float = 1.0
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The videos that are shown at one size.
+
+    Attributes:
+        size: (H, W) of the pictures, px.
+        share: how many steps have this size, relative to the other sizes; above 0.
+        stocks: the sets of each kind ("human", "scene"); an empty one is never drawn from.
+    """
+
+    size: tuple[int, int]
+    share: float
+    stocks: Mapping[str, Sequence[Stock]]
+
+
+@dataclass(frozen=True)
 class Slot:
     """What a sample shows.
 
     Attributes:
         kind: "human" or "scene".
-        number: of the video among those of its kind; None where videos are without number.
+        number: of the video in its set; None where videos are without number.
+        stock: place of the set among those of its kind and size.
     """
 
     kind: str
     number: int | None
+    stock: int = 0
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The order of kinds and videos.
 
-    The scenes are spread evenly: any n samples in a row hold n * scene_ratio of them, rounded down or up. A finite set
-    of videos is shown in seeded permutations, one after the other, humans and scenes each for themselves.
+    The scenes are spread evenly: any n samples in a row hold n * scene_ratio of them, rounded down or up. So are the
+    sets of each kind. A finite set of videos is shown in seeded permutations, one after the other, each set for itself.
 
     Attributes:
         seed: of the run.
         scene_ratio: share of scenes, in [0, 1].
-        humans: number of human videos; None for no end.
-        scenes: number of scene videos; None for no end.
+        humans: sets of human videos.
+        scenes: sets of scene videos.
+        row: number of this schedule among those of a run; each has its own order.
     """
 
     seed: int
     scene_ratio: float
-    humans: int | None = None
-    scenes: int | None = None
+    humans: Sequence[Stock] = (Stock(),)
+    scenes: Sequence[Stock] = (Stock(),)
+    row: int = 0
 
     def scenes_before(self, index: int) -> int:
         """Number of scenes among the samples 0 .. index - 1."""
-        offset = _offset(self.seed)
-        return math.floor(index * self.scene_ratio + offset) - math.floor(offset)
+        return _dealt(index, self.scene_ratio, _offset(self.seed))
 
     def slot(self, index: int) -> Slot:
         """What sample `index` (>= 0) shows."""
         before = self.scenes_before(index)
         is_scene = self.scenes_before(index + 1) > before
-        kind, turn, count = ("scene", before, self.scenes) if is_scene else ("human", index - before, self.humans)
+        kind, turn, stocks = ("scene", before, self.scenes) if is_scene else ("human", index - before, self.humans)
+        tag = KINDS.index(kind)
+        shares = [stock.share for stock in stocks]
+        chosen, turn = split(turn, shares, self.seed, _SETS, self.row, tag)
+        count = stocks[chosen].count
         if count is None:
-            return Slot(kind, None)
-        order = _permutation(self.seed, turn // count, KINDS.index(kind), count)
-        return Slot(kind, int(order[turn % count]))
+            return Slot(kind, None, chosen)
+        first = self.row == chosen == 0
+        order = _permutation(self.seed, turn // count, count, tag, *(() if first else (self.row, chosen + 1)))
+        return Slot(kind, int(order[turn % count]), chosen)
+
+    def replacement(self, index: int, kind: str, attempt: int) -> Slot:
+        """Another video for sample `index`, where one cannot be read.
+
+        Args:
+            index: of the sample.
+            kind: of the video, which stays.
+            attempt: 1 for the first replacement, 2 for that of the replacement, ...
+        """
+        rng = np.random.default_rng([self.seed, index, _REPLACEMENT, attempt])
+        stocks = self.scenes if kind == "scene" else self.humans
+        shares = np.cumsum([stock.share for stock in stocks])
+        chosen = min(int(np.searchsorted(shares, rng.random() * shares[-1], side="right")), len(stocks) - 1)
+        count = stocks[chosen].count
+        return Slot(kind, None if count is None else int(rng.integers(count)), chosen)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which size the samples of a step have: all the same.
+
+    Attributes:
+        seed: of the run.
+        shares: of the sizes, relative to each other.
+        step: samples of an optimizer step, of all processes and micro-steps together.
+    """
+
+    seed: int
+    shares: Sequence[float]
+    step: int
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Number of the size of sample `index`, and how many samples of that size come before it."""
+        if len(self.shares) == 1:
+            return 0, index
+        step, rest = divmod(index, self.step)
+        chosen, before = split(step, self.shares, self.seed, _SIZES)
+        return chosen, before * self.step + rest
+
+
+def split(turn: int, shares: Sequence[float], seed: int, *tag: int) -> tuple[int, int]:
+    """Deal turns out to sets, each as often as its share says and as evenly as can be.
+
+    Args:
+        turn: number of the turn, >= 0.
+        shares: of the sets, relative to each other, above 0.
+        seed: of the run.
+        tag: more words of the seed, the first not zero.
+
+    Returns:
+        The set that has this turn, and how many turns before this one it had.
+    """
+    rest = sum(shares)
+    for number, share in enumerate(shares[:-1]):
+        offset = _offset(seed, *tag, number)
+        before = _dealt(turn, share / rest, offset)
+        if _dealt(turn + 1, share / rest, offset) > before:
+            return number, before
+        turn, rest = turn - before, rest - share
+    return len(shares) - 1, turn
+
+
+def _dealt(turn: int, ratio: float, offset: float) -> int:
+    """How many of the turns 0 .. turn - 1 a set of share `ratio` has; offset in [0, 1)."""
+    return math.floor(turn * ratio + offset)
+
+
+@lru_cache(maxsize=256)
+def _offset(seed: int, *tag: int) -> float:
+    """Where in the cycle a run begins, in [0, 1)."""
+    return float(np.random.default_rng([seed, 0, _OFFSET, *tag]).random())
 
 
 @lru_cache(maxsize=64)
-def _offset(seed: int) -> float:
-    """Where in the cycle of scenes a run begins, in [0, 1)."""
-    return float(np.random.default_rng([seed, 0, _OFFSET]).random())
-
-
-@lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, kind: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, _EPOCH, kind]).permutation(count)
+def _permutation(seed: int, epoch: int, count: int, *tag: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, _EPOCH, *tag]).permutation(count)

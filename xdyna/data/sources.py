@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from xdyna.data.options import DataConfig, DataError
 from xdyna.data.puppet import SPLITS, PuppetClip, render_clip
+from xdyna.data.schedule import Bucket, Slot, Stock
 from xdyna.data.transforms import random_resized_crop
 from xdyna.media import CropResize
 from xdyna.perception import PoseTrack
@@ -71,24 +73,39 @@ class Video(Protocol):
     def length(self) -> int:
         """Number of frames."""
 
+    @property
+    def caption(self) -> str:
+        """Text, or ""."""
+
     def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
         """Frames `rows` (T,) in equal steps, and frame `reference`."""
 
     def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
         """The video's own face in the frames `rows`, given their shot."""
 
-    def truth(self, rows: np.ndarray) -> PuppetClip:
-        """The frames `rows` with everything that is known of them."""
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """Where the person is in the frames `rows` as `shot` shows them: bool (T, H, W)."""
 
 
 class Source(Protocol):
-    """A set of videos of both kinds."""
+    """Videos of both kinds, at one or several sizes."""
 
-    def count(self, kind: str) -> int | None:
-        """Number of videos of a kind; None for no end."""
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """What there is of each size."""
 
-    def video(self, kind: str, number: int | None, rng: np.random.Generator) -> Video:
-        """The video of a kind with a number (None: a new one); what is random about it is drawn from `rng`."""
+    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> Video:
+        """The video of a slot (without a number: a new one); what is random about it is drawn from `rng`.
+
+        Args:
+            bucket: place of its size in `buckets`.
+            slot: its kind, set and number.
+            rng: of the sample.
+        """
+
+
+class ClipError(DataError):
+    """One video cannot be read; others may."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,11 @@ class PuppetVideo:
         """The seeds, for example "puppet-human-i12-m34-s56"."""
         return f"puppet-{self.kind}-i{self.identity}-m{self.motion}-s{self.scene}"
 
+    @property
+    def caption(self) -> str:
+        """Rendered clips have none, as the published model was trained and used."""
+        return ""
+
     def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
         """Render; see `Video`."""
         clip = self._render(rows)
@@ -138,8 +160,12 @@ class PuppetVideo:
         assert shot.frames is not None
         return Faces(shot.frames, shot.track.face)
 
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """See `Video`."""
+        return self.truth(rows).mask
+
     def truth(self, rows: np.ndarray) -> PuppetClip:
-        """The rendered clip, cropped as in `shot`."""
+        """The rendered clip with everything that is known of it, cropped as in `shot`."""
         clip = self._render(rows)
         track = clip.track().transform(self.crop)
         return dataclasses.replace(
@@ -189,22 +215,24 @@ class PuppetSource:
                 f"lower it, or leave it out for videos without end"
             )
 
-    def count(self, kind: str) -> int | None:
-        """`num_clips` of either kind."""
-        return self.config.num_clips
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """One size; `num_clips` of either kind."""
+        stocks = (Stock(count=self.config.num_clips),)
+        return (Bucket(self.config.size, 1.0, {"human": stocks, "scene": stocks}),)
 
-    def video(self, kind: str, number: int | None, rng: np.random.Generator) -> PuppetVideo:
-        """Video `number` of the split (the same in every run), or one with new seeds; always with a new crop."""
+    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> PuppetVideo:
+        """Video of a number of the split (the same in every run), or one with new seeds; always with a new crop."""
         low, high = self.seeds.start, self.seeds.stop
         identity, motion, scene = rng.integers(low, high, size=3).tolist()
-        if number is not None:
-            identity = motion = scene = low + number
+        if slot.number is not None:
+            identity = motion = scene = low + slot.number
         face_identity = face_scene = None
         if self.config.face == "cross":
             face_identity, face_scene = (self._another(seed, rng) for seed in (identity, scene))
         render_size, crop = random_resized_crop(rng, target=self.config.size, scale=self.config.crop_scale)
         return PuppetVideo(
-            kind, identity, motion, scene, face_identity, face_scene, self.config.video_frames, render_size, crop
+            slot.kind, identity, motion, scene, face_identity, face_scene, self.config.video_frames, render_size, crop
         )
 
     def _another(self, seed: int, rng: np.random.Generator) -> int:

@@ -36,6 +36,7 @@ def draw_pose(
     size: tuple[int, int],
     head: bool = False,
     threshold: float = CONFIDENCE,
+    width: float = 1.0,
 ) -> np.ndarray:
     """Draw one person on black.
 
@@ -47,23 +48,26 @@ def draw_pose(
         size: (H, W) of the picture, px.
         head: whether eyes and ears are drawn too.
         threshold: points of lower confidence are not drawn, nor the limbs that end there; in (0, 1].
+        width: factor of all widths and radii, above 0; 1 as official.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        PerceptionError: wrong shapes, size or threshold.
+        PerceptionError: wrong shapes, size, threshold or width.
 
     Source: X-Dyna's pose pictures (DWPose drawing of OpenPose bodies).
     """
     body = _checked(body, shape=(18, 3), name="body")
-    height, width = int(size[0]), int(size[1])
-    if min(height, width) < 1:
+    rows, columns = int(size[0]), int(size[1])
+    if min(rows, columns) < 1:
         raise PerceptionError(f"size of the pose picture is {size}; expected (H, W) in px, both at least 1")
     if not 0 < threshold <= 1:
         raise PerceptionError(f"confidence threshold is {threshold}; expected a number above 0, up to 1")
-    scale = min(height, width) / _OFFICIAL_SIDE
-    canvas = np.zeros((height, width, 3), dtype=np.uint8)
+    if not 0 < width < math.inf:
+        raise PerceptionError(f"width of the drawing is {width}; expected a factor above 0, 1 as official")
+    scale = min(rows, columns) / _OFFICIAL_SIDE * width
+    canvas = np.zeros((rows, columns, 3), dtype=np.uint8)
     seen = body[:, 2] >= threshold
     if not head:
         seen[list(HEAD_JOINTS)] = False

@@ -1,11 +1,13 @@
 """Loss on held-out clips, per band of timesteps; the same clips and the same noise every time."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from xdyna.data.cached import read_header
 from xdyna.data.clips import build_dataset
 from xdyna.data.options import DataConfig
 from xdyna.data.samples import collate
@@ -16,10 +18,18 @@ SEED = 0  # of validation clips and noise: independent of the run's, so that run
 
 
 def validation_data(config: DataConfig) -> DataConfig:
-    """The same kind of clips from the puppets' validation split, nothing dropped, always the whole picture."""
+    """The same kind of clips from the validation split, nothing dropped, always as much of the picture as fits.
+
+    A cache holds training clips, so that the clips are those of what it was written from: puppets, or the data sets.
+    """
+    source, manifests = config.source, config.manifests
+    if config.cache is not None:
+        options = read_header(Path(config.cache)).options
+        source, manifests = options.get("source", "puppet"), options.get("manifests", [])
     return dataclasses.replace(
         config,
-        source="puppet",
+        source=source,
+        manifests=manifests,
         cache=None,
         split="validation",
         drop_image=0.0,

@@ -1,0 +1,195 @@
+"""One clip of a data set of real videos: frames by random access, everything else from the numbers beside it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from xdyna.data.options import DataError
+from xdyna.data.preprocess.records import ClipArrays, ClipRecord
+from xdyna.data.preprocess.store import Dataset
+from xdyna.data.sources import ClipError, Faces, Shot
+from xdyna.data.transforms import crop_around
+from xdyna.media import CropResize, MediaError, MediaWarning, file_sha256, read_frames
+from xdyna.media.errors import check_input_file
+from xdyna.perception import PerceptionError, PoseTrack
+
+
+@dataclass(frozen=True, eq=False)
+class FootageVideo:
+    """A clip of a data set; see `sources.Video`. Nothing is open between two calls, so that it may cross processes.
+
+    Attributes:
+        dataset: where it is from.
+        record: the clip.
+        size: (H, W) of the pictures, px.
+        crop_scale: [lowest, highest] share of the area that the crop keeps.
+        draws: three random numbers in [0, 1) that its crop follows from.
+        faces: whether `Shot.faces` are asked for.
+        verify: whether the video's SHA-256 is looked at.
+    """
+
+    dataset: Dataset
+    record: ClipRecord
+    size: tuple[int, int]
+    crop_scale: Sequence[float]
+    draws: tuple[float, float, float]
+    faces: bool
+    verify: bool
+
+    @property
+    def clip_id(self) -> str:
+        """That of the record, below the name of the data set: two sets may have equal ids."""
+        return f"{self.dataset.root.name}/{self.record.clip_id}"
+
+    @property
+    def kind(self) -> str:
+        """That of the record."""
+        return self.record.kind
+
+    @property
+    def length(self) -> int:
+        """Number of frames."""
+        return self.record.frames
+
+    @property
+    def caption(self) -> str:
+        """That of the record."""
+        return self.record.caption
+
+    @property
+    def path(self) -> Path:
+        """The video: as the manifest names it, or below the data set folder."""
+        path = Path(self.record.path)
+        return path if path.is_absolute() or path.exists() else self.dataset.root / path
+
+    @cached_property
+    def arrays(self) -> ClipArrays:
+        """The numbers of the whole clip.
+
+        Raises:
+            ClipError: they are missing or damaged.
+        """
+        try:
+            return self.dataset.arrays(self.record)
+        except DataError as error:
+            raise ClipError(str(error)) from error
+
+    @cached_property
+    def crop(self) -> CropResize:
+        """From the record's picture (without its letterbox) to `size`; one for the whole clip, around the person."""
+        boxes = self.arrays.boxes[(self.arrays.boxes[:, 2:] > self.arrays.boxes[:, :2]).all(axis=1)]
+        person = None
+        if self.kind == "human" and len(boxes):
+            person = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+        return crop_around(self.draws, picture=self._picture, target=self.size, scale=self.crop_scale, person=person)
+
+    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+        """Decode and crop; see `sources.Video`.
+
+        Raises:
+            ClipError: the clip cannot be read.
+        """
+        frames = self._frames(np.concatenate([[reference], rows]))
+        return Shot(frames[0], frames[1:], None, self.track(rows), self._other_faces(rows))
+
+    def track(self, rows: np.ndarray) -> PoseTrack:
+        """Key points of some frames, in px of the cropped pictures.
+
+        Raises:
+            ClipError: they are missing or damaged.
+        """
+        numbers = self.arrays
+        try:
+            whole = PoseTrack(
+                numbers.body[rows],
+                numbers.hands[rows],
+                numbers.face[rows],
+                self._picture,
+                times=numbers.times[rows],
+                frame_index=numbers.frame_index[rows],
+                source=self.path.name,
+            )
+        except PerceptionError as error:
+            raise ClipError(f"key points of clip '{self.clip_id}' are damaged: {error}") from error
+        return whole.transform(self.crop)
+
+    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+        """See `sources.Video`."""
+        assert shot.frames is not None
+        return Faces(shot.frames, shot.track.face)
+
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """The stored masks, which are coarse, at the size of the pictures; see `sources.Video`."""
+        height, width = self._picture
+        masks = [
+            self.crop.image(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)) >= 0.5
+            for mask in self.arrays.mask[rows].astype(np.float32)
+        ]
+        return np.stack(masks)
+
+    @property
+    def _picture(self) -> tuple[int, int]:
+        return self.record.height, self.record.width
+
+    def _frames(self, rows: np.ndarray) -> np.ndarray:
+        """Frames of the clip, in any order, cropped: uint8 (N, H, W, 3)."""
+        left, top, width, height = self.crop.box
+        box = (self.record.crop_left + left, self.record.crop_top + top, width, height)
+        crop = CropResize(box=box, size=self.size)
+        positions, place = np.unique(self.arrays.frame_index[rows], return_inverse=True)
+        try:
+            if self.verify:
+                self._check_bytes()
+            with warnings.catch_warnings():  # a repeated frame is no motion to learn from
+                warnings.filterwarnings("error", ".*each repeats its neighbour", MediaWarning)
+                frames = [crop.image(frame) for frame in read_frames(self.path, positions.tolist())]
+        except (MediaError, MediaWarning, OSError) as error:
+            raise ClipError(f"video '{self.path}' cannot be read: {error}") from error
+        return np.stack(frames)[place]
+
+    def _check_bytes(self) -> None:
+        state = check_input_file(self.path, what="video").stat()
+        if _sha256(os.path.abspath(self.path), state.st_size, state.st_mtime_ns) != self.record.sha256:
+            raise ClipError(
+                f"video '{self.path}' has other bytes than when the data set was made; preprocess it again, or set "
+                f"data.verify=false if only its container changed"
+            )
+
+    def _other_faces(self, rows: np.ndarray) -> Faces | None:
+        """Another identity's face over the same frames, cropped as these."""
+        if not (self.faces and self.kind == "human" and self.record.faces):
+            return None
+        from xdyna.data.preprocess.cross_faces import read_faces
+
+        try:
+            whole = read_faces(self.dataset.root / self.record.faces)
+        except (DataError, MediaError, OSError) as error:
+            raise ClipError(str(error)) from error
+        if len(whole.frames) != self.length:
+            raise ClipError(
+                f"faces '{self.record.faces}' have {len(whole.frames)} frames, clip '{self.clip_id}' has {self.length}"
+            )
+        height, width = whole.frames.shape[1:3]
+        down, across = height / self.record.height, width / self.record.width
+        left, top, wide, high = self.crop.box
+        x, y = round(left * across), round(top * down)
+        box = (x, y, max(round((left + wide) * across) - x, 1), max(round((top + high) * down) - y, 1))
+        crop = CropResize(box=box, size=self.size)
+        frames = np.stack([crop.image(frame) for frame in whole.frames[rows]])
+        landmarks = whole.landmarks[rows].copy()
+        landmarks[..., :2] = crop.points(landmarks[..., :2])
+        return Faces(frames, landmarks)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, changed: int) -> str:
+    """Of a file, once per process for as long as it does not change."""
+    return file_sha256(path)
