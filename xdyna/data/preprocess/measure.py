@@ -5,7 +5,9 @@ Lengths are in heights of the picture, times in s. Legend: T frames of h x w px.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,19 +16,49 @@ from xdyna.data.preprocess.frames import sampled
 
 _PAIRS = 32  # pairs of frames that are compared per window
 _TEXT_FRAMES = 8
+_TEXT_STEP = 3  # frames: what moves is elsewhere then, text is not
 _FEATURES = 200
 _FEWEST = 12  # features that say something about the camera
 _STILL = 0.3  # px a frame: what tracking makes of a still point
 _STILL_SHARE = 0.3  # so many still points, and the camera is: things that move by themselves do not keep still
 _OUTLIER = 1.0  # px
 
-_TEXT_CONTRAST = 60  # least difference of brightness of strokes and what they are written on
-_TEXT_HEIGHT = (0.012, 0.12)  # of a line, shares of the picture's height
+_TEXT_CONTRASTS = (60, 110, 160)  # differences of brightness of strokes and what they are written on
+_TEXT_HEIGHT = (0.012, 0.15)  # of a line, shares of the picture's height
 _TEXT_WIDTH = 0.1  # shares of the picture's width
 _TEXT_ASPECT = 2.5
 _TEXT_EDGES = 0.25  # share of a line's pixels that are edges of strokes
 _TEXT_STROKES = 10  # changes between stroke and ground along a line
-_TEXT_ALONE = 0.35  # edges above and below a line, relative to those in it
+_TEXT_GAP = 2.0  # widest gap between words, in their height
+_TEXT_ALONE = 0.5  # edges above and below a line, relative to those in it
+
+
+class Rectangle(NamedTuple):
+    """A box in px of a picture."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """First column behind it."""
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> int:
+        """First row below it."""
+        return self.top + self.height
+
+    def of(self, picture: np.ndarray) -> np.ndarray:
+        """What lies inside of a (h, w) picture."""
+        return picture[max(0, self.top) : max(0, self.bottom), max(0, self.left) : max(0, self.right)]
+
+    def joined(self, other: Rectangle) -> Rectangle:
+        """The smallest one around both."""
+        left, top = min(self.left, other.left), min(self.top, other.top)
+        return Rectangle(left, top, max(self.right, other.right) - left, max(self.bottom, other.bottom) - top)
 
 
 @dataclass(frozen=True)
@@ -51,7 +83,7 @@ def measure_motion(frames: np.ndarray, times: np.ndarray, people: np.ndarray | N
     Args:
         frames: uint8 (T, h, w, 3) RGB, T >= 2.
         times: (T,) display times, s.
-        people: (N, 4) boxes in which somebody was seen: left, top, right, bottom in [0, 1] of the picture; None: nobody.
+        people: (N, 4) boxes of people: left, top, right, bottom in [0, 1] of the picture; None: nobody.
 
     Returns:
         The motion.
@@ -61,7 +93,7 @@ def measure_motion(frames: np.ndarray, times: np.ndarray, people: np.ndarray | N
     for left, top, right, bottom in () if people is None else people * np.array([width, height, width, height]):
         background[max(0, int(top)) : int(bottom) + 1, max(0, int(left)) : int(right) + 1] = 0
     flows, cameras = [], []
-    dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    dense = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     for first in sampled(len(frames) - 1, _PAIRS):
         before, after = (cv2.cvtColor(frames[k], cv2.COLOR_RGB2GRAY) for k in (first, first + 1))
         flow = np.linalg.norm(dense.calc(before, after, None), axis=2)
@@ -98,8 +130,8 @@ def _camera_step(before: np.ndarray, after: np.ndarray, background: np.ndarray) 
 def measure_text(frames: np.ndarray) -> float:
     """Share of frames with a line of text in the upper or lower third.
 
-    A line is a wide, low block full of strokes that stand out from what they are written on, with little above and
-    below: subtitles, captions, names of channels. Small logos without letters are not found.
+    A line is a wide, low block full of strokes that stand out from what they are written on and keep still, with little
+    above and below: subtitles, captions, names of channels. Faint text and small logos without letters are not found.
 
     Args:
         frames: uint8 (T, h, w, 3) RGB.
@@ -107,51 +139,86 @@ def measure_text(frames: np.ndarray) -> float:
     Returns:
         Share in [0, 1] of the frames looked at.
     """
-    return float(np.mean([bool(text_lines(frames[k])) for k in sampled(len(frames), _TEXT_FRAMES)]))
+    found = []
+    for k in sampled(len(frames), _TEXT_FRAMES):
+        around = np.unique(np.clip([k, k + _TEXT_STEP, k - _TEXT_STEP], 0, len(frames) - 1))
+        found.append(bool(text_lines(frames[k], frames[around])))
+    return float(np.mean(found))
 
 
-def text_lines(frame: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, width, height in px) of lines of text in the upper and lower third of a frame.
+def text_lines(frame: np.ndarray, around: np.ndarray | None = None) -> list[Rectangle]:
+    """Lines of text in the upper and lower third of a frame.
+
+    Strokes close to each other are words; words of one height beside each other are lines. Several contrasts are tried:
+    a high one parts bright text from a busy picture.
 
     Args:
         frame: uint8 (h, w, 3) RGB, small.
+        around: uint8 (N, h, w, 3), frames a moment before and after, in which the text must be as well.
 
     Returns:
-        The boxes; empty for most pictures.
+        The lines; empty for most pictures.
     """
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    height, width = grey.shape
-    range_ = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    edges = (range_ >= _TEXT_CONTRAST).astype(np.uint8)
-    joined = cv2.morphologyEx(edges, cv2.MORPH_CLOSE, np.ones((1, max(3, round(0.03 * width))), np.uint8))
-    count, _, boxes, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
-    found = []
-    for left, top, across, down, _ in boxes[1:count]:
-        middle = (top + down / 2) / height
-        if 1 / 3 < middle < 2 / 3 or not _TEXT_HEIGHT[0] * height <= down <= max(_TEXT_HEIGHT[1] * height, 8):
-            continue
-        if across < _TEXT_WIDTH * width or across < _TEXT_ASPECT * down or across > 0.97 * width:
-            continue
-        if _is_line(grey, edges, (int(left), int(top), int(across), int(down))):
-            found.append((int(left), int(top), int(across), int(down)))
-    return found
+    gradient = _gradient(grey)
+    for other in () if around is None else around:
+        gradient = np.minimum(gradient, _gradient(cv2.cvtColor(other, cv2.COLOR_RGB2GRAY)))
+    lines = []
+    for contrast in _TEXT_CONTRASTS:
+        edges = gradient >= contrast
+        lines += [line for line in _joined_words(_words(edges)) if _is_line(line, grey, edges)]
+    return lines
 
 
-def _is_line(grey: np.ndarray, edges: np.ndarray, box: tuple[int, int, int, int]) -> bool:
+def _gradient(grey: np.ndarray) -> np.ndarray:
+    """Largest difference of brightness within 3 x 3 px."""
+    return np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
+
+
+def _words(edges: np.ndarray) -> list[Rectangle]:
+    """Blocks of strokes of a letter's height, from left to right."""
+    height, width = edges.shape
+    joined = cv2.morphologyEx(edges.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((1, max(3, round(0.025 * width)))))
+    count, _, boxes, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
+    lowest, highest = max(5, _TEXT_HEIGHT[0] * height), max(9, _TEXT_HEIGHT[1] * height)
+    words = []
+    for box in boxes[1:count]:
+        word = Rectangle(*(int(side) for side in box[:4]))
+        middle = (word.top + word.height / 2) / height
+        fits = lowest <= word.height <= highest and word.width >= word.height / 2 and not 1 / 3 < middle < 2 / 3
+        if fits and word.of(edges).mean() >= _TEXT_EDGES:
+            words.append(word)
+    return sorted(words)
+
+
+def _joined_words(words: Sequence[Rectangle]) -> list[Rectangle]:
+    """Words, from left to right, as lines."""
+    lines: list[Rectangle] = []
+    for word in words:
+        for k, line in enumerate(lines):
+            tall = max(word.height, line.height)
+            same = tall < 2 * min(word.height, line.height) and abs(word.bottom - line.bottom) < 0.6 * tall
+            if same and word.left - line.right < _TEXT_GAP * tall:
+                lines[k] = line.joined(word)
+                break
+        else:
+            lines.append(word)
+    return lines
+
+
+def _is_line(line: Rectangle, grey: np.ndarray, edges: np.ndarray) -> bool:
     """Whether a block looks like text inside and is alone above and below."""
-    left, top, across, down = box
-    inside = edges[top : top + down, left : left + across]
-    density = float(inside.mean())
-    if density < _TEXT_EDGES:
+    if line.width < max(_TEXT_WIDTH * grey.shape[1], _TEXT_ASPECT * line.height) or line.width > 0.98 * grey.shape[1]:
         return False
-    part = grey[top : top + down, left : left + across].astype(np.int16)
+    part = line.of(grey).astype(np.int16)
     middle = (int(np.percentile(part, 5)) + int(np.percentile(part, 95))) / 2
     changes = (np.diff((part > middle).astype(np.int8), axis=1) != 0).sum(axis=1)
-    if float(np.median(changes)) < max(_TEXT_STROKES, 0.5 * across / down):
+    if float(np.percentile(changes, 75)) < max(_TEXT_STROKES, 0.8 * line.width / line.height):
         return False
-    above = edges[max(0, top - down) : top, left : left + across]
-    below = edges[top + down : top + 2 * down, left : left + across]
-    return all(float(part.mean()) <= _TEXT_ALONE * density for part in (above, below) if part.size)
+    density, gap = float(line.of(edges).mean()), max(3, line.height // 2)
+    around = (Rectangle(line.left, line.top - gap - 1, line.width, gap),
+              Rectangle(line.left, line.bottom + 1, line.width, gap))  # fmt: skip
+    return all(float(r.of(edges).mean()) <= _TEXT_ALONE * density for r in around if r.of(edges).size)
 
 
 def perceptual_hash(frame: np.ndarray) -> str:
