@@ -7,10 +7,12 @@ Shape legend: V = 478 vertices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from xdyna.data.reenact import restlessness
 from xdyna.perception.face_mesh import (
     INNER_LIPS,
     LEFT_EYE,
@@ -20,11 +22,14 @@ from xdyna.perception.face_mesh import (
     RIGHT_IRIS,
     RIGID,
     UPPER_LIP,
+    ibug68,
 )
 
 _UP = (54, 284, 103, 332, 67, 297, 109, 338, 10)  # forehead
 _DOWN = (129, 358, 98, 327, 2, 94)  # below the nose
 _ACROSS = ((127, 356), (234, 454), (162, 389), (33, 263), (133, 362), (54, 284), (103, 332), (67, 297))
+_CALM = 5  # meshes that a neutral shape is the mean of
+_ROUNDS = 2  # of aligning them to their mean
 _GAIN_LIMITS = (0.5, 2.0)  # bounds of the other face's proportions over the driving face's
 _EYE_REACH, _MOUTH_REACH = (0.7, 1.1), (0.6, 1.0)  # distances in widths: full effect, no effect
 
@@ -104,6 +109,22 @@ def align(mesh: np.ndarray, neutral: np.ndarray) -> tuple[np.ndarray, HeadPose]:
     scale = float((singular * sign).sum() / ((source - center) ** 2).sum())
     pose = HeadPose(scale, rotation, mean - scale * rotation @ center)
     return (mesh - pose.shift) @ rotation / scale, pose
+
+
+def neutral_shape(meshes: Sequence[np.ndarray]) -> np.ndarray:
+    """The shape of a person without expression: the mean of the calmest meshes, brought together.
+
+    Args:
+        meshes: (V, 3) px each, at least one, all of this person.
+
+    Returns:
+        (V, 3) shape.
+    """
+    calm = [meshes[k] for k in np.argsort(restlessness(ibug68(np.stack(meshes))), kind="stable")[:_CALM]]
+    neutral, _ = frontal(calm[0])
+    for _ in range(_ROUNDS):
+        neutral, _ = frontal(np.mean([align(mesh, neutral)[0] for mesh in calm], axis=0))
+    return neutral
 
 
 def closed_mouth(shape: np.ndarray) -> np.ndarray:

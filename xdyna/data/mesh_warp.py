@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from xdyna.data.mesh_draw import PortraitWarp
-from xdyna.data.mesh_shape import ExpressionTransfer, HeadPose, align, frontal
+from xdyna.data.mesh_shape import ExpressionTransfer, HeadPose, align, frontal, neutral_shape
 from xdyna.data.options import DataError
-from xdyna.data.reenact import Portrait, ReenactError, check_clip, check_portrait, patch_boxes, restlessness, seen
+from xdyna.data.reenact import Portrait, ReenactError, check_clip, check_portrait, patch_boxes, seen
 from xdyna.data.sources import Faces
 from xdyna.perception.face_mesh import FaceMesher, ibug68
 
 _RULES = 1  # raise when the code changes the pictures
-_CALM = 5  # frames that the neutral shape is the mean of
-_ROUNDS = 2  # of aligning them to their mean
 
 
 class MeshWarp:
@@ -48,7 +46,11 @@ class MeshWarp:
     ) -> Faces:
         """See `FaceReenactor.reenact`."""
         check_clip(frames, landmarks)
-        portrait = self._portrait(other)
+        portrait, calm = self._portrait(other), None if own is None else self._portrait(own)
+        if portrait is None:
+            raise ReenactError(
+                f"{other.name}: no face is found where its landmarks are; choose another picture", reason="no_portrait"
+            )
         meshes = {
             int(row): mesh
             for row in np.flatnonzero(seen(landmarks))
@@ -56,7 +58,7 @@ class MeshWarp:
         }
         if not meshes:
             raise ReenactError(f"no face in any of {len(frames)} frames; leave the clip out", reason="no_face")
-        neutral = self._neutral([*meshes.values(), *([] if own is None else [self._portrait(own)])])
+        neutral = neutral_shape([*meshes.values(), *([] if calm is None else [calm])])
         aligned = {row: align(mesh, neutral) for row, mesh in meshes.items()}
         other_shape, other_pose = frontal(portrait)
         transfer = ExpressionTransfer(neutral, other_shape)
@@ -77,21 +79,7 @@ class MeshWarp:
                 pictures[row, top:bottom, left:right] = warp.draw(shape, pose, boxes[row])
         return Faces(pictures, points)
 
-    def _portrait(self, portrait: Portrait) -> np.ndarray:
-        """(478, 3) the mesh of a portrait."""
+    def _portrait(self, portrait: Portrait) -> np.ndarray | None:
+        """(478, 3) the mesh of a portrait, or None where none is found."""
         check_portrait(portrait)
-        mesh = self._mesher.detect(portrait.picture, portrait.landmarks)
-        if mesh is None:
-            raise ReenactError(
-                f"{portrait.name}: no face is found where its landmarks are; choose another picture",
-                reason="no_portrait",
-            )
-        return mesh
-
-    def _neutral(self, meshes: list[np.ndarray]) -> np.ndarray:
-        """(478, 3) the neutral shape of a person: the mean of the calmest meshes, brought together."""
-        calm = [meshes[k] for k in np.argsort(restlessness(ibug68(np.stack(meshes))), kind="stable")[:_CALM]]
-        neutral, _ = frontal(calm[0])
-        for _ in range(_ROUNDS):
-            neutral, _ = frontal(np.mean([align(mesh, neutral)[0] for mesh in calm], axis=0))
-        return neutral
+        return self._mesher.detect(portrait.picture, portrait.landmarks)

@@ -127,7 +127,9 @@ def check_clip(frames: np.ndarray, landmarks: np.ndarray) -> None:
     """Refuse what `FaceReenactor.reenact` cannot take. Args: see there. Raises: DataError."""
     frames, landmarks = np.asarray(frames), np.asarray(landmarks)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
-        raise DataError(f"frames have shape {frames.shape} and type {frames.dtype}; expected (T, H, W, 3) uint8, T >= 1")
+        raise DataError(
+            f"frames have shape {frames.shape} and type {frames.dtype}; expected (T, H, W, 3) uint8, T >= 1"
+        )
     if landmarks.shape != (len(frames), 68, 3):
         raise DataError(f"landmarks have shape {landmarks.shape}; expected ({len(frames)}, 68, 3) for as many frames")
     if not np.isfinite(landmarks).all():
@@ -215,3 +217,11 @@ def patch_boxes(landmarks: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
         right, bottom = np.minimum(boxes[outer, 2:].max(axis=0) + _SLACK, [size[1], size[0]])
         result[row] = left, top, right, bottom
     return result
+
+
+def keep_boxes(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Frames that are black outside their box. Args: frames: (T, H, W, 3); boxes: (T, 4). Returns: (T, H, W, 3)."""
+    kept = np.zeros_like(frames)
+    for result, frame, (left, top, right, bottom) in zip(kept, frames, boxes, strict=True):
+        result[top:bottom, left:right] = frame[top:bottom, left:right]
+    return kept

@@ -5,7 +5,7 @@
       manifest.parquet        one `ClipRecord` a row
       skipped.parquet         one `Skip` a row
       clips/ab/CLIP_ID.npz    numbers of a clip (`ClipArrays`)
-      faces/ab/CLIP_ID.mp4    another identity's face over the same frames, where asked for
+      faces/ab/CLIP_ID.npz    another identity's face over the same frames, where asked for (`cross_faces`)
       latents/...             autoencoder latents and image tokens, where asked for
       thumbnails/...          one picture a clip or skip, for the report
       README.md report.html   card of the data set, skip report
@@ -87,7 +87,7 @@ class ClipRecord:
         motion: mean length of the optical flow, shares of the picture's height per second.
         camera: mean motion of the background, the same unit.
         phash: 64-bit perceptual hash of the middle frame, 16 hexadecimal digits.
-        faces: path of the other identity's face video below the data set folder; "" for none.
+        faces: path of the other identity's faces below the data set folder; "" for none.
         latents: path of latents below the data set folder; "" for none.
     """
 
