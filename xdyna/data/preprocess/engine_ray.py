@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from xdyna.data.options import DataError
@@ -41,7 +41,9 @@ class RayEngine:
         self._ray: Any = ray
         self.address, self.workers, self.retries = address, workers, retries
 
-    def run(self, tasks: Sequence[Task], work: Callable[[Task], Result]) -> Iterator[tuple[int, Result | Failure]]:
+    def run(
+        self, tasks: Sequence[Task], work: Callable[[Task], Result]
+    ) -> Generator[tuple[int, Result | Failure], None, None]:
         """See `Engine.run`.
 
         Raises:
@@ -95,7 +97,7 @@ class RayEngine:
         except (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.OutOfMemoryError):
             return died(self.retries + 1)
         except exceptions.RayTaskError as error:
-            return Failure(failure(error.cause or error).reason, str(error))  # its text is the worker's trace
+            return failure(error.cause or error, str(error))  # its text is the worker's trace
 
 
 def _check_address(address: str | None) -> None:

@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,17 +36,21 @@ class Failure:
 
     Attributes:
         reason: a sentence.
-        trace: where it happened, for developers; "" where the worker died without a word.
+        kind: name of the exception's class; "" where the worker died without a word.
+        trace: where it happened, for developers; "" likewise.
     """
 
     reason: str
+    kind: str = ""
     trace: str = ""
 
 
 class Engine(Protocol):
     """Runs independent tasks."""
 
-    def run(self, tasks: Sequence[Task], work: Callable[[Task], Result]) -> Iterator[tuple[int, Result | Failure]]:
+    def run(
+        self, tasks: Sequence[Task], work: Callable[[Task], Result]
+    ) -> Generator[tuple[int, Result | Failure], None, None]:
         """Run all tasks, begun in their order.
 
         Args:
@@ -79,7 +83,9 @@ class LocalEngine:
         if self.workers < 1 or retries < 0:
             raise DataError(f"workers and retries: got {self.workers} and {retries}, expected 1 and 0 or more")
 
-    def run(self, tasks: Sequence[Task], work: Callable[[Task], Result]) -> Iterator[tuple[int, Result | Failure]]:
+    def run(
+        self, tasks: Sequence[Task], work: Callable[[Task], Result]
+    ) -> Generator[tuple[int, Result | Failure], None, None]:
         """See `Engine.run`."""
         queue = deque((number, 0) for number in range(len(tasks)))
         idle = [_Worker() for _ in range(min(self.workers, len(tasks)))]
@@ -145,10 +151,15 @@ def _end_with_parent(line: Connection) -> None:
         os._exit(1)
 
 
-def failure(error: BaseException) -> Failure:
-    """What is told of an exception that a task ended with."""
-    trace = "".join(traceback.format_exception(error))
-    return Failure(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}", trace)
+def failure(error: BaseException, trace: str | None = None) -> Failure:
+    """What is told of an exception that a task ended with.
+
+    Args:
+        error: the exception.
+        trace: where it happened; default: as the exception knows.
+    """
+    text = str(error).splitlines()[0] if str(error) else "no message"
+    return Failure(text, type(error).__name__, trace or "".join(traceback.format_exception(error)))
 
 
 def died(times: int) -> Failure:
