@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure the sampling loop. See `python scripts/bench.py --help`."""
+"""Measure the sampling loop, or training data. See `scripts/bench.py --help`, `scripts/bench.py loader --help`."""
 
 import sys
 

@@ -19,9 +19,11 @@ from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.footage_video import FootageVideo
 from xdyna.data.loader import build_loader
 from xdyna.data.options import DataConfig, DataError, DataWarning
-from xdyna.data.preprocess.store import read_arrays, read_dataset
+from xdyna.data.preprocess.cross_faces import write_faces
+from xdyna.data.preprocess.store import read_arrays, read_dataset, write_arrays
 from xdyna.data.puppet import render_clip
 from xdyna.data.samples import Batch
+from xdyna.data.sources import Faces
 from xdyna.media import CropResize, read_frames
 from xdyna.perception import PoseTrack, draw_pose, face_patches
 
@@ -92,6 +94,45 @@ def test_frames_poses_and_faces_are_those_of_inference(master: Path) -> None:
         np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
         assert sample.caption == f"text of {video.record.clip_id}"
     assert len(crops) == 6
+
+
+def test_other_faces_are_cropped_as_the_frames(copied: Path) -> None:
+    """Somebody else's face, rendered here, stored, read back: the patches of the frames that were rendered."""
+    changed, shown = [], {}
+    for number, entry in enumerate(read_dataset(copied).records):
+        if entry.kind == "human" and entry.clip_id != "human0":
+            size, count = (entry.height, entry.width), FIRST + entry.frames
+            other = render_clip(number, number, 77, frames=count, size=size, face_identity=9)
+            faces = Faces(other.frames[FIRST:], other.face[FIRST:].astype(np.float32))
+            name = f"faces/{entry.clip_id}.npz"
+            write_faces(copied / name, faces, recipe={})
+            shown[entry.clip_id] = faces
+            entry = dataclasses.replace(entry, faces=name)
+        changed.append(entry)
+    write_set(copied, changed)
+    with pytest.warns(DataWarning, match="1 of 3 human clips have no other faces; they are left out"):
+        dataset = build_dataset(options(copied, face="cross", scene_ratio=0, crop_scale=[1, 1]), seed=0)
+    seen = set()
+    for index in range(6):
+        sample, take, video = dataset[index], dataset.take(index), video_of(dataset, index)
+        faces = shown[video.record.clip_id]
+        landmarks = faces.landmarks[take.rows].copy()
+        landmarks[..., :2] = video.crop.points(landmarks[..., :2])
+        frames = np.stack([video.crop.image(frame) for frame in faces.frames[take.rows]])
+        local, whole = face_patches(frames, landmarks)
+        np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
+        assert sample.face.any()
+        seen.add(video.record.clip_id)
+    assert seen == {"human1", "human2"}
+
+
+def test_a_face_that_is_never_seen_gives_black_patches(copied: Path) -> None:
+    for name in ("human0", "human1", "human2"):
+        numbers = read_arrays(copied / "clips" / f"{name}.npz")
+        write_arrays(copied / "clips" / f"{name}.npz", dataclasses.replace(numbers, face=numbers.face * 0))
+    sample = build_dataset(options(copied, face="self", scene_ratio=0), seed=0)[0]
+    assert sample.pose.any()
+    assert not sample.face.any()
 
 
 def test_the_crop_keeps_the_person(master: Path) -> None:

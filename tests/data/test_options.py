@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from xdyna.config import load_config
@@ -28,6 +30,16 @@ from xdyna.data.options import DataConfig, DataError
         ({"prefetch": 0}, "data.prefetch"),
         ({"source": "cache"}, "data.source is 'cache' and data.cache is None"),
         ({"cache": "folder"}, "data.source is 'puppet' and data.cache is 'folder'"),
+        ({"source": "footage"}, r"data.source is 'footage' and data.manifests is \[\]; give the data set folders"),
+        ({"manifests": ["folder"]}, "data.source is 'puppet' and data.manifests is"),
+        ({"source": "footage", "manifests": [3]}, "data.manifests: got 3, expected the folder"),
+        ({"source": "footage", "manifests": [{"folder": "a", "weight": 0}]}, "weight above 0"),
+        ({"source": "footage", "manifests": [{"folder": "a", "share": 1}]}, "expected the folder of a data set, or"),
+        ({"source": "footage", "manifests": ["a", {"folder": "b", "weight": 1}]}, "some have a weight and some have"),
+        ({"source": "footage", "manifests": ["a"], "buckets": [[64, 60]]}, r"data.buckets: got \[64, 60\]"),
+        ({"source": "footage", "manifests": ["a"], "buckets": [[64, 64], [128, 128]]}, "sizes of different aspects"),
+        ({"buckets": [[64, 64]]}, "data.buckets is for source 'footage'"),
+        ({"pose_width": 0.0}, "data.pose_width: got 0.0, expected a factor above 0"),
     ],
 )
 def test_bad_options_are_named(changes: dict, message: str) -> None:
@@ -37,6 +49,26 @@ def test_bad_options_are_named(changes: dict, message: str) -> None:
 
 def test_a_span_that_just_fits_is_accepted() -> None:
     assert DataConfig(stride=[1, 3], frames=16, video_frames=46).size == (128, 128)
+
+
+def test_footage_has_lengths_of_its_own() -> None:
+    config = DataConfig(source="footage", manifests=["a"], frames=100, video_frames=1)
+    assert (config.shortest, config.manifests) == (100, [{"folder": "a", "weight": None}])
+    assert DataConfig(source="footage", manifests=["a"], frames=4, stride=[1, 2], reference="outside").shortest == 5
+    assert dataclasses.replace(config, frames=5).manifests == config.manifests
+
+
+def test_sizes_stand_for_the_largest() -> None:
+    config = DataConfig(source="footage", manifests=["a"], buckets=[[64, 128], [128, 72], [64, 64]])
+    assert config.size == (128, 72)
+
+
+def test_manifests_can_be_given_on_a_command_line() -> None:
+    weighted = "manifests=[{folder: a, weight: 3}, {folder: b, weight: 1}]"
+    config = load_config(DataConfig, None, ["source=footage", weighted])
+    assert [entry["weight"] for entry in config.manifests] == [3, 1]
+    config = load_config(DataConfig, None, ["source=footage", "manifests=[a, b]", "buckets=[[64,128],[128,64]]"])
+    assert [entry["folder"] for entry in config.manifests] == ["a", "b"]
 
 
 def test_it_is_a_section_of_a_configuration() -> None:

@@ -43,6 +43,17 @@ def test_joint_is_a_disc_at_full_brightness():
     np.testing.assert_array_equal(picture, expected)
 
 
+def test_width_is_a_factor_of_all_sizes():
+    picture = draw_pose(make_body({4: (100, 200)}), size=SIZE, width=2.5)
+    expected = np.zeros((*SIZE, 3), np.uint8)
+    cv2.circle(expected, (100, 200), 10, (170, 255, 0), -1)
+    np.testing.assert_array_equal(picture, expected)
+    body = make_body({2: (100, 300), 3: (300, 300)})
+    np.testing.assert_array_equal(draw_pose(body, size=SIZE, width=1.0), draw_pose(body, size=SIZE))
+    with pytest.raises(PerceptionError, match="width of the drawing is 0"):
+        draw_pose(body, size=SIZE, width=0)
+
+
 def test_limb_is_an_ellipse_at_sixty_percent():
     picture = draw_pose(make_body({2: (100, 300), 3: (300, 300)}), size=SIZE)
     assert colors(picture) == {(255, 170, 0), (255, 255, 0), (153, 102, 0)}

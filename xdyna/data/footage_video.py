@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.cross_faces import read_faces
 from xdyna.data.preprocess.records import ClipArrays, ClipRecord
 from xdyna.data.preprocess.store import Dataset
 from xdyna.data.sources import ClipError, Faces, Shot
@@ -167,25 +168,17 @@ class FootageVideo:
         """Another identity's face over the same frames, cropped as these."""
         if not (self.faces and self.kind == "human" and self.record.faces):
             return None
-        from xdyna.data.preprocess.cross_faces import read_faces
-
         try:
-            whole = read_faces(self.dataset.root / self.record.faces)
-        except (DataError, MediaError, OSError) as error:
+            whole = read_faces(self.dataset.root / self.record.faces, rows)
+        except (DataError, OSError) as error:
             raise ClipError(str(error)) from error
-        if len(whole.frames) != self.length:
+        if whole.frames.shape[1:3] != self._picture:
             raise ClipError(
-                f"faces '{self.record.faces}' have {len(whole.frames)} frames, clip '{self.clip_id}' has {self.length}"
+                f"faces '{self.record.faces}' have another size than clip '{self.clip_id}'; make them again"
             )
-        height, width = whole.frames.shape[1:3]
-        down, across = height / self.record.height, width / self.record.width
-        left, top, wide, high = self.crop.box
-        x, y = round(left * across), round(top * down)
-        box = (x, y, max(round((left + wide) * across) - x, 1), max(round((top + high) * down) - y, 1))
-        crop = CropResize(box=box, size=self.size)
-        frames = np.stack([crop.image(frame) for frame in whole.frames[rows]])
-        landmarks = whole.landmarks[rows].copy()
-        landmarks[..., :2] = crop.points(landmarks[..., :2])
+        frames = np.stack([self.crop.image(frame) for frame in whole.frames])
+        landmarks = whole.landmarks.copy()
+        landmarks[..., :2] = self.crop.points(landmarks[..., :2])
         return Faces(frames, landmarks)
 
 
