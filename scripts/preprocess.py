@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""From raw footage to a training set. See `python scripts/preprocess.py --help`."""
+
+import sys
+
+from xdyna.cli.guard import run
+
+if __name__ == "__main__":
+    sys.exit(run("xdyna.cli.preprocess"))
