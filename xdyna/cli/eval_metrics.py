@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
-from xdyna.cli.eval_weights import MissingWeights, WeightsFolder
+from xdyna.cli.eval_weights import MissingWeights
 from xdyna.cli.guard import UsageError
 from xdyna.evaluation.clips import ClipProtocol
 from xdyna.evaluation.distribution import FrechetMetric
@@ -22,6 +22,13 @@ from xdyna.evaluation.store import Store
 from xdyna.perception.base import get_backend
 
 
+class Networks(Protocol):
+    """Where networks come from, e.g. a `WeightsFolder`."""
+
+    def extractor(self, name: str) -> Any:
+        """The network of a name in `EXTRACTORS`; raises `MissingWeights`."""
+
+
 class Shared:
     """What metrics share; each is made when the first metric asks for it.
 
@@ -33,9 +40,7 @@ class Shared:
         pose_backend: finds people.
     """
 
-    def __init__(
-        self, store: Store, weights: WeightsFolder, *, clip: ClipProtocol, masks: str, pose_backend: str
-    ) -> None:
+    def __init__(self, store: Store, weights: Networks, *, clip: ClipProtocol, masks: str, pose_backend: str) -> None:
         self.store, self.weights, self.clip = store, weights, clip
         self._masks, self._pose_backend = masks, pose_backend
 
