@@ -34,6 +34,7 @@ def test_just_enough_passes():
     ("refusal", "reason", "numbers"),
     [
         (filters.partly_seen(replace(GOOD, share=0.75), OPTIONS), "partly_people", ("75%", "80%")),
+        (filters.others_beside(replace(GOOD, others=0.4), OPTIONS), "several_people", ("40%", "25%")),
         (filters.small_person(replace(GOOD, height=0.2), OPTIONS), "small_person", ("20%", "25%")),
         (filters.low_confidence(replace(GOOD, confidence=0.42), OPTIONS), "low_confidence", ("0.42", "0.5")),
         (filters.occluded(replace(GOOD, hidden=0.7), OPTIONS), "occluded", ("70%", "60%")),

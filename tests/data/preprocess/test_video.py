@@ -161,6 +161,18 @@ FAULTS: list[tuple[str, str, Callable[[], list[np.ndarray]], str | None, dict]] 
 ]
 
 
+def visited() -> list[np.ndarray]:
+    """Somebody comes by between the frames that are looked at first."""
+    frames = walk()
+    return [put_person(f, (112, 15, 158, 130), channel=1) if 1 <= k <= 11 else f for k, f in enumerate(frames)]
+
+
+def test_others_between_the_first_looks(tmp_path: Path):
+    outcome = run(write_video(tmp_path / "a.mp4", visited()), looks=2, cut_change=255)
+    assert [(s.stage, s.reason) for s in outcome.skips] == [("people", "several_people")]
+    assert "42%" in outcome.skips[0].detail, "11 of 26 frames"
+
+
 @pytest.mark.parametrize(("reason", "stage", "frames", "kind", "changes"), FAULTS, ids=[f[0] for f in FAULTS])
 def test_faults(tmp_path: Path, reason: str, stage: str, frames: Callable, kind: str | None, changes: dict):
     outcome = run(write_video(tmp_path / "a.mp4", frames()), kind=kind, **changes)

@@ -133,6 +133,17 @@ def partly_seen(person: PersonNumbers, options: PreprocessOptions) -> Refusal | 
     )
 
 
+def others_beside(person: PersonNumbers, options: PreprocessOptions) -> Refusal | None:
+    """How often others are there as well."""
+    if person.others < _SEVERAL:
+        return None
+    return Refusal(
+        "people",
+        "several_people",
+        f"{person.others:.0%} of all frames show several people; less than {_SEVERAL:.0%} may.",
+    )
+
+
 def small_person(person: PersonNumbers, options: PreprocessOptions) -> Refusal | None:
     """The person's height."""
     if person.height >= options.min_person:
@@ -179,6 +190,6 @@ def no_face(person: PersonNumbers, options: PreprocessOptions) -> Refusal | None
     )
 
 
-PERSON_FILTERS = (partly_seen, small_person, low_confidence, occluded, no_face)
+PERSON_FILTERS = (partly_seen, others_beside, small_person, low_confidence, occluded, no_face)
 """In the order in which they are asked; the first refusal counts."""
 MOTION_FILTERS = (static, camera_shake)

@@ -17,6 +17,7 @@ from xdyna.data.preprocess.frames import sampled
 _PAIRS = 32  # pairs of frames that are compared per window
 _TEXT_FRAMES = 8
 _TEXT_STEP = 3  # frames: what moves is elsewhere then, text is not
+_AROUND = 0.1  # of a person's box on each side: joints do not reach to hair, hands and clothes
 _FEATURES = 200
 _FEWEST = 12  # features that say something about the camera
 _STILL = 0.3  # px a frame: what tracking makes of a still point
@@ -91,7 +92,9 @@ def measure_motion(frames: np.ndarray, times: np.ndarray, people: np.ndarray | N
     height, width = frames.shape[1:3]
     background = np.full((height, width), 255, np.uint8)
     for left, top, right, bottom in () if people is None else people * np.array([width, height, width, height]):
-        background[max(0, int(top)) : int(bottom) + 1, max(0, int(left)) : int(right) + 1] = 0
+        across, down = _AROUND * (right - left), _AROUND * (bottom - top)
+        rows = slice(max(0, int(top - down)), max(0, int(bottom + down)) + 1)
+        background[rows, max(0, int(left - across)) : max(0, int(right + across)) + 1] = 0
     flows, cameras = [], []
     dense = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     for first in sampled(len(frames) - 1, _PAIRS):

@@ -52,6 +52,7 @@ class PersonNumbers:
         confidence: mean confidence of the joints that are seen.
         hidden: mean share of the 14 joints below eyes and ears that are not seen, over frames with the person.
         face: share of the frames with a face.
+        others: share of the frames with other people beside the person.
     """
 
     share: float
@@ -59,6 +60,7 @@ class PersonNumbers:
     confidence: float
     hidden: float
     face: float
+    others: float = 0.0
 
 
 @lru_cache(maxsize=2)
@@ -152,25 +154,30 @@ def _common(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.prod(sides.clip(0))) / smaller if smaller > 0 else 0.0
 
 
-def person_track(video: Path, rows: np.ndarray, *, backend: PoseBackend, crop: Box, cache: Path) -> PoseTrack:
+def person_track(
+    video: Path, rows: np.ndarray, *, backend: PoseBackend, size: tuple[int, int], crop: Box, cache: Path
+) -> tuple[PoseTrack, float]:
     """The person of a window in px of the cropped picture, by the function and settings of inference.
 
     Args:
         video: the file.
         rows: (T,) frame numbers, ascending.
         backend: finds people.
+        size: (H, W) of the frames, px.
         crop: what is kept of the picture.
         cache: folder of detections.
 
     Returns:
-        The track of T frames.
+        The track of T frames, and the share of frames in which others were found beside the person.
 
     Raises:
         PerceptionError: nobody in any frame.
         MediaError: the video cannot be read.
     """
     track = perceive(video, frame_indices=rows, backend=backend, cache_dir=cache, max_gap=_MAX_GAP)
-    return track.transform(CropResize(box=crop, size=(crop[3], crop[2])))
+    found = detect_frames(video, rows=rows, backend=backend, size=size, cache_dir=cache)
+    others = float(np.mean([len(counted(people)) > 1 for people in found]))
+    return track.transform(CropResize(box=crop, size=(crop[3], crop[2]))), others
 
 
 def person_boxes(track: PoseTrack) -> np.ndarray:
@@ -192,11 +199,12 @@ def person_boxes(track: PoseTrack) -> np.ndarray:
     return boxes.astype(np.float32)
 
 
-def person_numbers(track: PoseTrack) -> PersonNumbers:
+def person_numbers(track: PoseTrack, others: float = 0.0) -> PersonNumbers:
     """Measure the person of a clip.
 
     Args:
         track: T frames in px of the cropped picture.
+        others: share of the frames with other people; handed on.
 
     Returns:
         The numbers; all 0 (hidden: 1) where nobody is seen.
@@ -204,7 +212,7 @@ def person_numbers(track: PoseTrack) -> PersonNumbers:
     boxes = person_boxes(track)
     there = (boxes > 0).any(axis=1)
     if not there.any():
-        return PersonNumbers(share=0.0, height=0.0, confidence=0.0, hidden=1.0, face=0.0)
+        return PersonNumbers(share=0.0, height=0.0, confidence=0.0, hidden=1.0, face=0.0, others=others)
     body = track.body[there, _BODY, 2].astype(np.float64)
     seen = body >= CONFIDENCE
     return PersonNumbers(
@@ -213,6 +221,7 @@ def person_numbers(track: PoseTrack) -> PersonNumbers:
         confidence=float(body[seen].mean()) if seen.any() else 0.0,
         hidden=float(1 - seen.mean()),
         face=float((track.face[..., 2].mean(axis=1) >= CONFIDENCE).mean()),
+        others=others,
     )
 
 

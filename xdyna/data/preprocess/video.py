@@ -223,8 +223,9 @@ class _Video:
         """The person in every frame."""
         options = self._options
         backend = people.pose_backend(options.backend)
-        track = people.person_track(self._local, rows, backend=backend, crop=crop, cache=self._cache)
-        person = people.person_numbers(track)
+        size = (self._info.height, self._info.width)
+        track, others = people.person_track(self._local, rows, backend=backend, size=size, crop=crop, cache=self._cache)
+        person = people.person_numbers(track, others)
         for person_filter in filters.PERSON_FILTERS:
             refusal = person_filter(person, options)
             if refusal is not None:
