@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.data.real_faces import moved, portrait
+from xdyna.data.liveportrait import _crop
 from xdyna.data.options import DataError
 from xdyna.data.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes, patch_boxes
 from xdyna.perception.face_mesh import FaceMesher
@@ -128,10 +129,8 @@ def test_key_points_follow_the_paper(home: Path, people: tuple[Portrait, Portrai
     reenactor.reenact(dark[None], driver.landmarks[None], other, own=driver)
     (start, end), *_ = wrapper.asked
 
-    from xdyna.data.liveportrait import _crop
-
-    means = [float(_crop(p, points)[0].mean()) / 255 for p, points in
-             ((other.picture, other.landmarks), (dark, driver.landmarks), (driver.picture, driver.landmarks))]  # fmt: skip
+    shown = ((other.picture, other.landmarks), (dark, driver.landmarks), (driver.picture, driver.landmarks))
+    means = [float(_crop(image, points)[0].mean()) / 255 for image, points in shown]
     kp = torch.linspace(-1, 1, 63).reshape(1, 21, 3)
     delta = means[0] + means[1] - means[2]
     expected = (1 + means[1]) * (kp + delta) + torch.tensor([means[1], 2 * means[1], 0])
@@ -152,7 +151,7 @@ def test_no_faces(home: Path, people: tuple[Portrait, Portrait]):
 
 def test_it_says_how_to_install_it(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDYNA_LIVEPORTRAIT", raising=False)
-    with pytest.raises(DataError, match="is not installed: clone https://github.com/KwaiVGI/LivePortrait"):
+    with pytest.raises(DataError, match=r"is not installed: clone https://github\.com/KwaiVGI/LivePortrait"):
         get_reenactor("liveportrait")
     with pytest.raises(DataError, match="is no LivePortrait"):
         get_reenactor("liveportrait", models_dir=tmp_path)

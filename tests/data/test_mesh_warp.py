@@ -135,7 +135,7 @@ def test_an_open_mouth_shows_teeth_and_darkness(admiral: Portrait, drawn: tuple[
 
 
 def test_shapes_and_missing_faces(faces: Faces, astronaut: Portrait):
-    frames, landmarks = clip_of(astronaut)
+    frames, _ = clip_of(astronaut)
     assert faces.frames.shape == frames.shape
     assert faces.frames.dtype == np.uint8
     assert faces.landmarks.shape == (4, 68, 3)
@@ -239,13 +239,10 @@ def test_faces_beyond_the_edge(warp: MeshWarp, astronaut: Portrait, admiral: Por
     """Half of the face has left the picture: what remains is drawn."""
     cut = astronaut.picture[:, 226:]
     points = astronaut.landmarks - np.array([226, 0, 0], np.float32)
-    try:
-        result = warp.reenact(np.ascontiguousarray(cut)[None], points[None], admiral)
-    except ReenactError as error:
-        assert error.reason == "no_face"
-    else:
-        assert result.frames.shape == (1, *cut.shape)
-        assert np.isfinite(result.landmarks).all()
+    result = warp.reenact(np.ascontiguousarray(cut)[None], points[None], admiral)
+    assert result.frames.shape == (1, *cut.shape)
+    assert result.frames.any()
+    assert np.isfinite(result.landmarks).all()
 
 
 def test_photographs_are_what_they_are_taken_for():
