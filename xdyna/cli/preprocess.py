@@ -17,7 +17,7 @@ from xdyna.data.preprocess.engines import ENGINES, Engine, LocalEngine, availabl
 from xdyna.data.preprocess.finish import FinishOptions
 from xdyna.data.preprocess.listing import read_sources
 from xdyna.data.preprocess.options import PreprocessOptions
-from xdyna.data.preprocess.records import KINDS, REASONS, VideoSource
+from xdyna.data.preprocess.records import KINDS, REASONS
 from xdyna.data.preprocess.report import Summary, duration
 from xdyna.data.preprocess.run import Job, Plan, Step, check_addresses, finish_all, plan, process_all
 from xdyna.data.preprocess.store import validate
@@ -25,7 +25,7 @@ from xdyna.data.preprocess.work import WorkFolder, is_remote
 from xdyna.media import MediaError, probe
 
 _PROBED = 40  # videos that a dry run looks into; the others are estimated by their size
-_CORE_SECONDS = 1.0  # of one core per second of footage
+_CORE_SECONDS = 0.2  # of one core per frame of 512 x 896 px with a person, measured
 REENACTORS = ("mesh-warp", "liveportrait")
 
 
@@ -198,29 +198,25 @@ def _dry_run(job: Job, *, workers: int | None) -> int:
     """Say how many videos and hours there are, and about how long it takes."""
     found = plan(job)
     local = [(source, size) for source, size in found.pending if not is_remote(source.path)]
-    looked, seconds = 0, 0.0
+    looked, seconds, frames = 0, 0.0, 0
     for source, size in local[:: max(1, len(local) // _PROBED)]:
-        length = _seconds(source)
-        looked, seconds = looked + (size if length else 0), seconds + length
+        try:
+            info = probe(source.path)
+        except MediaError:
+            continue
+        looked, seconds, frames = looked + size, seconds + info.duration, frames + info.frame_count
     total = sum(size for _, size in found.pending)
     cores = workers or available_cores()
     print(f"{len(found.done)} videos are done, {len(found.pending)} to do, {total / 2**30:.2f} GiB")
     if found.pending and not looked:
         print("their duration is not known: none of those that were looked at can be read as a local video")
     elif found.pending:
-        hours = seconds * total / looked
+        work = frames * total / looked * _CORE_SECONDS / cores
         print(
-            f"about {duration(hours)} of footage, about {duration(hours * _CORE_SECONDS / cores)} with {cores} workers "
-            f"({_CORE_SECONDS:g} s of one core per second of footage, measured on 25 fps full HD; yours will differ)"
+            f"about {duration(seconds * total / looked)} of footage, roughly {duration(work)} with {cores} workers "
+            f"({_CORE_SECONDS:g} s of one core per frame, as with half a megapixel and a person; scenes take less)"
         )
     return 0
-
-
-def _seconds(source: VideoSource) -> float:
-    try:
-        return probe(source.path).duration
-    except MediaError:
-        return 0.0
 
 
 def _add_faces(args: argparse.Namespace) -> None:

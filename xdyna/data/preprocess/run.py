@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib.metadata
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from xdyna.data.preprocess.records import VideoOutcome, VideoSource
 from xdyna.data.preprocess.report import Summary
 from xdyna.data.preprocess.store import write_if_changed
 from xdyna.data.preprocess.work import WORK, WorkFolder, digest, file_size, is_remote, local_copy, read_failure
-from xdyna.media import MediaError
+from xdyna.media import MediaError, MediaWarning
+from xdyna.perception import PerceptionWarning
 
 Process = Callable[[VideoSource, Path, PreprocessOptions, Path], VideoOutcome]
 
@@ -97,7 +99,10 @@ class VideoWork:
     def __call__(self, source: VideoSource) -> VideoOutcome:
         """The outcome of a video; one that was there before is handed back as it is."""
         try:
-            with local_copy(source.path) as local:
+            # Of thousands of videos some are cut off: a warning each would bury the progress bar.
+            with local_copy(source.path) as local, warnings.catch_warnings():
+                warnings.simplefilter("ignore", MediaWarning)
+                warnings.simplefilter("ignore", PerceptionWarning)
                 outcome = self._processed(source, local)
         except (OSError, MediaError) as error:
             if _is_ours(error):
