@@ -17,7 +17,7 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo tiny gpu-tiny tiny-report eval-tiny sensitivity eval-parity test test-slow test-parity lint format bench clean
+.PHONY: help venv demo preprocess tiny gpu-tiny tiny-report eval-tiny sensitivity eval-parity test test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -52,6 +52,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## animate the sample puppet; writes an mp4 and a contact sheet and prints where
 	$(BIN)/python scripts/demo.py $(ARGS)
+
+preprocess: $(STAMP) ## make a training set of videos, e.g. ARGS="footage/ --out datasets/mine"; continues what it began
+	$(BIN)/python scripts/preprocess.py $(ARGS)
 
 # Each stage is one run that resumes exactly: an interrupted `make tiny` continues where it was. MINUTES limits a slice.
 TINY_STAGES := vae base dynamics clips face
