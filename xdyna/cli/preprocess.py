@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "data/mine CLIP_ID",
     )
     p.add_argument("inputs", nargs="*", metavar="INPUT", help="folder, glob, video, or list (CSV, JSONL, Parquet, txt)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="the data set")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the data set; of --inspect: an .mp4 or .png")
     p.add_argument("--kind", choices=KINDS, help="of all videos whose list does not say it (default: found out)")
     p.add_argument("--config", type=Path, metavar="YAML", help="settings, see configs/preprocess")
     p.add_argument(
@@ -71,8 +71,7 @@ def parser() -> argparse.ArgumentParser:
     faces.add_argument("--faces-seed", type=int, default=0, metavar="N", help="of who lends the face (%(default)s)")
     other = p.add_argument_group("with a finished data set")
     other.add_argument("--inspect", nargs=2, metavar=("DATASET", "CLIP"), help="draw a clip with pose, face and mask")
-    other.add_argument("--draw-to", type=Path, metavar="FILE", help=".mp4 or .png for --inspect (default: CLIP.mp4)")
-    other.add_argument("--overwrite", action="store_true", help="replace the file of --draw-to")
+    other.add_argument("--overwrite", action="store_true", help="--inspect may replace a file")
     other.add_argument("--check", type=Path, metavar="DATASET", help="look whether everything is there and fits")
     other.add_argument("--check-videos", action="store_true", help="with --check: compare the videos' bytes too")
     other.add_argument("--shards", type=Path, metavar="OUT", help="export the data set --out as WebDataset tar files")
@@ -238,7 +237,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from xdyna.data.preprocess.inspect import inspect_clip
 
     dataset, clip = Path(args.inspect[0]), args.inspect[1]
-    print(inspect_clip(dataset, clip, args.draw_to or Path(f"{clip}.mp4"), overwrite=args.overwrite))
+    print(inspect_clip(dataset, clip, args.out or Path(f"{clip}.mp4"), overwrite=args.overwrite))
     return 0
 
 

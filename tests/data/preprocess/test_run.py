@@ -213,7 +213,7 @@ def test_defects_and_deaths_are_skips_and_can_be_tried_again(tmp_path, calls) ->
     job = job_of(sources, tmp_path / "out")
     made(job, LocalEngine(2, retries=1))
     skips = {skip.source_id: skip for skip in read_skips(job.folder / "skipped.parquet") if skip.reason == "error"}
-    assert skips["v1"].detail == "IndexError: a defect of the program"
+    assert skips["v1"].detail == "IndexError: a defect of the program."
     assert "died 2 times" in skips["v2"].detail
     assert {record.source_id for record in read_dataset(job.folder).records} == {"v0", "v3"}
     (trace,) = (job.folder / ".work" / "errors").iterdir()

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import cv2
+
 from xdyna.data.options import DataError
 from xdyna.data.preprocess.engines import RETRIES, Failure, Result, Task, available_cores, died, failure
 
@@ -108,5 +110,6 @@ def _check_address(address: str | None) -> None:
 
 
 def _call(work: Callable[[Any], Any], task: Any) -> Any:
-    """What runs on the cluster."""
+    """What runs on the cluster, on one core."""
+    cv2.setNumThreads(1)
     return work(task)

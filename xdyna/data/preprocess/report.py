@@ -238,15 +238,17 @@ def _reason(folder: Path, reason: str, skips: Sequence[Skip]) -> str:
     return f"<details open>{head}{pictures}</details>"
 
 
+def _frames(skip: Skip) -> str:
+    return "all" if skip.start < 0 else f"{skip.start} to {skip.start + skip.frames - 1}"
+
+
 def _where(skip: Skip) -> str:
-    return (
-        skip.source_id if skip.start < 0 else f"{skip.source_id}, frames {skip.start} to {skip.start + skip.frames - 1}"
-    )
+    return skip.source_id if skip.start < 0 else f"{skip.source_id}, frames {_frames(skip)}"
 
 
 def _skip_table(skips: Sequence[Skip]) -> str:
     rows = [
-        f"<tr><td>{_text(skip.source_id)}</td><td>{'all' if skip.start < 0 else f'{skip.start}+{skip.frames}'}</td>"
+        f"<tr><td>{_text(skip.source_id)}</td><td>{_frames(skip)}</td>"
         f"<td><code>{_text(skip.reason)}</code></td><td>{_text(skip.detail)}</td></tr>"
         for skip in skips[:_ROWS]
     ]

@@ -224,7 +224,8 @@ class WorkFolder:
 def read_failure(source: VideoSource, detail: str, *, reason: str = "unreadable", sha256: str = "") -> VideoOutcome:
     """The outcome of a video of which nothing could be made."""
     stage = "read" if reason == "unreadable" else "error"
-    return VideoOutcome(source.id, sha256, 0.0, (), (Skip(source.id, source.path, stage, reason, detail),))
+    sentence = f"{detail[:1].upper()}{detail[1:].removesuffix('.')}."
+    return VideoOutcome(source.id, sha256, 0.0, (), (Skip(source.id, source.path, stage, reason, sentence),))
 
 
 def _token(path: str) -> str | None:
