@@ -26,7 +26,7 @@ _BODY = slice(0, 14)  # joints below eyes and ears
 _MAX_GAP = 8  # frames; the default of inference
 _OTHER = 0.3  # of the largest person's height: smaller ones are passers-by
 _NARROWEST = 0.15  # of the picture's width; what is left beside a person and narrower holds nobody
-_SURE = 0.6  # score of people who were only found beside another
+_SURE, _TALL = 0.6, 0.25  # score, and share of the picture's height, of people who were only found beside another
 _SAME = 0.5  # overlap of two boxes from which on both are one person found twice
 
 
@@ -123,7 +123,9 @@ def _beside(frame: np.ndarray, box: np.ndarray, *, backend: PoseBackend, crop: B
             continue
         part = np.ascontiguousarray(frame[top : top + height, start:end])
         for person in counted(backend.detect(part)):
-            if person.score >= _SURE and person.box[3] - person.box[1] >= _OTHER * (box[3] - box[1]):
+            if person.score >= _SURE and person.box[3] - person.box[1] >= max(
+                _OTHER * (box[3] - box[1]), _TALL * height
+            ):
                 found.append(person.box + np.array([start, top, start, top]))
     return np.array(found, dtype=np.float32).reshape(-1, 4)
 
