@@ -62,8 +62,7 @@ def process_video(source: VideoSource, local: Path, options: PreprocessOptions, 
         return _failed(source, sha256, "probe", "unreadable", error)
     writer = _Writer(source, folder, sha256=sha256, fps=info.fps)
     try:
-        with tempfile.TemporaryDirectory(prefix="xdyna-") as cache:
-            _Video(source, local, options, writer, info=info, times=times, cache=Path(cache)).process()
+        _Video(source, local, options, writer, info=info, times=times).process()
     except _BAD_VIDEO as error:
         writer.skip(Refusal("error", "error", _sentence(error)))
     return VideoOutcome(source.id, sha256, info.duration, tuple(writer.clips), tuple(writer.skips))
@@ -159,10 +158,9 @@ class _Video:
         *,
         info: VideoInfo,
         times: np.ndarray,
-        cache: Path,
     ) -> None:
         self._source, self._local, self._options, self._writer = source, local, options, writer
-        self._info, self._times, self._cache = info, times, cache
+        self._info, self._times = info, times
 
     def process(self) -> None:
         """All windows in turn, until there are enough clips."""
@@ -178,14 +176,15 @@ class _Video:
             writer.skip(small)
             return
         for number, window in enumerate(find_windows(small_frames(self._local, crop), options)):
-            refusal = self._window(number, window, crop)
+            with tempfile.TemporaryDirectory(prefix="xdyna-") as detections:
+                refusal = self._window(number, window, crop, Path(detections))
             if refusal is not None:
                 writer.skip(refusal, window)
             if options.max_clips is not None and len(writer.clips) >= options.max_clips:
                 return
 
-    def _window(self, number: int, window: Window, crop: Box) -> Refusal | None:
-        """Make a clip of a window, or say why not. What costs least is asked first."""
+    def _window(self, number: int, window: Window, crop: Box, detections: Path) -> Refusal | None:
+        """Make a clip of a window, or say why not, cheapest first. `detections` holds who was found."""
         options = self._options
         rows = np.arange(window.start, window.start + len(window.frames))
         short = filters.too_short(len(rows), window.shot, options)
@@ -194,7 +193,7 @@ class _Video:
         text = filters.text_overlay(measure_text(window.frames), options)
         if text is not None:
             return text
-        looks = [] if self._source.kind == "scene" else self._look(rows, crop)
+        looks = [] if self._source.kind == "scene" else self._look(rows, crop, detections)
         kind = filters.decide_kind(looks, self._source.kind, options)
         if isinstance(kind, Refusal):
             return kind
@@ -207,34 +206,41 @@ class _Video:
             arrays = people.scene_arrays(rows, self._times[rows], (crop[3], crop[2]))
             self._writer.clip(number, window, crop, arrays, _Numbers(kind, motion, None))
             return None
-        return self._human(number, window, crop, rows, motion)
+        track, others = self._track(rows, crop, detections)
+        return self._human(number, window, crop, track, _Numbers(kind, motion, people.person_numbers(track, others)))
 
-    def _look(self, rows: np.ndarray, crop: Box) -> list[Look]:
+    def _look(self, rows: np.ndarray, crop: Box, detections: Path) -> list[Look]:
         return people.look_at(
             self._local,
             rows[sampled(len(rows), self._options.looks)],
             backend=people.pose_backend(self._options.backend),
             size=(self._info.height, self._info.width),
             crop=crop,
-            cache=self._cache,
+            cache=detections,
         )
 
-    def _human(self, number: int, window: Window, crop: Box, rows: np.ndarray, motion: Motion) -> Refusal | None:
+    def _track(self, rows: np.ndarray, crop: Box, detections: Path) -> tuple[PoseTrack, float]:
+        return people.person_track(
+            self._local,
+            rows,
+            backend=people.pose_backend(self._options.backend),
+            size=(self._info.height, self._info.width),
+            crop=crop,
+            cache=detections,
+        )
+
+    def _human(self, number: int, window: Window, crop: Box, track: PoseTrack, numbers: _Numbers) -> Refusal | None:
         """The person in every frame."""
-        options = self._options
-        backend = people.pose_backend(options.backend)
-        size = (self._info.height, self._info.width)
-        track, others = people.person_track(self._local, rows, backend=backend, size=size, crop=crop, cache=self._cache)
-        person = people.person_numbers(track, others)
+        assert numbers.person is not None
         for person_filter in filters.PERSON_FILTERS:
-            refusal = person_filter(person, options)
+            refusal = person_filter(numbers.person, self._options)
             if refusal is not None:
                 return refusal
-        arrays = self._arrays(track, crop, rows)
-        self._writer.clip(number, window, crop, arrays, _Numbers("human", motion, person))
+        self._writer.clip(number, window, crop, self._arrays(track, crop), numbers)
         return None
 
-    def _arrays(self, track: PoseTrack, crop: Box, rows: np.ndarray) -> ClipArrays:
+    def _arrays(self, track: PoseTrack, crop: Box) -> ClipArrays:
+        rows = track.frame_index
         boxes = people.person_boxes(track)
         there = (boxes > 0).any(axis=1)
         segmenter = people.mask_backend(self._options.backend)
@@ -245,5 +251,5 @@ class _Video:
             boxes=boxes,
             mask=people.person_masks(self._local, rows, backend=segmenter, crop=crop, there=there),
             times=self._times[rows].astype(np.float64),
-            frame_index=rows.astype(np.int64),
+            frame_index=rows,
         )
