@@ -11,7 +11,7 @@ from xdyna.data.mesh_warp import MeshWarp
 from xdyna.data.options import DataError
 from xdyna.data.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes, patch_boxes
 from xdyna.data.sources import Faces
-from xdyna.perception.face_mesh import INNER_LIPS, LOWER_LIP, SKIN, UPPER_LIP, FaceMesher, ibug68
+from xdyna.perception.face_mesh import INNER_LIPS, LEFT_EYE, LOWER_LIP, RIGHT_EYE, SKIN, UPPER_LIP, FaceMesher, ibug68
 
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
@@ -129,6 +129,22 @@ def test_an_open_mouth_shows_teeth_and_darkness(admiral: Portrait, drawn: tuple[
 
     assert brightness(0.09) > 140
     assert brightness(0.3) < 60
+
+
+def test_closed_lids_hide_the_eye(admiral: Portrait, drawn: tuple[np.ndarray, HeadPose, np.ndarray]):
+    """Dark irises are seen in the photograph; over closed eyes there is skin."""
+    shape, pose, mesh = drawn
+    warp = PortraitWarp(admiral.picture, mesh, shape, pose, scale=pose.scale)
+    shut = shape.copy()
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        upper, lower = list(eye[1:8]), list(eye[15:8:-1])
+        shut[upper] = shut[lower]
+    box = np.array([150, 140, 380, 400])
+    for iris in (468, 473):
+        x, y = (pose.place(shape)[iris, :2] - box[:2]).round().astype(int)
+        before, after = (warp.draw(s, pose, box)[y - 2 : y + 3, x - 2 : x + 3].mean() for s in (shape, shut))
+        assert before < 100
+        assert after > before + 40
 
 
 # Whole clips

@@ -182,13 +182,19 @@ def _remembered(path: Path, clips: dict[Path, Clip], *, frames: int) -> Clip:
     return clips[path]
 
 
-def triples(clip: Clip, result: Clip, other: Portrait, *, count: int) -> Iterator[Triple]:
-    """The liveliest frame of each of `count` equal parts of a clip, cut to what a face patch shows."""
+def triples(clip: Clip, result: Clip, other: Portrait, *, count: int, turn: tuple[int, int]) -> Iterator[Triple]:
+    """The liveliest frame of each of `count` parts of a clip, cut to what a face patch shows.
+
+    The clip is cut into `turn[1] * count` equal parts; every `turn[1]`-th from number `turn[0]` on is meant, so that
+    one clip with several faces does not show the same frames again.
+    """
     size = (clip.frames.shape[1], clip.frames.shape[2])
     boxes, shown = patch_boxes(result.landmarks, size=size), np.flatnonzero(seen(result.landmarks))
     lively = restlessness(clip.landmarks)
     portrait_box = patch_boxes(other.landmarks[None], size=(other.picture.shape[0], other.picture.shape[1]))[0]
-    for part in np.array_split(shown, min(count, len(shown))):
+    for part in np.array_split(shown, turn[1] * count)[turn[0] :: turn[1]]:
+        if not len(part):
+            continue
         row = int(part[np.argmax(lively[part])])
         yield (
             _cut(clip.frames[row], boxes[row]),
@@ -242,11 +248,11 @@ def main(argv: Sequence[str]) -> int:
         others = {path: read_portrait(path, clips, frames=args.frames) for path in args.other}
         pairs = [(driving, other) for driving in args.driving for other in others if driving != other]
         share = -(-max(args.triples - args.puppets, 1) // max(len(pairs), 1))
-        for driving, path in pairs:
+        for number, (driving, path) in enumerate(pairs):
             clip = _remembered(driving, clips, frames=args.frames)
             result, transfer = _reenact(clip, others[path], reenactor, mesher)
             transfers.append(transfer)
-            shown += triples(clip, result, others[path], count=share)
+            shown += triples(clip, result, others[path], count=share, turn=(number, len(pairs)))
             print(_line(transfer))
         print(f"all: expression {pooled_correlation(transfers):.3f}")
         shown = shown[: args.triples - args.puppets]

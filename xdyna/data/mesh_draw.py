@@ -9,13 +9,25 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from xdyna.data.mesh_shape import HeadPose
-from xdyna.perception.face_mesh import INNER_LIPS, LEFT_EYE, RIGHT_EYE, SKIN, VERTICES, oval, skin_triangles
+from xdyna.data.mesh_shape import HeadPose, opening
+from xdyna.perception.face_mesh import (
+    INNER_LIPS,
+    LEFT_EYE,
+    LEFT_LID,
+    RIGHT_EYE,
+    RIGHT_LID,
+    SKIN,
+    VERTICES,
+    oval,
+    skin_triangles,
+)
 
 _FINE = 2  # S
 _SHIFT = 4  # binary digits of a vertex' place that filling keeps
 _RINGS = (1.45, 4.5)  # outlines around the face's own: hair and neck, surroundings
 _GAP_OF_OPEN_MOUTH = 0.12  # in mouth widths: from here on the portrait shows its own teeth
+_LASHES = 0.6  # from fold to rim, where the lashes begin
+_LID_OFFSET = 0.02  # that lids lie before the skin they are drawn over, in units of shape
 _FLAT = 0.02  # px^2 of sub-pixels below which a triangle is not drawn
 _MAX_SIDE = 4096  # of the portrait with its surroundings, px
 _FULL_LIGHT = 215.0
@@ -65,11 +77,14 @@ class PortraitWarp:
         placed = pose.place(shape)
         eyes = [pose.place(self._open_eye(shape, eye))[:, :2] for eye in (RIGHT_EYE, LEFT_EYE)]
         lips = placed[list(INNER_LIPS), :2]
-        target = np.concatenate([placed[:, :2], self._ring_places(pose), *eyes, lips])
-        source = np.concatenate([self._uv, self._mouth(shape)])
-        skin = skin_triangles()
-        far_first = np.argsort(-placed[skin, 2].mean(axis=1), kind="stable")
-        triangles = np.concatenate([_background(), skin[far_first]])
+        lids, lid_source = self._lids(shape)
+        lids = pose.place(lids)
+        target = np.concatenate([placed[:, :2], self._ring_places(pose), *eyes, lips, lids[:, :2]])
+        source = np.concatenate([self._uv, self._mouth(shape), lid_source])
+        skin, strips = skin_triangles(), _lid_triangles()
+        depth = [placed[skin, 2].mean(axis=1), lids[strips, 2].mean(axis=1) - _LID_OFFSET * pose.scale]
+        above = np.concatenate([skin, strips + len(target) - len(lids)])
+        triangles = np.concatenate([_background(), above[np.argsort(-np.concatenate(depth), kind="stable")]])
         size = int(box[3] - box[1]), int(box[2] - box[0])
         fine = (target - box[:2] + 0.5) * _FINE - 0.5
         map_xy = _map(fine, source, triangles, (size[0] * _FINE, size[1] * _FINE))
@@ -88,6 +103,26 @@ class PortraitWarp:
         rim[1:8, 1] = np.minimum(rim[1:8, 1], own[1:8, 1])
         rim[9:, 1] = np.maximum(rim[9:, 1], own[9:, 1])
         return rim
+
+    def _lids(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Upper lids that unroll when they close: twice 27 places (3,) in the shape, and where they are looked up (2,).
+
+        Three rows of nine from corner to corner: fold, edge of the lashes, rim. The further an eye is closed, the more
+        skin from above the fold is seen; the lashes keep their height.
+        """
+        places, sources = [], []
+        for eye, (fold, above) in ((RIGHT_EYE, RIGHT_LID), (LEFT_EYE, LEFT_LID)):
+            shut = float(np.clip(1 - opening(shape, eye) / max(opening(self._shape, eye), 1e-6), 0, 1))
+            rim = [eye[0], *eye[1:8], eye[8]]
+            rows = [[eye[0], *row, eye[8]] for row in (fold, above)]
+            share = 1 - _LASHES * (1 - shut)  # of the way from rim to fold that keeps its height
+            height = np.linalg.norm(self._shape[rows[0]] - self._shape[rim], axis=1) * share
+            now = np.linalg.norm(shape[rows[0]] - shape[rim], axis=1)
+            kept = np.minimum(height / np.maximum(now, 1e-6), 1)[:, None]
+            uv = [self._uv[row] for row in (*rows, rim)]
+            places += [shape[rows[0]], shape[rim] + kept * (shape[rows[0]] - shape[rim]), shape[rim]]
+            sources += [uv[0] + _LASHES * shut * (uv[1] - uv[0]), uv[2] + share * (uv[0] - uv[2]), uv[2]]
+        return np.concatenate(places), np.concatenate(sources)
 
     def _mouth(self, shape: np.ndarray) -> np.ndarray:
         """(20, 2) where the inside of the mouth is looked up: in the portrait, or in the drawn one.
@@ -134,6 +169,12 @@ def _background() -> np.ndarray:
         upper, lower = first + k, first + (20 - k) % 20
         triangles += [[upper, upper + 1, lower], [upper + 1, first + 19 - k, lower]]
     return np.array(triangles, dtype=np.int64)
+
+
+def _lid_triangles() -> np.ndarray:
+    """int64 (64, 3): the strips of `PortraitWarp._lids`."""
+    first = np.array([27 * eye + 9 * row + k for eye in (0, 1) for row in (0, 1) for k in range(8)])[:, None]
+    return np.concatenate([first + [0, 1, 9], first + [1, 10, 9]])
 
 
 def _reduced(

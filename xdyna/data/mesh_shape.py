@@ -69,6 +69,12 @@ def eye_center(shape: np.ndarray, eye: tuple[int, ...]) -> np.ndarray:
     return np.asarray((shape[eye[0]] + shape[eye[8]]) / 2)
 
 
+def opening(shape: np.ndarray, eye: tuple[int, ...]) -> float:
+    """Mean distance of the lids of an eye, over its middle five pairs of vertices. Args: shape: (V, 3)."""
+    upper, lower = list(eye[2:7]), list(eye[14:9:-1])
+    return float(np.linalg.norm(shape[upper] - shape[lower], axis=1).mean())
+
+
 def frontal(mesh: np.ndarray) -> tuple[np.ndarray, HeadPose]:
     """Shape and pose of a single mesh, by its own axes: left and right are mirror images, the forehead is up.
 
@@ -163,7 +169,7 @@ class ExpressionTransfer:
         )
         for eye in (RIGHT_EYE, LEFT_EYE):
             across = _ratio(_distance(other, eye[0], eye[8]), _distance(driver, eye[0], eye[8]))
-            along = _ratio(_opening(other, eye), _opening(driver, eye))
+            along = _ratio(opening(other, eye), opening(driver, eye))
             self._blend(
                 eye_center(other, eye),
                 width=_distance(other, eye[0], eye[8]),
@@ -199,12 +205,6 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 def _distance(shape: np.ndarray, first: int, second: int) -> float:
     return float(np.linalg.norm(shape[first] - shape[second]))
-
-
-def _opening(shape: np.ndarray, eye: tuple[int, ...]) -> float:
-    """Mean distance of the lids of an eye, over its middle five pairs of vertices."""
-    upper, lower = list(eye[2:7]), list(eye[14:9:-1])
-    return float(np.linalg.norm(shape[upper] - shape[lower], axis=1).mean())
 
 
 def _ratio(other: float, driver: float) -> float:
