@@ -1,28 +1,22 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.data.preprocess.made import quick_process
+from tests.data.preprocess.made import Here, quick_process
 from xdyna.cli import guard
 from xdyna.cli import preprocess as program
 from xdyna.config import load_config
 from xdyna.data.preprocess.store import read_dataset
+from xdyna.data.puppet.render import render_clip
 from xdyna.media import VideoWriter, probe
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Here:
-    """An engine in this very process."""
-
-    def __init__(self, workers: int | None = None) -> None:
-        pass
-
-    def run(self, tasks, work):
-        for number, task in enumerate(tasks):
-            yield number, work(task)
 
 
 @pytest.fixture
@@ -155,3 +149,34 @@ def test_interrupted_it_says_how_to_go_on(preprocess, monkeypatch) -> None:
     assert code == guard.INTERRUPTED
     assert "run the same command again to continue" in err
     assert preprocess("footage", "--out", "set")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_terminated_run_ends_at_once_and_goes_on(tmp_path) -> None:
+    footage, out = tmp_path / "footage", tmp_path / "set"
+    for number in range(2):
+        with VideoWriter(footage / f"{number}.mp4", fps=12, size=(256, 320)) as writer:
+            for frame in render_clip(0, 0, number, frames=30, size=(256, 320), kind="scene", scene_kind="sea").frames:
+                writer.write(frame)
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "preprocess.py"),
+        str(footage),
+        "--out",
+        str(out),
+        "--kind",
+        "scene",
+    ]
+    command += ["--workers", "2", "--set", "finish.duplicate_bits=-1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (out / ".work" / "lock").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == guard.INTERRUPTED, err
+    assert "run the same command again to continue" in err
+    assert "Traceback" not in err
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(read_dataset(out).records) == 2

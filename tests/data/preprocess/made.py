@@ -14,6 +14,17 @@ from xdyna.data.preprocess.store import write_arrays, write_if_changed
 from xdyna.media import MediaError, file_sha256
 
 
+class Here:
+    """An engine in this very process."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        pass
+
+    def run(self, tasks, work):
+        for number, task in enumerate(tasks):
+            yield number, work(task)
+
+
 def arrays_of(frames: int = 5, *, start: int = 0, seed: int = 0, mask: tuple[int, int] = (64, 37)) -> ClipArrays:
     rng = np.random.default_rng(seed)
     points = [rng.random((frames, *shape), dtype=np.float32) for shape in ((18, 3), (2, 21, 3), (68, 3), (4,))]

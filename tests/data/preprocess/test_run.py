@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.data.preprocess.made import quick_process
+from tests.data.preprocess.made import Here, quick_process
 from xdyna.data.options import DataError
 from xdyna.data.preprocess.engines import LocalEngine, failure
 from xdyna.data.preprocess.finish import FinishOptions
@@ -23,14 +23,6 @@ from xdyna.data.preprocess.work import WorkFolder, local_copy
 from xdyna.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-class Here:
-    """An engine in this very process, for what needs no workers."""
-
-    def run(self, tasks, work):
-        for number, task in enumerate(tasks):
-            yield number, work(task)
 
 
 class Broken:

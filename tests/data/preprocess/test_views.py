@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.preprocess.made import arrays_of, record_of, write_picture
+from tests.data.preprocess.made import Here, arrays_of, record_of, write_picture
 from xdyna.data.options import DataError
 from xdyna.data.preprocess.engines import failure
 from xdyna.data.preprocess.inspect import inspect_clip
@@ -21,14 +21,6 @@ from xdyna.data.preprocess.report import Summary, duration, histogram, write_car
 from xdyna.data.preprocess.shards import read_shards, write_shards
 from xdyna.data.preprocess.store import write_arrays, write_manifest
 from xdyna.media import VideoWriter, file_sha256, probe, read_frames, read_image
-
-
-class Here:
-    """An engine in this very process."""
-
-    def run(self, tasks, work):
-        for number, task in enumerate(tasks):
-            yield number, work(task)
 
 
 def summary_of(folder: Path, *, skips: int = 3) -> Summary:
