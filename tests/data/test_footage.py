@@ -407,6 +407,20 @@ def test_what_is_not_there_is_named(tmp_path: Path, changes: dict, message: str)
         build_dataset(options(folder, **{"scene_ratio": 0, **changes}), seed=0)
 
 
+def test_videos_elsewhere_are_refused(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "one", [record("a", path="s3://bucket/a.mp4")])
+    with pytest.raises(DataError, match=r"'s3://bucket/a.mp4' lies on another machine.*copy the footage"):
+        build_dataset(options(folder, scene_ratio=0), seed=0)
+
+
+def test_a_relative_path_may_start_at_the_data_set(copied: Path) -> None:
+    """A set that is moved with its videos stays one."""
+    there = read_dataset(copied).records
+    moved = [dataclasses.replace(entry, path=f"videos/{entry.clip_id}.mp4") for entry in there]
+    one, other = (build_dataset(options(write_set(copied, entries)), seed=0)[1] for entries in (there, moved))
+    assert torch.equal(one.pixels, other.pixels)
+
+
 def test_a_folder_without_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no finished data set"):
         build_dataset(options(tmp_path), seed=0)

@@ -26,7 +26,7 @@ class CacheConfig:
     """Settings of `scripts/cache.py`.
 
     Attributes:
-        data: what is rendered; see `DataConfig`.
+        data: what is rendered or read; see `DataConfig`.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -94,13 +94,13 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="cache.py",
-        description="Render training clips and encode them once. Interrupted, it continues with the same command.",
+        description="Make training clips and encode them once. Interrupted, it continues with the same command.",
     )
     p.add_argument("--vae", type=Path, required=True, metavar="DIR", help="autoencoder or pipeline folder")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the cache")
     p.add_argument("--clips", type=int, required=True, metavar="N", help="number of clips, humans and scenes together")
-    p.add_argument("--seed", type=int, default=0, help="of what is rendered (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of clips and crops (%(default)s)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
-    p.add_argument("overrides", nargs="*", metavar="data.key=value", help="what is rendered, e.g. data.face=cross")
+    p.add_argument("overrides", nargs="*", metavar="data.key=value", help="what is kept, e.g. data.face=cross")
     return p

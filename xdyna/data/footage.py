@@ -14,6 +14,7 @@ from xdyna.data.footage_video import FootageVideo
 from xdyna.data.options import SPLITS, DataConfig, DataError, DataWarning
 from xdyna.data.preprocess.records import KINDS, ClipRecord
 from xdyna.data.preprocess.store import Dataset, read_dataset
+from xdyna.data.preprocess.work import is_remote
 from xdyna.data.schedule import Bucket, Slot, Stock
 
 Clip = tuple[Dataset, ClipRecord]
@@ -53,6 +54,7 @@ class FootageSource:
         sizes = self.sizes = [(height, width) for height, width in config.buckets] or [config.size]
         self.datasets = [read_dataset(Path(entry["folder"])) for entry in config.manifests]
         needed = {"human": config.scene_ratio < 1, "scene": config.scene_ratio > 0}
+        self._refuse_remote()
         by_kind = {kind: self._by_size(kind) for kind in KINDS if needed[kind]}
         lead = "human" if needed["human"] else "scene"
         shares = [sum(shelf.share for shelf in shelves) for shelves in by_kind[lead]]
@@ -163,6 +165,15 @@ class FootageSource:
             wanted -= len(kept[-1])
         return kept
 
+    def _refuse_remote(self) -> None:
+        for dataset in self.datasets:
+            for record in dataset.records:
+                if is_remote(record.path):
+                    raise DataError(
+                        f"data set '{dataset.root}': '{record.path}' lies on another machine, and training reads "
+                        f"videos from local paths; copy the footage, and preprocess it there"
+                    )
+
     def _refuse(self, kind: str, shortest: int, counts: list[int]) -> None:
         where = ", ".join(f"'{dataset.root}'" for dataset in self.datasets)
         if not counts[0]:
@@ -180,7 +191,7 @@ class FootageSource:
             )
         raise DataError(
             f"{where}: no clip has another identity's face, which data.face=cross (stage=face) needs; add them with "
-            f"scripts/preprocess.py"
+            f"scripts/preprocess.py --faces mesh-warp"
         )
 
 
