@@ -13,6 +13,7 @@ from tqdm import tqdm
 from xdyna.cli.guard import UsageError
 from xdyna.config import load_config
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import is_remote
 from xdyna.data.preprocess.engines import ENGINES, Engine, LocalEngine, available_cores
 from xdyna.data.preprocess.finish import FinishOptions
 from xdyna.data.preprocess.listing import read_sources
@@ -21,7 +22,7 @@ from xdyna.data.preprocess.records import KINDS, REASONS
 from xdyna.data.preprocess.report import Summary, duration
 from xdyna.data.preprocess.run import Job, Plan, Step, check_addresses, finish_all, plan, process_all
 from xdyna.data.preprocess.store import validate
-from xdyna.data.preprocess.work import WorkFolder, is_remote
+from xdyna.data.preprocess.work import WorkFolder
 from xdyna.media import MediaError, probe
 
 _PROBED = 40  # videos that a dry run looks into; the others are estimated by their size

@@ -12,9 +12,9 @@ import numpy as np
 
 from xdyna.data.footage_video import FootageVideo
 from xdyna.data.options import SPLITS, DataConfig, DataError, DataWarning
+from xdyna.data.preprocess.addresses import is_remote
 from xdyna.data.preprocess.records import KINDS, ClipRecord
 from xdyna.data.preprocess.store import Dataset, read_dataset
-from xdyna.data.preprocess.work import is_remote
 from xdyna.data.schedule import Bucket, Slot, Stock
 
 Clip = tuple[Dataset, ClipRecord]

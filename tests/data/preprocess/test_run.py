@@ -13,13 +13,14 @@ import pytest
 
 from tests.data.preprocess.made import Here, quick_process
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import local_copy
 from xdyna.data.preprocess.engines import LocalEngine, failure
 from xdyna.data.preprocess.finish import FinishOptions
 from xdyna.data.preprocess.options import PreprocessOptions
 from xdyna.data.preprocess.records import VideoSource
 from xdyna.data.preprocess.run import Job, Plan, Step, VideoWork, check_addresses, finish_all, plan, process_all
 from xdyna.data.preprocess.store import read_dataset, read_skips, validate
-from xdyna.data.preprocess.work import WorkFolder, local_copy
+from xdyna.data.preprocess.work import WorkFolder
 from xdyna.media import MediaError
 
 ROOT = Path(__file__).resolve().parents[3]

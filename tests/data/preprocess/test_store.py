@@ -270,3 +270,13 @@ def test_a_bad_header_is_named(dataset, text, message) -> None:
     (dataset / DATASET_FILE).unlink() if text is None else (dataset / DATASET_FILE).write_text(text)
     with pytest.raises(DataError, match=message):
         read_dataset(dataset)
+
+
+def test_remote_videos_are_compared_too(dataset) -> None:
+    record = read_dataset(dataset).records[0]
+    write_manifest(dataset / MANIFEST, [dataclasses.replace(record, path=f"file://{record.path}")])
+    assert validate(dataset, videos=True) == []
+    Path(record.path).write_bytes(b"other")
+    assert "has other bytes" in validate(dataset, videos=True)[0]
+    write_manifest(dataset / MANIFEST, [dataclasses.replace(record, path="memory://nothing.mp4")])
+    assert "'memory://nothing.mp4' cannot be read" in validate(dataset, videos=True)[0]

@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import local_copy
 from xdyna.data.preprocess.records import MANIFEST, ClipRecord, place
 from xdyna.data.preprocess.store import Dataset, read_dataset, write_if_changed, write_manifest
-from xdyna.data.preprocess.work import local_copy
 from xdyna.data.reenact import FaceReenactor, Portrait, ReenactError, patch_boxes, restlessness, seen
 from xdyna.data.sources import Faces
 from xdyna.media import MediaError, read_frames

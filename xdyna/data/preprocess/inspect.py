@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import local_copy
 from xdyna.data.preprocess.records import ClipArrays, ClipRecord
 from xdyna.data.preprocess.store import read_dataset
-from xdyna.data.preprocess.work import local_copy
 from xdyna.media import VideoWriter, contact_sheet, grid_frame, read_frames, write_png
 from xdyna.perception import draw_pose, face_boxes
 from xdyna.perception.errors import NoFaceError

@@ -19,13 +19,14 @@ import fsspec
 
 import xdyna
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import file_size, is_remote, local_copy
 from xdyna.data.preprocess.engines import Engine, Failure
 from xdyna.data.preprocess.finish import FinishOptions, finish
 from xdyna.data.preprocess.options import PreprocessOptions
 from xdyna.data.preprocess.records import VideoOutcome, VideoSource
 from xdyna.data.preprocess.report import Summary
 from xdyna.data.preprocess.store import write_if_changed
-from xdyna.data.preprocess.work import WORK, WorkFolder, digest, file_size, is_remote, local_copy, read_failure
+from xdyna.data.preprocess.work import WORK, WorkFolder, digest, read_failure
 from xdyna.media import MediaError, MediaWarning
 from xdyna.perception import PerceptionWarning
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import local_copy
 from xdyna.data.preprocess.engines import Engine, Failure
 from xdyna.data.preprocess.inspect import clip_frames
 from xdyna.data.preprocess.records import MANIFEST, SPLITS, ClipArrays, ClipRecord
 from xdyna.data.preprocess.store import read_arrays, read_dataset, write_if_changed
-from xdyna.data.preprocess.work import local_copy
 from xdyna.media import VideoWriter
 from xdyna.media.atomic import atomic_output
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import local_copy
 from xdyna.data.preprocess.records import (
     DATASET_FILE,
     FORMAT,
@@ -32,7 +33,7 @@ from xdyna.data.preprocess.records import (
     ClipRecord,
     Skip,
 )
-from xdyna.media import MediaError, file_sha256
+from xdyna.media import file_sha256
 from xdyna.media.atomic import atomic_output
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import read_npz
@@ -389,9 +390,10 @@ def validate(folder: Path, *, videos: bool = False) -> list[str]:
 def _video_problems(records: Sequence[ClipRecord]) -> Iterator[str]:
     for path, sha256 in sorted({(record.path, record.sha256) for record in records}):
         try:
-            found = file_sha256(path)
-        except MediaError as error:
-            yield str(error)
+            with local_copy(path) as local:
+                found = file_sha256(local)
+        except (OSError, ImportError, ValueError) as error:  # a MediaError is a ValueError
+            yield f"video '{path}' cannot be read: {error}"
             continue
         if found != sha256:
             yield f"video '{path}' has other bytes than when the data set was made; preprocess it again"

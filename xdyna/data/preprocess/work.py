@@ -14,15 +14,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from xdyna.data.options import DataError
+from xdyna.data.preprocess.addresses import token_of
 from xdyna.data.preprocess.options import PreprocessOptions
 from xdyna.data.preprocess.records import FORMAT, ClipRecord, Skip, VideoOutcome, VideoSource
 from xdyna.data.preprocess.store import write_if_changed
@@ -40,47 +37,6 @@ _RUN, _LOCK = "run.json", "lock"
 def digest(*parts: object) -> str:
     """SHA-256 of some values, 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is an fsspec address (`s3://...`)."""
-    return "://" in path
-
-
-def file_size(path: str) -> int:
-    """Bytes of a local or remote file; 0 where it cannot be looked up."""
-    try:
-        if is_remote(path):
-            system, inner = fsspec.core.url_to_fs(path)
-            return int(system.size(inner) or 0)
-        return os.stat(path).st_size
-    except (OSError, ImportError, ValueError):
-        return 0
-
-
-@contextlib.contextmanager
-def local_copy(path: str) -> Iterator[Path]:
-    """A video as a local file: itself, or a temporary copy of a remote one, which is removed afterwards.
-
-    Args:
-        path: local path or fsspec address.
-
-    Yields:
-        Where it can be read.
-
-    Raises:
-        OSError: it cannot be fetched.
-        ImportError: the address needs a package that is not installed.
-        ValueError: an address of an unknown kind.
-    """
-    if not is_remote(path):
-        yield Path(path)
-        return
-    system, inner = fsspec.core.url_to_fs(path)
-    with tempfile.TemporaryDirectory(prefix="xdyna-") as folder:
-        local = Path(folder, "video" + Path(inner).suffix)
-        system.get_file(inner, str(local))
-        yield local
 
 
 class WorkFolder:
@@ -153,7 +109,7 @@ class WorkFolder:
 
     def seen(self, source: VideoSource) -> str | None:
         """SHA-256 of the bytes of a video that was read before and did not change since."""
-        token = _token(source.path)
+        token = token_of(source.path)
         seen = _read_json(self._seen_path(token)) if token is not None else None
         sha256 = seen.get("sha256") if seen is not None else None
         return sha256 if isinstance(sha256, str) else None
@@ -164,8 +120,8 @@ class WorkFolder:
         Raises:
             MediaError: it cannot be read.
         """
-        token, sha256 = _token(source.path), file_sha256(local)
-        if token is not None and _token(source.path) == token:
+        token, sha256 = token_of(source.path), file_sha256(local)
+        if token is not None and token_of(source.path) == token:
             write_if_changed(self._seen_path(token), _json({"path": source.path, "sha256": sha256}))
         return sha256
 
@@ -226,18 +182,6 @@ def read_failure(source: VideoSource, detail: str, *, reason: str = "unreadable"
     stage = "read" if reason == "unreadable" else "error"
     sentence = f"{detail[:1].upper()}{detail[1:].removesuffix('.')}."
     return VideoOutcome(source.id, sha256, 0.0, (), (Skip(source.id, source.path, stage, reason, sentence),))
-
-
-def _token(path: str) -> str | None:
-    """What tells, without reading a file, that it is the same as before; None where it is not there."""
-    try:
-        if is_remote(path):
-            system, inner = fsspec.core.url_to_fs(path)
-            return digest(path, system.ukey(inner))
-        status = os.stat(path)
-        return digest(os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    except (OSError, ImportError, ValueError):
-        return None
 
 
 def _json(tree: dict[str, Any]) -> bytes:
