@@ -10,7 +10,7 @@ from xdyna.data.preprocess.frames import ANALYSIS_SIDE, analysis_size, bars_off,
 from xdyna.media import MediaError, probe, read_frames
 
 
-@pytest.mark.parametrize("bars", [(0, 0, 0, 0), (30, 30, 0, 0), (0, 0, 41, 17), (25, 12, 9, 33), (3, 3, 0, 0)])
+@pytest.mark.parametrize("bars", [(0, 0, 0, 0), (30, 30, 0, 0), (0, 0, 41, 17), (25, 12, 9, 33), (1, 3, 0, 2)])
 def test_bars_of_made_up_pictures(bars: tuple[int, int, int, int]):
     top, bottom, left, right = bars
     picture = np.pad(backdrop((120, 180))[..., 0], [(top, bottom), (left, right)])
@@ -23,10 +23,7 @@ def test_bars_of_made_up_pictures(bars: tuple[int, int, int, int]):
     assert box[2] % 2 == box[3] % 2 == 0
 
 
-def test_thin_lines_and_darkness_are_no_bars():
-    picture = backdrop((120, 180))[..., 0].copy()
-    picture[:1] = 0
-    assert bars_off(picture) == (0, 0, 180, 120)
+def test_darkness_is_no_bar():
     night = np.zeros((120, 180), np.uint8)
     night[40:60, 80:100] = 200
     assert bars_off(night) == (0, 0, 180, 120), "a lamp in the dark is not all of the picture"
@@ -52,7 +49,7 @@ def test_real_letterbox(shared_dir: Path):
     left, top, width, height = find_crop(path, count=60, letterbox=True)
     assert left == 0
     assert 153 <= top <= 157
-    assert top + height == 896
+    assert 888 <= top + height <= 895, "a dark line of 2 px below it goes as well"
     assert 404 <= width <= 408
 
 

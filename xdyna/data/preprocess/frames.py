@@ -20,7 +20,6 @@ _BAR_FRAMES = 16  # frames of the video in which bars must be the same
 _BLACK = 26  # brightest value of a bar; compression leaves black at 0 to 16
 _SAFETY = 2  # px cut off beyond a bar, where compression blurs its edge
 _LEAST = 0.3  # of each side must remain, or the darkness is the picture's own
-_THINNEST = 0.004  # of the side; thinner bars are left
 
 
 def analysis_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -83,9 +82,9 @@ def _ends(lit: np.ndarray, side: int) -> tuple[int, int]:
     where = np.flatnonzero(lit)
     if not len(where):
         return 0, side
-    thinnest = max(2, _THINNEST * side)
-    start = int(where[0]) + _SAFETY if where[0] >= thinnest else 0
-    end = int(where[-1]) + 1 - _SAFETY if side - 1 - where[-1] >= thinnest else side
+    first, last = int(where[0]), int(where[-1])
+    start = first + _SAFETY if first > 0 else 0
+    end = last + 1 - _SAFETY if last < side - 1 else side
     return (start, end) if start < end else (0, side)
 
 
