@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -151,9 +152,9 @@ def test_killed_and_resumed(whole: Path, start: str, tmp_path: Path) -> None:
     assert losses(tmp_path / "killed") == losses(whole)
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["the process", "its group"])
-def test_terminated_saves_and_says_how_to_go_on(group: bool, tmp_path: Path) -> None:
-    """SIGTERM to the process, or to it and all in its group, as `timeout` and shells send it."""
+@pytest.mark.parametrize("to", ["the process", "its group", "its children first"])
+def test_terminated_saves_and_says_how_to_go_on(to: str, tmp_path: Path) -> None:
+    """SIGTERM to the process, to it and all in its group (`timeout`, shells), or to each process of the job (Slurm)."""
     path = config(tmp_path, "term")
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(path), "--cpu"]
     command += ["max_steps=100000", "data.workers=2", "optim.schedule=constant", "validation.every=0"]
@@ -163,7 +164,13 @@ def test_terminated_saves_and_says_how_to_go_on(group: bool, tmp_path: Path) -> 
     deadline = time.monotonic() + 120
     while not list((tmp_path / "term").glob("checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+    if to == "its children first":
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        for child in children:
+            child.terminate()
+        time.sleep(0.5)  # were they gone, the run would have noticed
+    (os.killpg if to == "its group" else os.kill)(process.pid, signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "continue with --resume" in error

@@ -158,10 +158,11 @@ def _collate_guarded(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each, in a process group of its own: Ctrl-C and signals to the group of the training process are for
-    that process, which saves first."""
+    """One thread each, in a process group of its own: Ctrl-C and SIGTERM are for the training process, which saves
+    first, also where they are sent to all processes (Slurm). Workers end when it ends."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
