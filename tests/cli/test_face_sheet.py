@@ -40,6 +40,8 @@ def test_usage(tmp_path: Path):
     out = str(tmp_path / "x.png")
     with pytest.raises(UsageError, match="belong together"):
         main(["--out", out, "--driving", "a.mp4"])
+    with pytest.raises(UsageError, match="are the same video"):
+        main(["--out", out, "--driving", "a.mp4", "--other", "a.mp4"])
     with VideoWriter(tmp_path / "scene.mp4", fps=12, size=(96, 96)) as writer:
         for frame in render_clip(1, 1, 1, frames=3, size=(96, 96), kind="scene").frames:
             writer.write(frame)

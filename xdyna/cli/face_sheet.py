@@ -241,21 +241,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if (not args.driving) != (not args.other):
         raise UsageError("--driving and --other belong together; give both, or neither for rendered figures alone")
-    shown: list[Triple] = []
-    transfers: list[Transfer] = []
-    if args.driving:
-        reenactor, mesher, clips = get_reenactor(args.reenactor), FaceMesher(), dict[Path, Clip]()
-        others = {path: read_portrait(path, clips, frames=args.frames) for path in args.other}
-        pairs = [(driving, other) for driving in args.driving for other in others if driving != other]
-        share = -(-max(args.triples - args.puppets, 1) // max(len(pairs), 1))
-        for number, (driving, path) in enumerate(pairs):
-            clip = _remembered(driving, clips, frames=args.frames)
-            result, transfer = _reenact(clip, others[path], reenactor, mesher)
-            transfers.append(transfer)
-            shown += triples(clip, result, others[path], count=share, turn=(number, len(pairs)))
-            print(_line(transfer))
-        print(f"all: expression {pooled_correlation(transfers):.3f}")
-        shown = shown[: args.triples - args.puppets]
+    real = max(args.triples - args.puppets, 0)
+    shown, transfers = _real(args, count=real) if args.driving else ([], [])
     shown += puppet_triples(args.triples - len(shown), seed=args.seed)
     path = args.out if args.overwrite else unique_path(args.out)
     write_png(path, sheet(shown), overwrite=args.overwrite)
@@ -269,6 +256,25 @@ def main(argv: Sequence[str]) -> int:
         with atomic_output(args.report, overwrite=args.overwrite) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _real(args: argparse.Namespace, *, count: int) -> tuple[list[Triple], list[Transfer]]:
+    """Every driving video with every other face: `count` triples, the clips in turn, and all measures."""
+    pairs = [(driving, other) for driving in args.driving for other in args.other if driving != other]
+    if not pairs:
+        raise UsageError("--driving and --other are the same video; give another person's picture or video")
+    reenactor, mesher, clips = get_reenactor(args.reenactor), FaceMesher(), dict[Path, Clip]()
+    others = {path: read_portrait(path, clips, frames=args.frames) for path in args.other}
+    share = max(-(-count // len(pairs)), 1)
+    columns, transfers = [], []
+    for number, (driving, path) in enumerate(pairs):
+        clip = _remembered(driving, clips, frames=args.frames)
+        result, transfer = _reenact(clip, others[path], reenactor, mesher)
+        transfers.append(transfer)
+        columns.append(list(triples(clip, result, others[path], count=share, turn=(number, len(pairs)))))
+        print(_line(transfer))
+    print(f"all: expression {pooled_correlation(transfers):.3f}")
+    return [column[rank] for rank in range(share) for column in columns if rank < len(column)][:count], transfers
 
 
 def _reenact(clip: Clip, other: Portrait, reenactor: FaceReenactor, mesher: FaceMesher) -> tuple[Clip, Transfer]:
