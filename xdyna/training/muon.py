@@ -81,6 +81,7 @@ class Muon(torch.optim.AdamW):
         for (rows, columns), parameters in alike.items():
             updates = []
             for parameter in parameters:
+                assert parameter.grad is not None
                 state, gradient = self.state[parameter], parameter.grad.reshape(rows, columns)
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(gradient)

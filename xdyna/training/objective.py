@@ -221,7 +221,8 @@ class DiffusionObjective(Objective):
         target = losses.velocity(latents[:, :, 1:], noise, alphas_B) if self.of_velocity else noise
         weights = None
         if self.loss.person != 1 and stream == TRAINING:
-            weights = losses.person_weights(batch.pose, prediction.shape[-2:], self.loss.person).to(device)
+            height, width = prediction.shape[-2:]
+            weights = losses.person_weights(batch.pose, (height, width), self.loss.person).to(device)
         loss_B = losses.clip_losses(prediction, target, weights)
         if self.loss.min_snr is not None:
             return loss_B * losses.min_snr_weight(alphas_B, self.loss.min_snr, of_velocity=self.of_velocity)

@@ -32,7 +32,7 @@ def build_optimizer(
     unknown = sorted(set(config.group_lr) - set(groups))
     if unknown:
         raise ConfigError(f"optim.group_lr: {', '.join(unknown)} does not train here; groups: {', '.join(groups)}")
-    settings = []
+    settings: list[dict[str, Any]] = []
     for name, parameters in groups.items():
         rate = config.group_lr.get(name, config.lr)
         settings.append({"params": list(parameters.values()), "lr": rate, "base_lr": rate, "name": name})
