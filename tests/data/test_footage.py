@@ -152,6 +152,18 @@ def test_the_crop_keeps_the_person(master: Path) -> None:
             assert abs(left + width / 2 - (low + high) / 2) <= 1 or left in (0, 80 - width)
 
 
+def test_the_crop_leaves_room_above_the_head(copied: Path) -> None:
+    """Boxes of joints begin at the eyes: the hair above them stays in the picture."""
+    for name in ("human0", "human1", "human2"):
+        numbers = read_arrays(copied / "clips" / f"{name}.npz")
+        boxes = np.tile(np.float32([20, 24, 40, 60]), (len(numbers.boxes), 1))
+        write_arrays(copied / "clips" / f"{name}.npz", dataclasses.replace(numbers, boxes=boxes))
+    dataset = build_dataset(options(copied, scene_ratio=0, crop_scale=[0.3, 0.8]), seed=0)
+    tops = [video_of(dataset, index).crop.box[1] for index in range(40)]
+    assert max(tops) <= 24 - 3
+    assert len(set(tops)) > 5
+
+
 def test_masks_lie_over_the_person(master: Path) -> None:
     """Coarse, but where the renderer says the figure is."""
     dataset = build_dataset(options(master, scene_ratio=0, split="validation", crop_scale=[1, 1]), seed=0)

@@ -22,6 +22,8 @@ from xdyna.media import CropResize, MediaError, MediaWarning, file_sha256, read_
 from xdyna.media.errors import check_input_file
 from xdyna.perception import PerceptionError, PoseTrack
 
+_ROOM = 0.1  # boxes go from joint to joint; hair and hands reach farther by so many heights of the person
+
 
 @dataclass(frozen=True, eq=False)
 class FootageVideo:
@@ -89,7 +91,9 @@ class FootageVideo:
         boxes = self.arrays.boxes[(self.arrays.boxes[:, 2:] > self.arrays.boxes[:, :2]).all(axis=1)]
         person = None
         if self.kind == "human" and len(boxes):
-            person = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+            (left, top), (right, bottom) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+            room = _ROOM * (bottom - top)
+            person = (left - room, top - room, right + room, bottom + room)
         return crop_around(self.draws, picture=self._picture, target=self.size, scale=self.crop_scale, person=person)
 
     def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
