@@ -1,15 +1,15 @@
 """What preprocessing reads and writes, as values: sources, clips, skips, and where they lie in a data set folder.
 
-    DATASET/
-      dataset.json            format, options, counts
-      manifest.parquet        one `ClipRecord` a row
-      skipped.parquet         one `Skip` a row
-      clips/ab/CLIP_ID.npz    numbers of a clip (`ClipArrays`)
-      faces/ab/CLIP_ID.npz    another identity's face over the same frames, where asked for (`cross_faces`)
-      latents/...             autoencoder latents and image tokens, where asked for
-      thumbnails/...          one picture a clip or skip, for the report
-      README.md report.html   card of the data set, skip report
-      .work/                  one record per finished video; what resuming looks at
+DATASET/
+  dataset.json            format, options, counts
+  manifest.parquet        one `ClipRecord` a row
+  skipped.parquet         one `Skip` a row
+  clips/ab/CLIP_ID.npz    numbers of a clip (`ClipArrays`)
+  faces/ab/CLIP_ID.npz    another identity's face over the same frames, where asked for (`cross_faces`)
+  latents/...             autoencoder latents and image tokens, where asked for
+  thumbnails/...          one picture a clip or skip, for the report
+  README.md report.html   card of the data set, skip report
+  .work/                  one record per finished video; what resuming looks at
 """
 
 from __future__ import annotations
