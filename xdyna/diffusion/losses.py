@@ -106,7 +106,7 @@ def velocity_weight(alphas_cumprod_B: Tensor, cut: float) -> Tensor:
 
 
 def clip_losses(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error of each clip. Args: (B, ...) twice, and weights that broadcast to it. Returns: (B,) float32."""
+    """Mean squared error of each clip. Args: (B, ...) twice, weights that broadcast to it. Returns: (B,) float32."""
     error = (prediction.float() - target.float()) ** 2
     return reduce(error if weights is None else error * weights, "b ... -> b", "mean")
 
