@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xdyna.cli.eval_metrics import METRICS, Shared
+from xdyna.cli.eval_metrics import METRICS, Shared, check_names
 from xdyna.cli.eval_weights import MissingWeights
 from xdyna.cli.guard import UsageError
 from xdyna.cli.quiet import quiet_libraries
@@ -74,12 +74,12 @@ def main(argv: Sequence[str]) -> int:
     frames, height, width = case.generated.frames.shape[:3]
     print(f"{frames} frames of {height} x {width} px, {torch.get_num_threads()} threads, median of {args.repeats}")
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in METRICS.items():
+        for name in check_names(args.metrics.split(",")) if args.metrics else METRICS:
             # A store of its own: what another metric has found must not be found again.
             store = Store(Path(folder) / name)
             shared = Shared(store, RandomNetworks(), clip=ClipProtocol(), masks="mediapipe", pose_backend="mediapipe")
             try:
-                metric = make(shared)
+                metric = METRICS[name](shared)
             except MissingWeights as missing:
                 print(f"{name:<18} -  ({missing})")
                 continue
@@ -126,6 +126,7 @@ def _case(path: Path | None, count: int) -> Case:
 
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="bench.py metrics", description="Measure the speed of every metric.")
+    p.add_argument("--metrics", metavar="NAME,NAME", help="only these (default: all)")
     p.add_argument("--video", type=Path, metavar="FILE", help="measured on (default: a rendered puppet, 128 x 128 px)")
     p.add_argument("--frames", type=int, default=16, help="frames of it (%(default)s)")
     p.add_argument("--repeats", type=int, default=3, help="timed repetitions (%(default)s)")
