@@ -20,7 +20,7 @@ def load(name: str, *overrides: str) -> TrainConfig:
 def test_shipped(path: Path) -> None:
     config = compose_config(TrainConfig, path, groups=CONFIGS)
     assert config.model.scheduler
-    assert config.stage == {"clips": "dynamics"}.get(path.stem, path.stem)
+    assert config.stage == {"clips": "face", "footage_tiny": "dynamics"}.get(path.stem, path.stem)
 
 
 def test_groups_can_be_chosen() -> None:
