@@ -74,7 +74,7 @@ class TinyEvalConfig:
     """
 
     clips: int = 64
-    steps: int = 25
+    steps: int = 10
     guidance: float = 1.0
     seed: int = 42
     metrics: list[str] = field(default_factory=list)

@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", nargs="?", type=Path, default=TINY, help="pipeline folder (%(default)s)")
     p.add_argument("--clips", type=int, default=64, help="the first so many of the list (%(default)s)")
     p.add_argument("--full", action="store_true", help="every comparison on all clips (default: some on 16 or 32)")
-    p.add_argument("--steps", type=int, default=25, help="denoising steps (%(default)s)")
+    p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
     p.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1: one half of the work (%(default)s)")
     p.add_argument("--seed", type=int, default=42, help="of the noise (%(default)s)")
     p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
