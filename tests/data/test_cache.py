@@ -237,7 +237,7 @@ def test_a_writer_refuses_what_it_cannot_do(small: Small, written: Path, tmp_pat
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(DataError, match="holds other files; choose an empty or a new folder"):
         write(tmp_path / "mine", source(small))
-    with pytest.raises(DataError, match="latents_std of the autoencoder is not finite"):
+    with pytest.raises(DataError, match="latents_std is not finite"):
         write(tmp_path / "new", source(small), encode=lambda x: (encode(x)[0], encode(x)[1] * float("nan")))
 
 

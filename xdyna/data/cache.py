@@ -6,9 +6,11 @@ interrupted writer continues where it stopped and ends with the same files.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from xdyna.data.cached import (
     LATENTS,
     METADATA,
     POINTS,
+    TOKENS,
     CachedClips,
     Header,
     Shard,
@@ -41,9 +44,22 @@ from xdyna.media.atomic import atomic_output
 from xdyna.perception.errors import NoFaceError
 from xdyna.perception.face_patch import face_boxes
 
-__all__ = ["CachedClips", "vae_digest", "write_cache"]
+__all__ = ["CachedClips", "TokenMaker", "token_digest", "vae_digest", "write_cache"]
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TokenMaker:
+    """What makes image tokens.
+
+    Attributes:
+        encode: uint8 (N, 3, H, W) RGB -> tokens (N, S, D).
+        digest: `token_digest` of its weights.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    digest: str
 
 
 def vae_digest(vae: nn.Module) -> str:
@@ -57,10 +73,27 @@ def vae_digest(vae: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    encoder = {n: t for n, t in vae.state_dict().items() if not n.startswith(("decoder.", "post_quant_conv."))}
+    return _digest(encoder)
+
+
+def token_digest(image_encoder: nn.Module, image_projection: nn.Module) -> str:
+    """SHA-256 of the weights that image tokens follow from; see `vae_digest`.
+
+    Args:
+        image_encoder: CLIP vision model.
+        image_projection: the Resampler.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    parts = {"encoder": image_encoder, "projection": image_projection}
+    return _digest({f"{part}.{n}": t for part, module in parts.items() for n, t in module.state_dict().items()})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        if name.startswith(("decoder.", "post_quant_conv.")):
-            continue
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -73,6 +106,7 @@ def write_cache(
     clips: int,
     encode: Encode,
     vae: str,
+    tokens: TokenMaker | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write the whole videos of the first samples of a data set, or what is missing of them.
@@ -83,13 +117,15 @@ def write_cache(
         clips: number of samples, >= 1.
         encode: uint8 (N, 3, H, W) RGB -> mean and standard deviation of the posterior, unscaled, (N, 4, h, w) each.
         vae: digest of the autoencoder behind `encode`.
+        tokens: makes image tokens of every frame, as if it were the reference; None for none.
         progress: called with the number of finished clips, from those that were there already on.
 
     Raises:
         DataError: another data source, a folder with another cache or other files, latents that are not finite.
         MediaError: the folder cannot be written.
     """
-    header = Header(vae=vae, seed=dataset.seed, clips=clips, options=_options(dataset.config))
+    digest = tokens.digest if tokens is not None else None
+    header = Header(vae=vae, seed=dataset.seed, clips=clips, options=_options(dataset.config), tokens=digest)
     _check(dataset.config, clips)
     _open_folder(folder, header)
     done = 0
@@ -97,7 +133,8 @@ def write_cache(
         path = shard_path(folder, number)
         if not _is_complete(path, header, number):
             first = done
-            _write_shard(path, dataset, range(first, first + size), encode, header, number, progress)
+            arrays = functools.partial(_clip_arrays, encode=encode, tokens=tokens)
+            _write_shard(path, dataset, range(first, first + size), arrays, header, number, progress)
         done += size
         progress(done)
 
@@ -133,8 +170,8 @@ def _open_folder(folder: Path, header: Header) -> None:
             temporary.write_text(json.dumps(header.to_json(), indent=2) + "\n", encoding="utf-8")
         return
     there, asked = ({**h.to_json(), **h.options} for h in (read_header(folder), header))
-    differing = [f"{key} {there[key]!r} (now {asked[key]!r})" for key in asked if there[key] != asked[key]]
-    differing = [text for text in differing if not text.startswith("options ")]
+    keys = [key for key in {**asked, **there} if key != "options" and there.get(key) != asked.get(key)]
+    differing = [f"{key} {there.get(key)!r} (now {asked.get(key)!r})" for key in keys]
     if differing:
         raise DataError(
             f"'{folder}' holds a cache with other settings: {', '.join(differing)}; give the same to continue it, or "
@@ -161,7 +198,7 @@ def _write_shard(
     path: Path,
     dataset: ClipDataset,
     indices: range,
-    encode: Encode,
+    arrays_of: Callable[[Video], dict[str, np.ndarray]],
     header: Header,
     number: int,
     progress: Callable[[int], None],
@@ -169,7 +206,7 @@ def _write_shard(
     tensors: dict[str, np.ndarray] = {}
     recipes, checksums = [], []
     for row, index in enumerate(indices):
-        video, arrays = dataset.readable(index, lambda take: (take.video, _clip_arrays(take.video, encode)))
+        video, arrays = dataset.readable(index, lambda take: (take.video, arrays_of(take.video)))
         tensors.update({f"{row:03d}.{name}": array for name, array in arrays.items()})
         recipes.append(recipe(video))
         checksums.append(checksum(arrays))
@@ -182,17 +219,20 @@ def _write_shard(
             raise DataError(f"'{path}' cannot be written: {error}; is the disk full?") from error
 
 
-def _clip_arrays(video: Video, encode: Encode) -> dict[str, np.ndarray]:
+def _clip_arrays(video: Video, *, encode: Encode, tokens: TokenMaker | None) -> dict[str, np.ndarray]:
     """Everything a cache keeps of one video; see `cached.Shard.clip`."""
     rows = np.arange(video.length)
     shot = video.shot(rows, reference=0)
     assert shot.frames is not None
     pixels = torch.from_numpy(np.ascontiguousarray(rearrange(shot.frames, "t h w c -> t c h w")))
     arrays = {}
-    for name, tensor in zip(LATENTS, encode(pixels), strict=True):
+    encoded = dict(zip(LATENTS, encode(pixels), strict=True))
+    if tokens is not None:
+        encoded[TOKENS] = tokens.encode(pixels)
+    for name, tensor in encoded.items():
         arrays[name] = tensor.detach().to("cpu", torch.float16).contiguous().numpy()
         if not np.isfinite(arrays[name]).all():
-            raise DataError(f"{video.clip_id}: {name} of the autoencoder is not finite in float16; is it trained?")
+            raise DataError(f"{video.clip_id}: {name} is not finite in float16; is the encoder trained?")
     for name in POINTS:
         arrays[name] = np.ascontiguousarray(getattr(shot.track, name))
     arrays["pictures"], arrays["picture_ends"] = _compressed(shot.frames)

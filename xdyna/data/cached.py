@@ -31,6 +31,7 @@ FORMAT = "xdyna-clips-1"
 SHARD_CLIPS = 64
 INDEX = "index.json"
 METADATA = "xdyna"  # the one metadata entry of a shard: several would be written in random order
+TOKENS = "image_tokens"
 LATENTS, POINTS = ("latents_mean", "latents_std"), ("body", "hands", "face")
 # Options a reader must share with the writer: they are in the pixels.
 _SAME = {
@@ -49,12 +50,14 @@ class Header:
         seed: of everything random.
         clips: number of clips.
         options: the entries of `DataConfig` that decide the content.
+        tokens: digest of what made the image tokens (`cache.token_digest`); None: there are none.
     """
 
     vae: str
     seed: int
     clips: int
     options: dict[str, Any]
+    tokens: str | None = None
 
     def shard_sizes(self) -> list[int]:
         """Number of clips of each shard."""
@@ -62,7 +65,8 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """The index as it is written."""
-        return {"format": FORMAT, "shard_clips": SHARD_CLIPS, **self.__dict__}
+        own = {name: value for name, value in self.__dict__.items() if name != "tokens" or value is not None}
+        return {"format": FORMAT, "shard_clips": SHARD_CLIPS, **own}
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -83,7 +87,8 @@ def read_header(folder: Path) -> Header:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT or index["shard_clips"] != SHARD_CLIPS:
             raise DataError(f"cache '{folder}' has format {index['format']!r}, expected {FORMAT!r}; write it again")
-        return Header(str(index["vae"]), int(index["seed"]), int(index["clips"]), dict(index["options"]))
+        numbers = int(index["seed"]), int(index["clips"])
+        return Header(str(index["vae"]), *numbers, dict(index["options"]), index.get("tokens"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"cache index '{path}' is damaged ({error}); remove the folder and write it again") from error
 
@@ -156,7 +161,7 @@ class Shard:
         Returns:
             Arrays by name: `LATENTS` float16 (V, 4, h, w); `POINTS` float32; "pictures" uint8, V PNG files one after
             the other, and "picture_ends" int64 (V,), where each ends; where the cache has other faces "other_pictures",
-            "other_ends" and "other_face" of these.
+            "other_ends" and "other_face" of these; where it has image tokens `TOKENS` float16 (V, S, D).
 
         Raises:
             DataError: the clip is damaged.
@@ -210,10 +215,11 @@ class CachedVideo:
         row: its place there.
         origin: what it was made from.
         size: (H, W) of its pictures, px.
+        tokens: give its image tokens.
     """
 
-    def __init__(self, shard: Shard, row: int, origin: Origin, size: tuple[int, int]) -> None:
-        self._shard, self._row, self.origin, self._size = shard, row, origin, size
+    def __init__(self, shard: Shard, row: int, origin: Origin, size: tuple[int, int], *, tokens: bool = False) -> None:
+        self._shard, self._row, self.origin, self._size, self._tokens = shard, row, origin, size, tokens
 
     @property
     def clip_id(self) -> str:
@@ -245,7 +251,8 @@ class CachedVideo:
         if _has_faces(self.origin):
             faces = Faces(self._pictures("other_pictures", "other_ends", rows), arrays["other_face"][rows])
         picture = self._pictures("pictures", "picture_ends", np.array([reference]))[0]
-        return Shot(picture, None, Latents(mean, std), track, faces)
+        tokens = arrays[TOKENS][reference].astype(np.float32) if self._tokens else None
+        return Shot(picture, None, Latents(mean, std, tokens), track, faces)
 
     def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
         """See `sources.Video`."""
@@ -279,16 +286,23 @@ class CachedClips:
     Args:
         config: the options; `cache` is the folder.
         vae: digest of the autoencoder that is trained with.
+        tokens: digest of what makes image tokens, where those of the cache are to be used, if it has any.
 
     Raises:
-        DataError: no cache, incomplete, damaged, of another autoencoder, or of other options.
+        DataError: no cache, incomplete, damaged, of another autoencoder or image encoder, or of other options.
     """
 
-    def __init__(self, config: DataConfig, *, vae: str | None) -> None:
+    def __init__(self, config: DataConfig, *, vae: str | None, tokens: str | None = None) -> None:
         assert config.cache is not None
         self.folder, self._size = Path(config.cache), config.size
         self.header = read_header(self.folder)
         self._check(config, vae)
+        self._tokens = tokens is not None and self.header.tokens is not None
+        if self._tokens and tokens != self.header.tokens:
+            raise DataError(
+                f"cache '{self.folder}' holds image tokens of another image encoder or Resampler; write it again with "
+                f"scripts/cache.py --tokens, or without"
+            )
         self._shards: dict[int, Shard] = {}
         self._recipes: dict[str, list[tuple[int, int, Origin]]] = {"human": [], "scene": []}
         for number in range(len(self.header.shard_sizes())):
@@ -318,7 +332,7 @@ class CachedClips:
         """The video of a slot."""
         assert slot.number is not None, "a cache is a finite set"
         shard, row, origin = self._recipes[slot.kind][slot.number]
-        return CachedVideo(self._shard(shard), row, origin, self._size)
+        return CachedVideo(self._shard(shard), row, origin, self._size, tokens=self._tokens)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:

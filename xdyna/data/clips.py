@@ -22,18 +22,20 @@ from xdyna.data.schedule import Schedule, Sizes, Slot, sample_rng
 from xdyna.data.sources import ClipError, Latents, PuppetSource, Shot, Source, Video
 from xdyna.perception.errors import NoFaceError
 
-SOURCES: dict[str, Callable[[DataConfig, str | None], Source]] = {
-    "puppet": lambda config, vae: PuppetSource(config),
-    "footage": lambda config, vae: FootageSource(config),
-    "cache": lambda config, vae: CachedClips(config, vae=vae),
+SOURCES: dict[str, Callable[[DataConfig, str | None, str | None], Source]] = {
+    "puppet": lambda config, vae, tokens: PuppetSource(config),
+    "footage": lambda config, vae, tokens: FootageSource(config),
+    "cache": lambda config, vae, tokens: CachedClips(config, vae=vae, tokens=tokens),
 }
-"""How each source of `DataConfig.source` is opened, from the options and the digest of the run's autoencoder."""
+"""How each source of `DataConfig.source` is opened, from the options and the digests of the run's encoders."""
 ATTEMPTS = 100  # clips that are tried for one sample
 
 Made = TypeVar("Made")
 
 
-def build_dataset(config: DataConfig, *, seed: int, vae: str | None = None, step: int = 1) -> ClipDataset:
+def build_dataset(
+    config: DataConfig, *, seed: int, vae: str | None = None, tokens: str | None = None, step: int = 1
+) -> ClipDataset:
     """The training set that the options ask for.
 
     Args:
@@ -41,6 +43,8 @@ def build_dataset(config: DataConfig, *, seed: int, vae: str | None = None, step
         seed: of everything random, >= 0.
         vae: digest of the autoencoder that the run uses (`cache.vae_digest`); needed for a cache only, which is refused
             if it was written with another one.
+        tokens: digest of what makes image tokens (`cache.token_digest`), to take them from a cache that has them; None:
+            they are computed while training.
         step: samples of an optimizer step, of all processes together: they have one size where there are several.
 
     Returns:
@@ -54,7 +58,7 @@ def build_dataset(config: DataConfig, *, seed: int, vae: str | None = None, step
     """
     if seed < 0:
         raise DataError(f"seed: got {seed}, expected 0 or more")
-    return ClipDataset(config, SOURCES[config.source](config, vae), seed=seed, step=step)
+    return ClipDataset(config, SOURCES[config.source](config, vae, tokens), seed=seed, step=step)
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ class ClipDataset(Dataset[Sample]):
             drop_image=take.drop_image,
             drop_text=take.drop_text,
             caption=take.video.caption,
+            image_tokens=_token_tensor(shot.latents),
         )
 
     def _conditions(self, take: Take, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
@@ -242,6 +247,11 @@ def _draw_reference(which: str, rows: np.ndarray, length: int, rng: np.random.Ge
 
 def _pictures_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rearrange(pictures, "t h w c -> t c h w")))
+
+
+def _token_tensor(latents: Latents | None) -> Tensor | None:
+    tokens = latents.image_tokens if latents is not None else None
+    return torch.from_numpy(tokens) if tokens is not None else None
 
 
 def _latent_tensors(latents: Latents | None) -> tuple[Tensor | None, Tensor | None]:

@@ -117,6 +117,7 @@ def build_loader(
     start_step: int = 0,
     accumulation: int = 1,
     vae: str | None = None,
+    tokens: str | None = None,
 ) -> ClipLoader:
     """Batches of one rank; the same for any number of workers.
 
@@ -129,6 +130,7 @@ def build_loader(
         start_step: optimizer step to begin with.
         accumulation: micro-steps of one optimizer step.
         vae: see `build_dataset`.
+        tokens: see `build_dataset`.
 
     Returns:
         Endless iterable of `Batch`, one per micro-step.
@@ -141,7 +143,7 @@ def build_loader(
     )
     step = batch_size * world_size * accumulation
     return ClipLoader(
-        _Guarded(build_dataset(config, seed=seed, vae=vae, step=step)),  # type: ignore[arg-type]
+        _Guarded(build_dataset(config, seed=seed, vae=vae, tokens=tokens, step=step)),  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,

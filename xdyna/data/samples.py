@@ -31,6 +31,7 @@ class Sample:
         drop_image: train without image tokens (classifier-free guidance).
         drop_text: train without text tokens.
         caption: text; "" for rendered clips, as the published model was trained and used.
+        image_tokens: float32 (S, D), tokens of the reference picture; None where they are computed while training.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Sample:
     drop_image: bool
     drop_text: bool
     caption: str
+    image_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Batch:
         drop_image: bool (B,).
         drop_text: bool (B,).
         caption: B texts.
+        image_tokens: float32 (B, S, D) or None.
     """
 
     index: Tensor
@@ -75,6 +78,7 @@ class Batch:
     drop_image: Tensor
     drop_text: Tensor
     caption: list[str]
+    image_tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clip_id)
@@ -91,7 +95,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Join samples of equal sizes.
 
     Args:
-        samples: at least one; with latents all or none.
+        samples: at least one; with latents and image tokens all or none.
 
     Returns:
         The batch, in the order given.
@@ -99,7 +103,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
         present = [tensor for tensor in tensors if tensor is not None]
-        assert len(present) in (0, len(tensors)), "latents of some samples only"
+        assert len(present) in (0, len(tensors)), "latents or image tokens of some samples only"
         return torch.stack(present) if present else None
 
     return Batch(
@@ -114,4 +118,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         drop_image=torch.tensor([sample.drop_image for sample in samples]),
         drop_text=torch.tensor([sample.drop_text for sample in samples]),
         caption=[sample.caption for sample in samples],
+        image_tokens=stacked([sample.image_tokens for sample in samples]),
     )

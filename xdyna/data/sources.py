@@ -32,15 +32,17 @@ class Faces:
 
 @dataclass(frozen=True)
 class Latents:
-    """The posterior of the autoencoder, unscaled.
+    """The posterior of the autoencoder, unscaled, and image tokens where they were kept.
 
     Attributes:
         mean: float32 (N, 4, h, w).
         std: float32 (N, 4, h, w).
+        image_tokens: float32 (S, D), of the reference; None for none.
     """
 
     mean: np.ndarray
     std: np.ndarray
+    image_tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

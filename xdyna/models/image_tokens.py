@@ -4,10 +4,13 @@ The computation is diffusers' IPAdapterPlusImageProjection, which equals the pub
 numbers); this class gives it a config and save_pretrained / from_pretrained.
 """
 
+from typing import Any
+
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 
 class ImageTokenResampler(ModelMixin, ConfigMixin):
@@ -51,3 +54,27 @@ class ImageTokenResampler(ModelMixin, ConfigMixin):
     def forward(self, features: Tensor) -> Tensor:
         """(B, patches + 1, embedding_dim) penultimate hidden states -> (B, num_queries, output_dim)."""
         return self.projection(features)
+
+
+def image_tokens(
+    pictures: Tensor, *, extractor: Any, encoder: nn.Module, projection: nn.Module, keep: Tensor | None = None
+) -> Tensor:
+    """Image tokens of pictures; where `keep` is False those of an all-zero input, the unconditional ones.
+
+    Args:
+        pictures: uint8 (B, 3, H, W) RGB.
+        extractor: CLIP's preprocessing.
+        encoder: CLIP vision model.
+        projection: the Resampler.
+        keep: bool (B,); None keeps all.
+
+    Returns:
+        Tensor: (B, S, D) on the encoder's device.
+    """
+    weight = next(encoder.parameters())
+    arrays = rearrange(pictures.cpu(), "b c h w -> b h w c").numpy()
+    pixels = extractor(images=list(arrays), return_tensors="pt").pixel_values
+    if keep is not None:
+        pixels = pixels * rearrange(keep.cpu().float(), "b -> b 1 1 1")
+    hidden = encoder(pixels.to(weight.device, weight.dtype), output_hidden_states=True).hidden_states[-2]
+    return projection(hidden)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xdyna.config import ConfigError
-from xdyna.data.cache import vae_digest
+from xdyna.data.cache import token_digest, vae_digest
 from xdyna.data.loader import build_loader
 from xdyna.data.options import DataError
 from xdyna.data.samples import Batch
@@ -213,9 +213,18 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             start_step=self.progress.step,
             accumulation=config.accumulation,
-            vae=vae_digest(self.objective.components.vae) if config.data.source == "cache" else None,
+            **(self._encoders() if config.data.source == "cache" else {}),
         )
         return iter(loader)
+
+    def _encoders(self) -> dict[str, str]:
+        """Digests of what a cache has computed already; image tokens only where nothing that makes them trains."""
+        parts = self.objective.components
+        digests = {"vae": vae_digest(parts.vae)}
+        makers = (parts.image_encoder, parts.image_projection)
+        if not any(p.requires_grad for module in makers for p in module.parameters()):
+            digests["tokens"] = token_digest(*makers)
+        return digests
 
     def _leave(self, stop: StopSignal, began: float) -> bool:
         late = self.max_minutes is not None and time.monotonic() - began > 60 * self.max_minutes

@@ -8,6 +8,7 @@ Shape legend: B clips, F = 1 + T frames (frame 0 is the reference), C channels, 
 """
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
 from xdyna.diffusion.guidance import scale_condition
 from xdyna.models.controls import merge_residuals, run_controlnet, to_clip
+from xdyna.models.image_tokens import image_tokens
 from xdyna.training.config import LossConfig
 from xdyna.training.stages import Components
 
@@ -169,6 +171,7 @@ class DiffusionObjective(Objective):
         self, components: Components, loss: LossConfig, *, seed: int, single_frames: bool = False, face: bool = False
     ) -> None:
         self.single_frames, self.face = single_frames, face
+        self._unconditional: Tensor | None = None  # image tokens of an all-zero input, for batches that bring theirs
         super().__init__(components, loss, seed=seed)
         schedule = components.scheduler.config
         if schedule.beta_schedule != "linear" or schedule.prediction_type not in ("epsilon", "v_prediction"):
@@ -326,12 +329,19 @@ class DiffusionObjective(Objective):
 
     def _image_tokens(self, batch: Batch) -> Tensor:
         """Tokens of the reference pictures, (B, S, C); those of an all-zero input where the image is dropped."""
-        references = rearrange(batch.pixels[:, 0].cpu(), "b c h w -> b h w c").numpy()
-        pixels = self.components.feature_extractor(images=list(references), return_tensors="pt").pixel_values
-        keep_B = (~batch.drop_image.bool().cpu()).float()
-        pixels = (pixels * rearrange(keep_B, "b -> b 1 1 1")).to(self.device, self.components.image_encoder.dtype)
-        hidden = self.components.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        return self.components.image_projection(hidden)
+        parts, keep_B = self.components, ~batch.drop_image.bool()
+        make = functools.partial(
+            image_tokens,
+            extractor=parts.feature_extractor,
+            encoder=parts.image_encoder,
+            projection=parts.image_projection,
+        )
+        if batch.image_tokens is None:
+            return make(batch.pixels[:, 0], keep=keep_B)
+        if self._unconditional is None:  # kept tokens come from frozen networks: these stay what they are
+            with torch.no_grad():
+                self._unconditional = make(batch.pixels[:1, 0], keep=torch.zeros(1, dtype=torch.bool)).float()
+        return torch.where(rearrange(keep_B, "b -> b 1 1").to(self.device), batch.image_tokens, self._unconditional)
 
 
 def _scaled(conditions: Tensor) -> Tensor:
