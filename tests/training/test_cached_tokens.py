@@ -69,12 +69,12 @@ def test_those_of_another_encoder_are_refused(folder: Path, parts: Components) -
         build_dataset(data(folder), seed=1, vae=vae_digest(parts.vae), tokens=digest)
 
 
-def test_a_cache_is_continued_with_the_same_parts_only(folder: Path, start: str, capsys) -> None:  # noqa: ANN001
+def test_a_cache_is_continued_with_the_same_parts_only(folder: Path, start: str, capsys) -> None:
     assert guard.run(program.main, ["--vae", start, "--out", str(folder), "--clips", "4", *SMALL]) == 1
     assert "tokens" in capsys.readouterr().err
 
 
-def test_a_plain_autoencoder_has_no_tokens(start: str, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+def test_a_plain_autoencoder_has_no_tokens(start: str, tmp_path: Path, capsys) -> None:
     given = ["--vae", str(Path(start) / "vae"), "--tokens", "--out", str(tmp_path / "cache"), "--clips", "1", *SMALL]
     assert guard.run(program.main, given) == guard.USAGE
     assert "is no pipeline folder" in capsys.readouterr().err
