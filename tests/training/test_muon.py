@@ -1,10 +1,15 @@
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
 
-from xdyna.training.config import OptimConfig
+from xdyna.config import ConfigError
+from xdyna.training.config import OptimConfig, TrainConfig
+from xdyna.training.loop import Trainer
 from xdyna.training.muon import Muon, is_matrix, orthogonalised
 from xdyna.training.optim import build_optimizer, set_rates
 
@@ -108,3 +113,10 @@ def test_its_state_goes_through_a_checkpoint() -> None:
     _, resumed = run([2, 3], state, half)
     for name, weight in whole.items():
         assert torch.equal(weight, resumed[name]), name
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_divided_matrices_are_refused(kind: DistributedType) -> None:
+    config, accelerator = TrainConfig(optim=OptimConfig(name="muon")), SimpleNamespace(distributed_type=kind)
+    with pytest.raises(ConfigError, match=r"optim\.name=muon needs whole matrices"):
+        Trainer(config, None, {}, accelerator=accelerator, run_dir=Path())  # type: ignore[arg-type]

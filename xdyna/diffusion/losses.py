@@ -114,8 +114,8 @@ def clip_losses(prediction: Tensor, target: Tensor, weights: Tensor | None = Non
 def person_weights(pose: Tensor, grid: tuple[int, int], weight: float) -> Tensor:
     """Weights of the error: `weight` near the drawn skeleton, 1 elsewhere, then scaled to a mean of 1 in each clip.
 
-    Near is within two cells of the latent grid, which takes in clothes and hair. MimicMotion (arXiv 2406.19680, section
-    3.4) weighs hands in the same way.
+    Near is within two cells of the latent grid, which takes in clothes and hair. MimicMotion (arXiv 2406.19680)
+    weighs hands in the same way.
 
     Args:
         pose: (B, T, C, H, W) skeletons, any type, black where there is none.

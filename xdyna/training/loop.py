@@ -80,6 +80,10 @@ class Trainer:
         self.config, self.accelerator, self.run_dir = config, accelerator, run_dir
         self.objective, self.sample, self.max_minutes = objective, sample, max_minutes
         self.sharded = accelerator.distributed_type in SHARDED
+        if self.sharded and config.optim.name == "muon":
+            raise ConfigError(
+                "optim.name=muon needs whole matrices, which FSDP and DeepSpeed divide; use optim.name=adamw or DDP"
+            )
         if accelerator.distributed_type == DistributedType.FSDP and config.optim.ema:
             raise ConfigError(
                 "optim.ema averages whole parameters, which FSDP does not keep; set optim.ema=0 or use DDP"

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are orthogonalised, for weights that are matrices; AdamW for all others.
 
 Source: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the factor that makes its steps as large as
-those of AdamW, so that both take one learning rate, is that of J. Liu et al., arXiv 2502.16982, equation 4.
+those of AdamW, so that both take one learning rate, is that of J. Liu et al., arXiv 2502.16982.
 """
 
 from collections import defaultdict
