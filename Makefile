@@ -67,7 +67,7 @@ tiny: $(STAMP) ## train xdyna-tiny from nothing, all stages (hours on a CPU); co
 
 # The same with the batches of one large GPU.
 gpu-tiny: ## train xdyna-tiny on a GPU, with the python that is active (it must have CUDA); continues what it began
-	@for stage in vae base dynamics face; do \
+	@for stage in vae base dynamics clips; do \
 	  python scripts/train.py --config tiny/gpu/$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
 	  [ -d runs/tiny-gpu/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
 	done

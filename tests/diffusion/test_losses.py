@@ -58,27 +58,57 @@ def test_weighted_clip_losses() -> None:
 
 def test_person_weights() -> None:
     pose = torch.zeros(2, 2, 3, 64, 64, dtype=torch.uint8)
-    pose[0, 0, 1, 30, 30] = 200  # one drawn pixel: cell (3, 3) of the 8 x 8 grid, so that cells 1 .. 5 are near
+    pose[0, 0, 1, 30, 30] = 200  # one drawn pixel: cell (3, 3) of the 8 x 8 grid, (7, 7) of 16 x 16
+    expected = np.ones((2, 8, 8))
+    expected[0, 2:5, 2:5] = 3.0
     weights = losses.person_weights(pose, (8, 8), 3.0)
     assert weights.shape == (2, 1, 2, 8, 8)
-    expected = np.ones((2, 8, 8))
-    expected[0, 1:6, 1:6] = 3.0
     np.testing.assert_allclose(weights[0, 0].numpy(), expected / expected.mean(), rtol=1e-6)
     assert torch.equal(weights[1], torch.ones(1, 2, 8, 8))  # a scene: nobody is there
     assert torch.equal(losses.person_weights(pose, (8, 8), 1.0), torch.ones(2, 1, 2, 8, 8))
+    expected = np.ones((2, 16, 16))
+    expected[0, 5:10, 5:10] = 3.0
+    fine = losses.person_weights(pose, (16, 16), 3.0)[0, 0].numpy()
+    np.testing.assert_allclose(fine, expected / expected.mean(), rtol=1e-6)
+
+
+def test_weights_of_eyes_and_mouth() -> None:
+    pose = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
+    pose[0, 0, 1, 30, 30] = 200
+    features = torch.zeros_like(pose)
+    features[0, 0, 2, 16:24, 32:40] = 90  # cell (2, 4)
+    features[0, 0, 0, 60, 0] = 1  # cell (7, 0), where nobody is near
+    expected = np.ones((8, 8))
+    expected[2:5, 2:5] = 3.0
+    expected[2, 4] = expected[7, 0] = 5.0
+    weights = losses.person_weights(pose, (8, 8), 3.0, features=features, of_features=5.0)
+    np.testing.assert_allclose(weights[0, 0, 0].numpy(), expected / expected.mean(), rtol=1e-6)
 
 
 def test_kl_against_torch() -> None:
     mean, logvar = torch.randn(2, 50).unbind(0)
     normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())
-    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).mean()
-    torch.testing.assert_close(losses.kl_to_standard_normal(mean, logvar), expected)
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+    by_picture = losses.kl_to_standard_normal(mean.reshape(5, 10), logvar.reshape(5, 10))
+    torch.testing.assert_close(by_picture, expected.reshape(5, 10).mean(1))
 
 
 def test_reconstruction_loss_of_a_constant_error() -> None:
     target = torch.rand(2, 3, 16, 16)
-    loss = float(losses.reconstruction_loss(target + 0.25, target, l1=0.5, edges=1.0))
-    assert loss == pytest.approx(0.25**2 + 0.5 * 0.25, abs=1e-6)
+    loss = losses.reconstruction_loss(target + 0.25, target, l1=0.5, edges=1.0)
+    assert loss.tolist() == pytest.approx([0.25**2 + 0.5 * 0.25] * 2, abs=1e-6)
+
+
+def test_weighted_reconstruction_loss() -> None:
+    """Errors count where the weights are, and nowhere else."""
+    target = torch.rand(1, 3, 16, 16)
+    output, weights = target.clone(), torch.zeros(1, 1, 16, 16)
+    output[..., :8] += 0.5
+    weights[..., 8:] = 2.0
+    assert float(losses.reconstruction_loss(output, target, l1=0.5, edges=0.0, weights=weights)) == 0
+    turned = weights.flip(-1)
+    loss = float(losses.reconstruction_loss(output, target, l1=0.5, edges=0.0, weights=turned))
+    assert loss == pytest.approx(0.25 + 0.25, rel=1e-5)
 
 
 def test_reconstruction_loss_sees_lost_edges() -> None:

@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     if log is not None:
         _announce(config, groups, trainer, resumed=bool(resumed))
     progress = trainer.fit(log)
-    finished = progress.step == config.max_steps
+    finished = trainer.finished
     weights = trainer.gathered() if finished else None
     if log is not None:
         log.close()

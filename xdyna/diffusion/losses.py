@@ -111,27 +111,42 @@ def clip_losses(prediction: Tensor, target: Tensor, weights: Tensor | None = Non
     return reduce(error if weights is None else error * weights, "b ... -> b", "mean")
 
 
-def person_weights(pose: Tensor, grid: tuple[int, int], weight: float) -> Tensor:
+def person_weights(
+    pose: Tensor, grid: tuple[int, int], weight: float, *, features: Tensor | None = None, of_features: float = 1.0
+) -> Tensor:
     """Weights of the error: `weight` near the drawn skeleton, 1 elsewhere, then scaled to a mean of 1 in each clip.
 
-    Near is within two cells of the latent grid, which takes in clothes and hair. MimicMotion (arXiv 2406.19680)
+    Near is within an eighth of the picture's height, which takes in clothes and hair. MimicMotion (arXiv 2406.19680)
     weighs hands in the same way.
 
     Args:
         pose: (B, T, C, H, W) skeletons, any type, black where there is none.
-        grid: (h, w) of the latents.
+        grid: (h, w) of the weights: that of the latents, or of the pixels.
         weight: of the error near the skeleton.
+        features: (B, T, C, H, W) local face patches: eyes and mouth on black; None for none.
+        of_features: weight of the error there, if larger.
 
     Returns:
         Tensor: float32 (B, 1, T, h, w).
     """
-    drawn = F.adaptive_max_pool2d(rearrange(pose, "b t c h w -> (b t) c h w").float().amax(dim=1, keepdim=True), grid)
-    near = F.max_pool2d((drawn > 0).float(), 5, stride=1, padding=2)
-    weights = rearrange(1 + (weight - 1) * near, "(b t) 1 h w -> b 1 t h w", b=pose.shape[0])
+
+    def shown(pictures: Tensor) -> Tensor:
+        brightest = rearrange(pictures, "b t c h w -> (b t) c h w").amax(dim=1, keepdim=True)
+        return F.adaptive_max_pool2d((brightest > 0).float(), grid)
+
+    reach = max(1, round(grid[0] / 8))
+    columns = F.max_pool2d(shown(pose), (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    near = F.max_pool2d(columns, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    weights = 1 + (weight - 1) * near
+    if features is not None:
+        weights = torch.maximum(weights, 1 + (of_features - 1) * shown(features))
+    weights = rearrange(weights, "(b t) 1 h w -> b 1 t h w", b=pose.shape[0])
     return weights / weights.mean(dim=(1, 2, 3, 4), keepdim=True)
 
 
-def reconstruction_loss(output_NCHW: Tensor, target_NCHW: Tensor, *, l1: float, edges: float) -> Tensor:
+def reconstruction_loss(
+    output_NCHW: Tensor, target_NCHW: Tensor, *, l1: float, edges: float, weights: Tensor | None = None
+) -> Tensor:
     """Autoencoder loss: mean squared error, plus L1, plus L1 of the picture's gradients at three scales (thin lines).
 
     Args:
@@ -139,25 +154,37 @@ def reconstruction_loss(output_NCHW: Tensor, target_NCHW: Tensor, *, l1: float, 
         target_NCHW: the originals.
         l1: weight of the L1 term.
         edges: weight of the gradient terms.
+        weights: (N, 1, H, W) of the errors at each pixel; None for 1 everywhere.
 
     Returns:
-        Tensor: scalar.
+        Tensor: (N,).
     """
-    output, target = output_NCHW.float(), target_NCHW.float()
-    loss = F.mse_loss(output, target) + l1 * F.l1_loss(output, target)
+    error = output_NCHW.float() - target_NCHW.float()
+    weight = torch.ones_like(error[:, :1]) if weights is None else weights
+    loss = reduce((error**2 + l1 * error.abs()) * weight, "n c h w -> n", "mean")
     for scale in range(3):
         if scale:
-            output, target = F.avg_pool2d(output, 2), F.avg_pool2d(target, 2)
-        if min(output.shape[-2:]) < 2:
+            error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
+        if min(error.shape[-2:]) < 2:
             break
-        for dim in (-2, -1):
-            loss = loss + edges / 6 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
+        for dim, size in ((-2, error.shape[-2] - 1), (-1, error.shape[-1] - 1)):
+            slopes = error.diff(dim=dim).abs() * weight.narrow(dim, 0, size)
+            loss = loss + edges / 6 * reduce(slopes, "n c h w -> n", "mean")
     return loss
 
 
 def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)), averaged over elements. Args: any equal shapes. Returns: scalar."""
-    return 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
+    """KL(N(mean, exp(logvar)) || N(0, 1)), averaged over the elements of each picture.
+
+    Args:
+        mean: (N, ...).
+        logvar: the same shape.
+
+    Returns:
+        Tensor: float32 (N,).
+    """
+    kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float())
+    return reduce(kl, "n ... -> n", "mean")
 
 
 def frames_to_clips(frames: Tensor, clips: int) -> Tensor:

@@ -74,6 +74,7 @@ class LossConfig:
         noise_offset: strength of offset noise; 0 for none.
         person: weight of the error around the driving skeleton, against 1 elsewhere; each clip's weights are scaled to
             a mean of 1. Not in validation.
+        face: weight of the error at eyes and mouth (the local face patches), if larger. Not in validation.
         timesteps: "independent" draws each clip's timestep by itself; "spread" spreads those of neighbouring clips
             evenly, which takes noise out of the gradients of small batches. Uniform both.
         l1: weight of the L1 term of the autoencoder's loss, beside the squared error (stage vae).
@@ -85,6 +86,7 @@ class LossConfig:
     velocity: float | None = None
     noise_offset: float = 0.0
     person: float = 1.0
+    face: float = 1.0
     timesteps: str = "independent"
     l1: float = 0.1
     edges: float = 0.1
@@ -99,10 +101,33 @@ class LossConfig:
                 raise ConfigError(
                     "loss.min_snr and loss.velocity are two weightings of one loss; set one of them to null"
                 )
-        _at_least("loss.person", self.person, 0.0, above=True)
+        for name in ("person", "face"):
+            _at_least(f"loss.{name}", getattr(self, name), 0.0, above=True)
         _choice("loss.timesteps", self.timesteps, TIMESTEPS)
         for name in ("noise_offset", "l1", "edges", "kl"):
             _at_least(f"loss.{name}", getattr(self, name), 0.0)
+
+
+@dataclass
+class ReplayConfig:
+    """Clips of earlier steps that are shown again (see xdyna/training/replay.py).
+
+    Attributes:
+        clips: how many of the newest clips each process keeps on its device; 0 for no replay.
+        fresh: new clips in each batch.
+    """
+
+    clips: int = 0
+    fresh: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("replay.clips", self.clips, 0)
+        _at_least("replay.fresh", self.fresh, 1)
+        if self.clips and self.clips < self.fresh:
+            raise ConfigError(
+                f"replay.clips={self.clips} is less than replay.fresh={self.fresh}: clips would be gone before "
+                "they are shown again; raise it, or set it to 0 for no replay"
+            )
 
 
 @dataclass
@@ -148,9 +173,12 @@ class TrainConfig:
         data: the clips.
         optim: the optimizer.
         loss: the loss.
+        replay: clips that are shown again, where making them is slower than training on them.
         validation: what is measured while training.
         out: folder of the run.
         max_steps: optimizer steps of the whole run.
+        minutes: training time of the whole run, over all its parts, if it passes before `max_steps` are done: a falling
+            learning rate then follows the time, and the run ends with it. null for no limit.
         batch_size: clips per process and micro-step.
         accumulation: micro-steps per optimizer step.
         seed: of weights, data, noise.
@@ -176,9 +204,11 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     out: str = "runs/train"
     max_steps: int = 10000
+    minutes: float | None = None
     batch_size: int = 1
     accumulation: int = 1
     seed: int = 42
@@ -206,6 +236,8 @@ class TrainConfig:
             _choice(name, getattr(self, name), valid)
         for name in ("max_steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
             _at_least(name, getattr(self, name), 1)
+        if self.minutes is not None:
+            _at_least("minutes", self.minutes, 0.0, above=True)
         _at_least("seed", self.seed, 0)
         _at_least("spike", self.spike, 1.0, above=True)
         if self.stage == "face" and self.face != "sface":
@@ -217,12 +249,25 @@ class TrainConfig:
             raise ConfigError("out: got an empty text, expected the folder of the run")
         # What the clips must carry follows from the stage: nobody has to keep the two in step by hand.
         face = {"face": "cross"}.get(self.stage, "landmarks" if self.face == "landmarks" else "none")
+        if self.stage == "vae" and self.loss.face != 1:
+            face = "self"
         if self.data.face not in ("none", face):
             raise ConfigError(
                 f"data.face: got {self.data.face!r}, but stage={self.stage} with face={self.face} needs {face!r}; "
                 "leave it out, it follows from them"
             )
         self.data.face = face
+        if self.replay.clips and self.replay.fresh > self.batch_size:
+            raise ConfigError(
+                f"replay.fresh={self.replay.fresh} does not fit into batch_size={self.batch_size}; lower it"
+            )
+        if self.replay.clips and self.data.buckets:
+            raise ConfigError("replay needs clips of one size; leave data.buckets out, or set replay.clips=0")
+        if self.loss.face != 1 and face == "none":
+            raise ConfigError(
+                f"loss.face={self.loss.face:g} weighs eyes and mouth of the face patches, which stage={self.stage} has "
+                "not; set it to 1 (the stages face and vae have them)"
+            )
         if self.stage == "vae" and self.data.source == "cache":
             raise ConfigError(
                 "stage=vae trains on pictures, and data.source=cache holds the latents of another autoencoder; use "

@@ -30,6 +30,7 @@ from xdyna.training.guards import LossGuard, StopSignal, Verdict
 from xdyna.training.logs import RunLog
 from xdyna.training.objective import Objective
 from xdyna.training.optim import build_optimizer, rate_factor, set_rates
+from xdyna.training.replay import Replay
 from xdyna.training.state import Progress, rng_state, set_rng_state
 from xdyna.training.validation import band_losses
 
@@ -104,6 +105,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(objective, optimizer)
         self.ema = EMA(self.parameters, decay=config.optim.ema, warmup=True) if config.optim.ema else None
         self.progress = Progress()
+        self._time_share = 0.0
         self.guard = LossGuard(
             run_dir,
             policy=config.on_nan,
@@ -121,7 +123,7 @@ class Trainer:
             log: of the main process; None on the others.
 
         Returns:
-            Progress: where the run stands; finished when `progress.step == config.max_steps`.
+            Progress: where the run stands; see `finished`.
         """
         config, began = self.config, time.monotonic()
         before = self.progress.seconds
@@ -134,7 +136,8 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         with StopSignal() as stop, bar:
-            while self.progress.step < config.max_steps:
+            self._tell_time()
+            while not self.finished:
                 try:
                     values = self._step(batches)
                 except DataError:
@@ -149,7 +152,8 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
                 self._log(log, values)
-                last = self.progress.step == config.max_steps
+                self._tell_time()
+                last = self.finished
                 saved = self._validate(log, last=last)
                 leave = self._leave(stop, began)
                 if (self.progress.step % config.save_every == 0 or leave or last) and not saved:
@@ -158,9 +162,21 @@ class Trainer:
                     break
         return self.progress
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the time is over."""
+        return self.progress.step >= self.config.max_steps or self._time_share >= 1
+
+    def _tell_time(self) -> None:
+        """Share of `minutes` that has passed, by the main process's clock: all processes must agree."""
+        if self.config.minutes is not None:
+            own = self.progress.seconds / (60 * self.config.minutes) if self.accelerator.is_main_process else 0.0
+            self._time_share = float(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum"))
+
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
         config = self.config
-        set_rates(self.optimizer, rate_factor(self.progress.step, config.optim, max_steps=config.max_steps))
+        factor = rate_factor(self.progress.step, config.optim, max_steps=config.max_steps, share=self._time_share)
+        set_rates(self.optimizer, factor)
         total, norm, skipped = 0.0, 0.0, False
         self.optimizer.zero_grad()
         for _ in range(config.accumulation):
@@ -208,18 +224,29 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _batches(self) -> Iterator[Batch]:
-        config = self.config
+        config, step = self.config, self.progress.step
+        place: dict[str, Any] = {
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+            "accumulation": config.accumulation,
+        }
+        encoders: dict[str, Any] = self._encoders() if config.data.source == "cache" else {}
+        replay = None
+        if config.replay.clips:
+            replay = Replay(**vars(config.replay), batch_size=config.batch_size, seed=config.seed, **place)
         loader = build_loader(
             config.data,
             seed=config.seed,
-            batch_size=config.batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            start_step=self.progress.step,
-            accumulation=config.accumulation,
-            **(self._encoders() if config.data.source == "cache" else {}),
+            batch_size=config.replay.fresh if replay else config.batch_size,
+            start_step=replay.first_step(step) if replay else step,
+            **place,
+            **encoders,
         )
-        return iter(loader)
+        return replay.batches(iter(loader), step=step, prepare=self._prepare) if replay else iter(loader)
+
+    def _prepare(self, batch: Batch) -> Batch:
+        with self.accelerator.autocast(), self.autocast():
+            return self.objective.prepare(batch.to(self.accelerator.device))
 
     def _encoders(self) -> dict[str, str]:
         """Digests of what a cache has computed already; image tokens only where nothing that makes them trains."""

@@ -79,15 +79,15 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None:
                 alike[(parameter.shape[0], parameter[0].numel())].append(parameter)
         for (rows, columns), parameters in alike.items():
-            updates = []
-            for parameter in parameters:
-                assert parameter.grad is not None
-                state, gradient = self.state[parameter], parameter.grad.reshape(rows, columns)
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-                updates.append(gradient.lerp(state["momentum_buffer"], self.momentum))
+            gradients = [p.grad.reshape(rows, columns) for p in parameters if p.grad is not None]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+            momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+            updates = torch._foreach_lerp(gradients, momenta, self.momentum)
             size = group["lr"] * ADAM_RMS * max(rows, columns) ** 0.5
-            for parameter, update in zip(parameters, orthogonalised(torch.stack(updates)), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-size)
+            steps = orthogonalised(torch.stack(updates)).float() * -size
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, [s.reshape(p.shape) for s, p in zip(steps, parameters, strict=True)])

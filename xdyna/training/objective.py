@@ -8,18 +8,20 @@ Shape legend: B clips, F = 1 + T frames (frame 0 is the reference), C channels, 
 """
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
-from xdyna.diffusion.guidance import scale_condition
 from xdyna.models.controls import merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import image_tokens
 from xdyna.training.config import LossConfig
@@ -45,16 +47,19 @@ class Draw:
     posterior: Tensor
 
 
-def sample_generator(seed: int, index: int, stream: int = TRAINING) -> torch.Generator:
-    """Generator of one sample, on the CPU; that of validation is the same in every run.
+def sample_generator(
+    seed: int, index: int, stream: int = TRAINING, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Generator of one sample; that of validation is the same in every run.
 
     Args:
         seed: of the run.
         index: global sample index.
         stream: `TRAINING` or `VALIDATION`.
+        device: where it draws; the numbers differ from one kind of device to another.
     """
     state = np.random.SeedSequence([seed if stream == TRAINING else 0, index, stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
 def spread_timestep(seed: int, index: int, steps: int) -> int:
@@ -116,10 +121,37 @@ class Objective(nn.Module, abc.ABC):
             Tensor: (B,) float32.
         """
 
+    def prepare(self, batch: Batch) -> Batch:
+        """What frozen encoders say of a batch, computed once for clips that are shown several times.
+
+        Args:
+            batch: on the networks' device.
+
+        Returns:
+            Batch: with the same loss.
+        """
+        return batch
+
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.networks.parameters()).device
+
+    def _generator(self, index: int, stream: int) -> torch.Generator:
+        """Generator of a sample's noise: training noise is drawn on a GPU where there is one (millions of numbers a
+        step), that of validation is the same everywhere."""
+        device = self.device if self.device.type == "cuda" and stream == TRAINING else "cpu"
+        return sample_generator(self.seed, index, stream, device)
+
+    def _weights(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        """Weights of the error of the generated frames, float32 (B, 1, T, h, w)."""
+        return losses.person_weights(
+            batch.pose, grid, self.loss.person, features=batch.face[:, :, :3], of_features=self.loss.face
+        )
+
+    @property
+    def _weighted(self) -> bool:
+        return self.loss.person != 1 or self.loss.face != 1
 
 
 class VAEObjective(Objective):
@@ -138,19 +170,19 @@ class VAEObjective(Objective):
         posterior = vae.encode(frames).latent_dist
         normal = self._normal(batch, posterior.mean, stream)
         decoded = vae.decode(posterior.mean + posterior.std * normal).sample
-        per_clip = [
-            losses.reconstruction_loss(out, target, l1=self.loss.l1, edges=self.loss.edges)
-            for out, target in zip(decoded.chunk(b), frames.chunk(b), strict=True)
-        ]
-        parts = zip(posterior.mean.chunk(b), posterior.logvar.chunk(b), strict=True)
-        kl = torch.stack([losses.kl_to_standard_normal(mean, logvar) for mean, logvar in parts])
-        return torch.stack(per_clip) + self.loss.kl * kl
+        weights = None
+        if self._weighted and stream == TRAINING:
+            driven = self._weights(batch, (pixels.shape[-2], pixels.shape[-1]))  # not of the references
+            weights = rearrange(F.pad(driven, (0, 0, 0, 0, 1, 0), value=1.0), "b 1 f h w -> (b f) 1 h w")
+        errors = losses.reconstruction_loss(decoded, frames, l1=self.loss.l1, edges=self.loss.edges, weights=weights)
+        kl = losses.kl_to_standard_normal(posterior.mean, posterior.logvar)
+        return reduce(errors + self.loss.kl * kl, "(b f) -> b", "mean", b=b)
 
     def _normal(self, batch: Batch, like: Tensor, stream: int) -> Tensor:
         per_clip = like.shape[0] // len(batch.index)
         drawn = [
-            torch.randn((per_clip, *like.shape[1:]), generator=sample_generator(self.seed, int(i), stream))
-            for i in batch.index
+            torch.randn((per_clip, *like.shape[1:]), generator=generator, device=generator.device)
+            for generator in (self._generator(int(i), stream) for i in batch.index)
         ]
         return torch.cat(drawn).to(like)
 
@@ -223,15 +255,30 @@ class DiffusionObjective(Objective):
             prediction = self._predict_clip(latents[:, :, :1], noisy, t_B, text, image, batch)
         target = losses.velocity(latents[:, :, 1:], noise, alphas_B) if self.of_velocity else noise
         weights = None
-        if self.loss.person != 1 and stream == TRAINING:
-            height, width = prediction.shape[-2:]
-            weights = losses.person_weights(batch.pose, (height, width), self.loss.person).to(device)
+        if self._weighted and stream == TRAINING:
+            weights = self._weights(batch, (prediction.shape[-2], prediction.shape[-1]))
         loss_B = losses.clip_losses(prediction, target, weights)
         if self.loss.min_snr is not None:
             return loss_B * losses.min_snr_weight(alphas_B, self.loss.min_snr, of_velocity=self.of_velocity)
         if self.loss.velocity is not None:
             return loss_B * losses.velocity_weight(alphas_B, self.loss.velocity)
         return loss_B
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        """See `Objective.prepare`: latents, and image tokens where nothing that makes them trains."""
+        parts = self.components
+        known: dict[str, Any] = {}
+        if batch.latents_mean is None and not _trains(parts.vae):
+            posterior = parts.vae.encode(rearrange(_to_unit(batch.pixels), "b f c h w -> (b f) c h w")).latent_dist
+            mean, std = (
+                rearrange(x.float(), "(b f) c h w -> b f c h w", b=len(batch)) for x in (posterior.mean, posterior.std)
+            )
+            known |= {"latents_mean": mean, "latents_std": std, "pixels": batch.pixels[:, :1]}
+        if batch.image_tokens is None and not _trains(parts.image_encoder, parts.image_projection):
+            everything = torch.ones(len(batch), dtype=torch.bool)
+            known["image_tokens"] = self._make_tokens(batch.pixels[:, 0], keep=everything).float()
+        return dataclasses.replace(batch, **known)
 
     # --- the networks ---------------------------------------------------------------------------------------------
 
@@ -287,14 +334,15 @@ class DiffusionObjective(Objective):
         grid = (batch.pose.shape[-2] // factor, batch.pose.shape[-1] // factor)
         timesteps, noises, posteriors = [], [], []
         for index in batch.index:
-            generator = sample_generator(self.seed, int(index), stream)
-            t = torch.randint(steps, (), generator=generator)
+            generator = self._generator(int(index), stream)
+            draw = functools.partial(torch.randn, generator=generator, device=generator.device)
+            t = torch.randint(steps, (), generator=generator, device=generator.device).cpu()
             spread = self.loss.timesteps == "spread" and stream == TRAINING
             timesteps.append(torch.tensor(spread_timestep(self.seed, int(index), steps)) if spread else t)
-            noise = torch.randn((channels, frames, *grid), generator=generator)
-            offset = torch.randn((channels,), generator=generator)
+            noise = draw((channels, frames, *grid))
+            offset = draw((channels,))
             noises.append(losses.offset_noise(noise[None], offset[None], self.loss.noise_offset)[0])
-            posteriors.append(torch.randn((channels, frames + 1, *grid), generator=generator))
+            posteriors.append(draw((channels, frames + 1, *grid)))
         return Draw(torch.stack(timesteps), torch.stack(noises), torch.stack(posteriors))
 
     def _latents(self, batch: Batch, normal: Tensor) -> Tensor:
@@ -329,24 +377,35 @@ class DiffusionObjective(Objective):
 
     def _image_tokens(self, batch: Batch) -> Tensor:
         """Tokens of the reference pictures, (B, S, C); those of an all-zero input where the image is dropped."""
-        parts, keep_B = self.components, ~batch.drop_image.bool()
-        make = functools.partial(
-            image_tokens,
+        keep_B = ~batch.drop_image.bool()
+        if batch.image_tokens is None:
+            return self._make_tokens(batch.pixels[:, 0], keep=keep_B)
+        if self._unconditional is None:  # kept tokens come from frozen networks: these stay what they are
+            with torch.no_grad():
+                nothing = torch.zeros(1, dtype=torch.bool)
+                self._unconditional = self._make_tokens(batch.pixels[:1, 0], keep=nothing).float()
+        return torch.where(rearrange(keep_B, "b -> b 1 1").to(self.device), batch.image_tokens, self._unconditional)
+
+    def _make_tokens(self, pictures: Tensor, *, keep: Tensor) -> Tensor:
+        parts = self.components
+        return image_tokens(
+            pictures,
             extractor=parts.feature_extractor,
             encoder=parts.image_encoder,
             projection=parts.image_projection,
+            keep=keep,
         )
-        if batch.image_tokens is None:
-            return make(batch.pixels[:, 0], keep=keep_B)
-        if self._unconditional is None:  # kept tokens come from frozen networks: these stay what they are
-            with torch.no_grad():
-                self._unconditional = make(batch.pixels[:1, 0], keep=torch.zeros(1, dtype=torch.bool)).float()
-        return torch.where(rearrange(keep_B, "b -> b 1 1").to(self.device), batch.image_tokens, self._unconditional)
+
+
+def _trains(*modules: nn.Module) -> bool:
+    return any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def _scaled(conditions: Tensor) -> Tensor:
-    """Each clip's condition pictures to [0, 1], as inference scales them."""
-    return torch.stack([scale_condition(c, float(c.min()), float(c.max())) for c in conditions])
+    """Each clip's condition pictures (B, ...) to [0, 1], as inference scales them (`guidance.scale_condition`)."""
+    axes = tuple(range(1, conditions.ndim))
+    low, high = (x.float() for x in (conditions.amin(axes, keepdim=True), conditions.amax(axes, keepdim=True)))
+    return (conditions.float() - low) / torch.where(high > low, high - low, 1.0)
 
 
 def _to_unit(pixels: Tensor) -> Tensor:

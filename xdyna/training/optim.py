@@ -59,19 +59,20 @@ def build_optimizer(
     return torch.optim.AdamW(settings, fused=fused, **shared)
 
 
-def rate_factor(step: int, config: OptimConfig, *, max_steps: int) -> float:
+def rate_factor(step: int, config: OptimConfig, *, max_steps: int, share: float = 0.0) -> float:
     """Share of the base learning rate at a step: linear warm-up, then constant or cosine (arXiv 1608.03983, eq. 5).
 
     Args:
         step: 0-based optimizer step.
         config: settings.
         max_steps: steps of the whole run.
+        share: of the run that has passed, where time limits it and not the number of steps.
     """
     if step < config.warmup:
         return (step + 1) / config.warmup
     if config.schedule == "constant":
         return 1.0
-    done = min(1.0, (step - config.warmup) / max(1, max_steps - config.warmup))
+    done = min(1.0, max(share, (step - config.warmup) / max(1, max_steps - config.warmup)))
     return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * done))
 
 
