@@ -67,6 +67,11 @@ def main(argv: Sequence[str]) -> int:
     )
     bench = Bench(pipeline, settings, args.out / "clips")
     jobs = plan(args.clips, full=args.full, face=checkpoint.has_face)
+    if args.part is not None:
+        number, parts = args.part
+        print(f"part {number} of {parts}: results for {args.out / 'clips'}, no report")
+        run(bench, held_out, jobs[number - 1 :: parts], reader)
+        return 0
     print(f"{checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''} on {device}, {len(jobs)} results")
     start = time.perf_counter()
     clips, scenes = run(bench, held_out, jobs, reader)
@@ -204,6 +209,13 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected K/N with K from 1 to N, for example 2/4")
+    return int(number), int(parts)
+
+
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="tiny_report.py", description="Measure a small model on puppet clips that it was not trained on."
@@ -214,6 +226,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
     p.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1: one half of the work (%(default)s)")
     p.add_argument("--seed", type=int, default=42, help="of the noise (%(default)s)")
+    p.add_argument(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="make only the K-th of N parts of the results and no report; the next run without it takes them over",
+    )
     p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
