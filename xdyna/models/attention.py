@@ -31,6 +31,8 @@ from torch import Tensor, nn
 MAX_ATTENTION_BATCH = 32768
 # Training on a CPU in bfloat16, PyTorch's fused kernel is up to 9 times slower than plain products for short sequences.
 SHORT_SEQUENCE = 256
+# Training on a GPU, fused kernels give a whole block of threads to each of the many sequences of a few frames.
+FEW_FRAMES = 8
 
 
 def require_xformers() -> None:
@@ -49,9 +51,21 @@ def require_xformers() -> None:
 
 def _sdpa(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int) -> Tensor:
     q, k, v = (rearrange(x, "b l (n d) -> b n l d", n=heads) for x in (q_BLC, k_BSC, v_BSC))
-    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= SHORT_SEQUENCE
-    out = _products(q, k, v) if short else F.scaled_dot_product_attention(q, k, v)
+    longest = max(q.shape[2], k.shape[2])
+    if q.requires_grad and q.device.type == "cuda" and longest <= FEW_FRAMES:
+        out = _sums(q, k, v)
+    elif q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT_SEQUENCE:
+        out = _products(q, k, v)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
     return rearrange(out, "b n l d -> b l (n d)")
+
+
+def _sums(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
+    """Attention over a few tokens, without matrix products."""
+    with torch.autocast(q_BNLD.device.type, enabled=False):  # it would copy the factors to float32 for the sums
+        scores_BNLS = (q_BNLD[..., :, None, :] * k_BNSD[..., None, :, :]).sum(-1) * q_BNLD.shape[-1] ** -0.5
+        return (scores_BNLS.softmax(-1)[..., None] * v_BNSD[..., None, :, :]).sum(-2)
 
 
 def _products(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:

@@ -186,6 +186,9 @@ class TrainConfig:
         checkpointing: gradient checkpointing: "none", "selective" (highest resolutions) or "full".
         channels_last: keep convolutions' weights with the channels innermost: faster on tensor cores, and on CPUs that
             compute in bfloat16; the numbers differ by rounding.
+        cuda_graph: replay each step as CUDA graphs, for small networks whose kernels are shorter than their launch. For
+            one GPU, accumulation=1, stages dynamics and face, and clips whose latents and image tokens are kept (replay
+            or a cache). Without a GPU it has no effect.
         save_every: steps between checkpoints.
         keep: newest checkpoints to keep (the best is kept besides).
         log_every: steps between log lines.
@@ -215,6 +218,7 @@ class TrainConfig:
     precision: str = "fp32"
     checkpointing: str = "none"
     channels_last: bool = False
+    cuda_graph: bool = False
     save_every: int = 500
     keep: int = 2
     log_every: int = 10
@@ -261,6 +265,8 @@ class TrainConfig:
             raise ConfigError(
                 f"replay.fresh={self.replay.fresh} does not fit into batch_size={self.batch_size}; lower it"
             )
+        if self.cuda_graph:
+            self._check_graph()
         if self.replay.clips and self.data.buckets:
             raise ConfigError("replay needs clips of one size; leave data.buckets out, or set replay.clips=0")
         if self.loss.face != 1 and face == "none":
@@ -273,6 +279,20 @@ class TrainConfig:
                 "stage=vae trains on pictures, and data.source=cache holds the latents of another autoencoder; use "
                 "data.source=puppet"
             )
+
+    def _check_graph(self) -> None:
+        trained = set(self.train or ())
+        kept = bool(self.replay.clips) or self.data.source == "cache"
+        wrong = {
+            f"stage={self.stage} has none": self.stage not in ("dynamics", "face"),
+            "image encoder and Resampler must be frozen": bool(trained & {"image_encoder", "resampler"}),
+            "it needs replay.clips above 0, or data.source=cache": not kept,
+            f"accumulation={self.accumulation} must be 1": self.accumulation != 1,
+            "precision=fp16 scales its losses step by step; use bf16": self.precision == "fp16",
+            "data.buckets has clips of several sizes": bool(self.data.buckets),
+        }
+        if reasons := [reason for reason, applies in wrong.items() if applies]:
+            raise ConfigError(f"cuda_graph=true cannot be: {'; '.join(reasons)}. Change that, or set it to false")
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -26,9 +26,10 @@ from xdyna.training import checkpoint, sharded
 from xdyna.training.config import TrainConfig
 from xdyna.training.ema import EMA
 from xdyna.training.errors import CheckpointError
+from xdyna.training.graph import StepGraph, make_capturable
 from xdyna.training.guards import LossGuard, StopSignal, Verdict
 from xdyna.training.logs import RunLog
-from xdyna.training.objective import Objective
+from xdyna.training.objective import DiffusionObjective, Objective
 from xdyna.training.optim import build_optimizer, rate_factor, set_rates
 from xdyna.training.replay import Replay
 from xdyna.training.state import Progress, rng_state, set_rng_state
@@ -103,6 +104,13 @@ class Trainer:
         objective.to(accelerator.device)
         optimizer = build_optimizer(groups, config.optim, fused=accelerator.device.type in ("cpu", "cuda"))
         self.model, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.graph: StepGraph | None = None
+        if config.cuda_graph and accelerator.device.type == "cuda":
+            if accelerator.distributed_type != DistributedType.NO:
+                raise ConfigError("cuda_graph=true is for one process on one GPU; set it to false")
+            bare = self.optimizer.optimizer
+            make_capturable(bare, accelerator.device)
+            self.graph = StepGraph(self.model, bare, list(self.parameters.values()), clip=config.optim.clip)
         self.ema = EMA(self.parameters, decay=config.optim.ema, warmup=True) if config.optim.ema else None
         self.progress = Progress()
         self._time_share = 0.0
@@ -177,6 +185,8 @@ class Trainer:
         config = self.config
         factor = rate_factor(self.progress.step, config.optim, max_steps=config.max_steps, share=self._time_share)
         set_rates(self.optimizer, factor)
+        if self.graph is not None:
+            return self._graph_step(self.graph, next(batches))
         total, norm, skipped = 0.0, 0.0, False
         self.optimizer.zero_grad()
         for _ in range(config.accumulation):
@@ -201,6 +211,18 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.progress.step + 1)
         return {"loss": total, "grad_norm": norm, "lr": self._rate()}
+
+    def _graph_step(self, graph: StepGraph, batch: Batch) -> dict[str, float]:
+        assert isinstance(self.objective, DiffusionObjective)
+        batch = batch.to(self.accelerator.device)
+        loss = float(graph.forward_backward(batch, self.objective.inputs(batch)))
+        verdict = self.guard.check(loss, step=self.progress.step + 1, ids=batch.clip_id)
+        if verdict == Verdict.SKIP:
+            return {"loss": math.nan, "skipped": 1.0, "lr": self._rate()}
+        norm = graph.update()
+        if self.ema is not None:
+            self.ema.update(self.progress.step + 1)
+        return {"loss": loss, "grad_norm": float(norm), "lr": self._rate()}
 
     def _clip(self) -> float:
         """Clip the gradients. Returns: their norm before."""
@@ -363,6 +385,7 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(loaded.weights[name])
         self.optimizer.load_state_dict(loaded.optimizer)
+        make_capturable(self.optimizer.optimizer, self.accelerator.device if self.graph is not None else None)
         if self.ema is not None and loaded.ema is not None:
             self.ema.load_state_dict(loaded.ema)
         scaler = getattr(self.accelerator, "scaler", None)

@@ -47,6 +47,25 @@ class Draw:
     posterior: Tensor
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a diffusion loss needs beside the batch, on the networks' device.
+
+    Attributes:
+        timestep: int64 (B,).
+        alphas: float32 (B,), a_t.
+        noise: (B, C, T, h, w).
+        posterior: (B, C, F, h, w).
+        text: (B, S, D), text tokens.
+    """
+
+    timestep: Tensor
+    alphas: Tensor
+    noise: Tensor
+    posterior: Tensor
+    text: Tensor
+
+
 def sample_generator(
     seed: int, index: int, stream: int = TRAINING, device: torch.device | str = "cpu"
 ) -> torch.Generator:
@@ -109,13 +128,16 @@ class Objective(nn.Module, abc.ABC):
         return {name: p for name, p in self.networks.named_parameters() if p.requires_grad}
 
     @abc.abstractmethod
-    def forward(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None, inputs: Inputs | None = None
+    ) -> Tensor:
         """Loss of every sample.
 
         Args:
             batch: on the networks' device.
             stream: `TRAINING` or `VALIDATION`.
             timestep: the same for all samples instead of drawn ones.
+            inputs: as `inputs` makes them from the others; None: made now.
 
         Returns:
             Tensor: (B,) float32.
@@ -137,11 +159,10 @@ class Objective(nn.Module, abc.ABC):
         """Where the networks are."""
         return next(self.networks.parameters()).device
 
-    def _generator(self, index: int, stream: int) -> torch.Generator:
-        """Generator of a sample's noise: training noise is drawn on a GPU where there is one (millions of numbers a
-        step), that of validation is the same everywhere."""
-        device = self.device if self.device.type == "cuda" and stream == TRAINING else "cpu"
-        return sample_generator(self.seed, index, stream, device)
+    def _draws_on_gpu(self, stream: int) -> bool:
+        """Where noise comes from: in training from the GPU, if there is one (millions of numbers a step); that of
+        validation is the same everywhere."""
+        return self.device.type == "cuda" and stream == TRAINING
 
     def _weights(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
         """Weights of the error of the generated frames, float32 (B, 1, T, h, w)."""
@@ -161,8 +182,10 @@ class VAEObjective(Objective):
         """Only the autoencoder."""
         return {"vae": components.vae}
 
-    def forward(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Tensor:
-        """See `Objective.forward`; `timestep` has no meaning here."""
+    def forward(
+        self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None, inputs: Inputs | None = None
+    ) -> Tensor:
+        """See `Objective.forward`; `timestep` and `inputs` have no meaning here."""
         vae = self.components.vae
         pixels = batch.pixels
         b = pixels.shape[0]
@@ -180,9 +203,10 @@ class VAEObjective(Objective):
 
     def _normal(self, batch: Batch, like: Tensor, stream: int) -> Tensor:
         per_clip = like.shape[0] // len(batch.index)
+        device = self.device if self._draws_on_gpu(stream) else "cpu"
         drawn = [
-            torch.randn((per_clip, *like.shape[1:]), generator=generator, device=generator.device)
-            for generator in (self._generator(int(i), stream) for i in batch.index)
+            torch.randn((per_clip, *like.shape[1:]), generator=generator, device=device)
+            for generator in (sample_generator(self.seed, i, stream, device) for i in batch.index.tolist())
         ]
         return torch.cat(drawn).to(like)
 
@@ -236,17 +260,25 @@ class DiffusionObjective(Objective):
         modules = components.modules()
         return {name: modules[name] for name in names}
 
-    def forward(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Tensor:
-        """See `Objective.forward`."""
-        device = self.device
+    @torch.no_grad()
+    def inputs(self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None) -> Inputs:
+        """What `forward` needs beside the batch; the arguments are the same."""
         draw = self._draw(batch, stream)
         t_B = draw.timestep if timestep is None else torch.full_like(draw.timestep, timestep)
-        t_B, noise, posterior, alphas_B = (
-            x.to(device) for x in (t_B, draw.noise, draw.posterior, self.alphas_cumprod[t_B])
+        t_B, alphas_B, noise, posterior = (
+            x.to(self.device) for x in (t_B, self.alphas_cumprod[t_B], draw.noise, draw.posterior)
         )
+        return Inputs(t_B, alphas_B, noise, posterior, self._text_tokens(batch))
+
+    def forward(
+        self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None, inputs: Inputs | None = None
+    ) -> Tensor:
+        """See `Objective.forward`."""
+        if inputs is None:
+            inputs = self.inputs(batch, stream=stream, timestep=timestep)
+        t_B, alphas_B, noise, text = inputs.timestep, inputs.alphas, inputs.noise, inputs.text
         with torch.no_grad():
-            latents = self._latents(batch, posterior)
-            text = self._text_tokens(batch)
+            latents = self._latents(batch, inputs.posterior)
         image = self._image_tokens(batch)
         noisy = losses.add_noise(latents[:, :, 1:], noise, alphas_B)
         if self.single_frames:
@@ -332,18 +364,20 @@ class DiffusionObjective(Objective):
         frames = batch.pose.shape[1]
         factor = 2 ** (len(self.components.vae.config.block_out_channels) - 1)
         grid = (batch.pose.shape[-2] // factor, batch.pose.shape[-1] // factor)
-        timesteps, noises, posteriors = [], [], []
-        for index in batch.index:
-            generator = self._generator(int(index), stream)
-            draw = functools.partial(torch.randn, generator=generator, device=generator.device)
-            t = torch.randint(steps, (), generator=generator, device=generator.device).cpu()
+        timesteps, noises, offsets, posteriors = [], [], [], []
+        for index in batch.index.tolist():
+            generator = sample_generator(self.seed, index, stream)
+            t = torch.randint(steps, (), generator=generator)
             spread = self.loss.timesteps == "spread" and stream == TRAINING
-            timesteps.append(torch.tensor(spread_timestep(self.seed, int(index), steps)) if spread else t)
-            noise = draw((channels, frames, *grid))
-            offset = draw((channels,))
-            noises.append(losses.offset_noise(noise[None], offset[None], self.loss.noise_offset)[0])
+            timesteps.append(torch.tensor(spread_timestep(self.seed, index, steps)) if spread else t)
+            if self._draws_on_gpu(stream):
+                generator = sample_generator(self.seed, index, stream, self.device)
+            draw = functools.partial(torch.randn, generator=generator, device=generator.device)
+            noises.append(draw((channels, frames, *grid)))
+            offsets.append(draw((channels,)))
             posteriors.append(draw((channels, frames + 1, *grid)))
-        return Draw(torch.stack(timesteps), torch.stack(noises), torch.stack(posteriors))
+        noise = losses.offset_noise(torch.stack(noises), torch.stack(offsets), self.loss.noise_offset)
+        return Draw(torch.stack(timesteps), noise, torch.stack(posteriors))
 
     def _latents(self, batch: Batch, normal: Tensor) -> Tensor:
         """Scaled latents of reference and frames, (B, C, F, h, w): a sample of the posterior."""

@@ -79,4 +79,8 @@ def rate_factor(step: int, config: OptimConfig, *, max_steps: int, share: float 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's rate to `factor` times its base rate."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        rate = group["base_lr"] * factor
+        if isinstance(group["lr"], torch.Tensor):  # of a step that is a CUDA graph
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
