@@ -249,6 +249,25 @@ def test_report_is_complete_and_goes_on(
     assert len(made) == len(VARIANTS)
 
 
+def test_parts_make_what_the_report_takes(
+    report: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = {name for name, variant in VARIANTS.items() if variant.way == "sample"}
+    for number in (1, 2):
+        assert report("--clips", "1", "--part", f"{number}/2") == 0
+        assert not (tmp_path / "out" / "report.json").exists()
+    made = {path.stem.removeprefix("00_") for path in (tmp_path / "out" / "clips").iterdir()}
+    assert made == sampled
+    monkeypatch.setattr(Bench, "_generate", lambda self, number, variant, task: task.truth.frames)
+    assert report("--clips", "1") == 0
+    content = json.loads((tmp_path / "out" / "report.json").read_text())["clips"]["0"]
+    assert all((content[name]["psnr_frame"] == 100) == (name not in sampled) for name in ("full", "no_pose", "copy"))
+    for wrong in ("3/2", "0/2", "1", "a/b"):
+        with pytest.raises(SystemExit, match="2"):
+            report("--part", wrong)
+        assert f"got '{wrong}', expected K/N" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--clips", "65"], ["--clips", "0"], ["--steps", "0"]])
 def test_wrong_numbers_are_refused(
     arguments: list[str], report: Callable[..., int], capsys: pytest.CaptureFixture[str]

@@ -122,3 +122,13 @@ def test_xformers_path_lays_out_heads(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     q, k, v = torch.randn(2, L, C), torch.randn(2, 4, C), torch.randn(2, 4, C)
     torch.testing.assert_close(attend(q, k, v, heads=N, xformers=True), attend(q, k, v, heads=N))
+
+
+@pytest.mark.parametrize(("length", "others"), [(4, 4), (1, 8), (8, 3)])
+def test_attention_over_a_few_tokens_by_sums(length: int, others: int) -> None:
+    q, k, v = (torch.randn(5, 2, n, 6, dtype=torch.float64, requires_grad=True) for n in (length, others, others))
+    ours, expected = attention._sums(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(ours, expected)
+    weight = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b)

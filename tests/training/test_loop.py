@@ -135,6 +135,31 @@ def test_resume_is_exact(whole: Path, start: str, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_of_some_minutes(start: str, tmp_path: Path) -> None:
+    """It ends when its time is over, not at max_steps, and hands its weights on; its rate fell with the time."""
+    path = config(tmp_path, "timed", init=start)
+    more = ("minutes=0.02", "max_steps=100000", "validation.every=0", "optim.final_ratio=0")
+    assert go(path, "--max-minutes", "1e-9", *more) == 0  # one step: the run is not over
+    assert not (tmp_path / "timed" / "final").exists()
+    assert go(path, "--resume", *more) == 0
+    assert (tmp_path / "timed" / "final" / "model_index.json").is_file()
+    rates = [float(value) for _, name, value in losses(tmp_path / "timed") if name == "train/lr"]
+    assert 2 < len(rates) < 1000
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < 0.5 * max(rates)
+
+
+def test_a_run_with_replay_resumes_exactly(start: str, tmp_path: Path) -> None:
+    more = ("replay.clips=4", "replay.fresh=1", "max_steps=5", "validation.every=0")
+    whole, parts = (config(tmp_path, name, init=start) for name in ("all", "parts"))
+    assert go(whole, *more) == 0
+    for _ in range(5):
+        assert go(parts, "--resume", "--max-minutes", "1e-9", *more) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "all")
+    one, other = weights(tmp_path / "all"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_killed_and_resumed(whole: Path, start: str, tmp_path: Path) -> None:
     """kill -9 somewhere in the middle of a run."""
     path = config(tmp_path, "killed", init=start)

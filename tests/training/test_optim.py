@@ -49,3 +49,12 @@ def test_a_rate_for_a_group_that_does_not_train() -> None:
 def test_8_bit_adam_without_its_package() -> None:
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         build_optimizer({"adapter": {"a": nn.Parameter(torch.zeros(2))}}, OptimConfig(name="adamw8bit"))
+
+
+def test_rate_of_a_run_that_time_limits() -> None:
+    config = OptimConfig(schedule="cosine", warmup=10, final_ratio=0.1)
+    for share, expected in ((0.0, 1.0), (0.5, 0.55), (1.0, 0.1), (2.0, 0.1)):
+        assert rate_factor(10, config, max_steps=10**6, share=share) == pytest.approx(expected, abs=1e-4)
+    assert rate_factor(4, config, max_steps=10**6, share=0.5) == 0.5  # still warming up
+    half = rate_factor(60, config, max_steps=110, share=0.1)
+    assert half == pytest.approx(0.55)  # whichever is further

@@ -4,6 +4,7 @@ Source: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the fa
 those of AdamW, so that both take one learning rate, is that of J. Liu et al., arXiv 2502.16982.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -20,19 +21,27 @@ def orthogonalised(matrices_NRC: Tensor) -> Tensor:
     """U V^T for matrices U S V^T, roughly: singular values end up within about 0.7 .. 1.2 (Newton-Schulz iteration).
 
     Args:
-        matrices_NRC: (N, R, C), any floating-point type; computed in bfloat16.
+        matrices_NRC: (N, R, C), any floating-point type; computed in bfloat16 where the device multiplies in it, else
+            in float32.
 
     Returns:
-        Tensor: bfloat16 (N, R, C).
+        Tensor: (N, R, C) in the type that was computed in.
     """
     a, b, c = COEFFICIENTS
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
     x = (matrices_NRC.mT if tall else matrices_NRC).float()
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(_working_type(x.device.type))
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+@functools.lru_cache
+def _working_type(device: str) -> torch.dtype:
+    """CPUs without instructions for bfloat16 take several times as long for it."""
+    able = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")]
+    return torch.bfloat16 if device != "cpu" or any(able) else torch.float32
 
 
 def is_matrix(parameter: Tensor) -> bool:
