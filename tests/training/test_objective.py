@@ -10,14 +10,8 @@ from diffusers import DDIMScheduler
 
 from xdyna.data.samples import Batch
 from xdyna.training.config import LossConfig
-from xdyna.training.objective import (
-    TRAINING,
-    VALIDATION,
-    DiffusionObjective,
-    build_objective,
-    sample_generator,
-    spread_timestep,
-)
+from xdyna.training.draws import TRAINING, VALIDATION, sample_generator, spread_timestep
+from xdyna.training.objective import DiffusionObjective, build_objective
 from xdyna.training.stages import Components, select_trainable, stage_groups
 
 MakeBatch = Callable[..., Batch]

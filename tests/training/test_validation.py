@@ -13,8 +13,9 @@ from xdyna.data.puppet import SPLITS
 from xdyna.data.samples import collate
 from xdyna.training import loop
 from xdyna.training.config import LossConfig, OptimConfig, TrainConfig, ValidationConfig
+from xdyna.training.draws import VALIDATION
 from xdyna.training.loop import Trainer
-from xdyna.training.objective import VALIDATION, build_objective
+from xdyna.training.objective import build_objective
 from xdyna.training.stages import Components, select_trainable
 from xdyna.training.validation import SEED, band_losses, validation_data
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from xdyna.data.samples import Batch
+from xdyna.training.draws import Inputs
 from xdyna.training.errors import TrainingError
-from xdyna.training.objective import Inputs
 
 WARM_UP = 3  # steps before the recording: lazy initialisations must be over
 

@@ -12,7 +12,8 @@ from xdyna.data.clips import build_dataset
 from xdyna.data.options import DataConfig
 from xdyna.data.samples import collate
 from xdyna.training.config import TrainConfig
-from xdyna.training.objective import VALIDATION, Objective
+from xdyna.training.draws import VALIDATION
+from xdyna.training.objective import Objective
 
 SEED = 0  # of validation clips and noise: independent of the run's, so that runs can be compared
 
