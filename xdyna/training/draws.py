@@ -1,4 +1,4 @@
-"""What is random in a loss: timesteps, noise, samples of the posterior. Everything of a sample is drawn from a generator
+"""What is random in a loss: timesteps, noise, samples of the posterior. All of a sample is drawn from a generator
 of (seed, sample index), so that a loss does not depend on the batch size, on the number of processes or on where a run
 was interrupted.
 
