@@ -64,6 +64,8 @@ class InferConfig:
         smooth: filter key points over time (one-euro filter).
         max_gap: fill gaps of missing key points up to so many frames, >= 0.
         align: scale and move the driving person so that it fits the one in the reference picture (not published).
+        puppet_face: show the face ControlNet a rendered puppet that makes the driving person's faces, for models that
+            know puppets only. With `align`.
         head: draw eyes and ears too (the published poses have none).
         similarity_prior: begin from the noised reference (published) instead of pure noise.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -92,6 +94,7 @@ class InferConfig:
     smooth: bool = False
     max_gap: int = 8
     align: bool = False
+    puppet_face: bool = False
     head: bool = False
     similarity_prior: bool = True
     device: str = "auto"

@@ -113,13 +113,14 @@ def test_real_motion_is_fitted_to_the_puppet():
     assert value(words, "--ref") == str(Path("s") / "reference.png")
     assert value(words, "--drive") == "person.mp4"
     assert value(words, "--ref-keypoints") == str(Path("s") / "reference.npz")
-    assert "--align" in words
+    assert {"--align", "--puppet-face"} <= set(words)
     assert "--face-video" not in words
+    assert "--puppet-face" not in arguments("--drive", "points.npz")  # no faces there
     for given in (("--drive", "person.mp4", "--no-align"), ("--drive", "person.mp4", "--ref", "me.jpg"), ()):
-        assert not {"--align", "--ref-keypoints"} & set(arguments(*given))
+        assert not {"--align", "--ref-keypoints", "--puppet-face"} & set(arguments(*given))
     own = arguments("--drive", "person.mp4", "--ref", "me.jpg", "--align")
     assert "--align" in own
-    assert "--ref-keypoints" not in own  # those of the puppet
+    assert not {"--ref-keypoints", "--puppet-face"} & set(own)  # those of the puppet
 
 
 def test_an_own_picture_dances_the_sample():

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from xdyna.cli.driving import Driving
 from xdyna.cli.guard import UsageError
+from xdyna.cli.puppet_face import Acted, act
 from xdyna.config import InferConfig
 from xdyna.media.image import CropResize, center_crop, top_quarter_crop
 from xdyna.media.video import read_frames
@@ -109,9 +110,16 @@ def make_conditions(
     placement = Placement(published_crop(driving.size, size, face=face))
     aligned = track
     if config.align and track is not None:
-        aligned, report = _align(track, reference, person or _find_reference(reference, config))
+        person = person or _find_reference(reference, config)
+        aligned, report = _align(track, reference, person)
         placement = Placement(published_crop(reference.shape, size, face=face), report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
+    acted: Acted | None = None
+    if config.puppet_face and face:
+        assert placed is not None
+        assert person is not None
+        acted = act(placed, _placed_body(person, placement.crop, reference.shape))
+        placed = acted.track
     skeletons: Iterable[np.ndarray]
     if driving.kind == "pose":
         read = read_frames(driving.path, rows.tolist())
@@ -125,10 +133,23 @@ def make_conditions(
     if face:
         assert placed is not None
         assert driving.face_video is not None
-        pictures = (placement.image(frame) for frame in read_frames(driving.face_video, driving.video_frames(rows)))
+        pictures: Iterable[np.ndarray] = (
+            acted.pictures
+            if acted is not None
+            else (placement.image(frame) for frame in read_frames(driving.face_video, driving.video_frames(rows)))
+        )
         pairs = iter_face_patches(pictures, placed.face, size=size)
         patches = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
     return Conditions(drawn, patches, placement, track.summary if track else None, track)
+
+
+def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
+    """(18, 3) body of the person in the reference picture, in px of the video."""
+    still = PoseTrack(
+        body=person.body[None], hands=person.hands[None], face=person.face[None], size=(shape[0], shape[1]),
+        times=np.zeros(1), frame_index=np.zeros(1, np.int64),
+    )  # fmt: skip
+    return still.transform(crop).body[0]
 
 
 def _collect(

@@ -113,6 +113,8 @@ def command(args: argparse.Namespace, sample: SampleFiles, out: Path) -> list[st
         words += ["--drive", args.drive]
     if aligned(args):
         words += ["--align"] + ([] if args.ref else ["--ref-keypoints", sample.reference_points])
+        if not args.ref and args.drive is not None and args.drive.suffix.lower() != ".npz":
+            words.append("--puppet-face")
     return [str(word) for word in words]
 
 
@@ -139,7 +141,10 @@ def main(argv: Sequence[str]) -> int:
     if (TINY / "model_index.json").is_file():  # puppets are what it knows, whatever other weights there are
         more = ["--checkpoint", str(TINY), *more]
     if aligned(args) and args.align is None:
-        print("the driving person is scaled and moved to fit the puppet; --no-align leaves it as it is")
+        print(
+            "the driving person is scaled and moved to fit the puppet, and a puppet makes its faces; --no-align leaves "
+            "it as it is"
+        )
     out = unique_path(FOLDER / "demo.mp4")
     code = infer.main([*command(args, sample, out), *more])
     if out.exists():

@@ -241,6 +241,11 @@ class Runner:
         wanted = self.config.face
         if self.config.align and driving.kind == "pose":
             raise UsageError("--align needs key points; it cannot move the skeletons of a pose video")
+        if self.config.puppet_face and not (self.config.align and driving.face_video is not None):
+            raise UsageError(
+                "--puppet-face makes the faces of a person in a video on the figure in the picture; give --align too, "
+                "and drive with a video of a person"
+            )
         if wanted and not self.checkpoint.has_face:
             raise UsageError(f"--face: {self.checkpoint.folder} has no face ControlNet; leave out --face")
         if wanted and driving.face_video is None:

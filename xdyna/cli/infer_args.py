@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     perception.add_argument(
         "--align", action=argparse.BooleanOptionalAction, help="fit the driving person to the one in the picture"
     )
+    perception.add_argument(
+        "--puppet-face",
+        action=argparse.BooleanOptionalAction,
+        help="with --align: a puppet makes the driving person's faces, for models that know puppets only",
+    )
     perception.add_argument("--head", action=argparse.BooleanOptionalAction, help="draw eyes and ears too")
 
     machine = p.add_argument_group("machine")

@@ -102,6 +102,8 @@ def render_clip(
     face_identity: int | None = None,
     scene_kind: str | None = None,
     motion_kind: str | None = None,
+    expression: np.ndarray | None = None,
+    yaw: np.ndarray | None = None,
 ) -> PuppetClip:
     """Render a clip.
 
@@ -120,6 +122,8 @@ def render_clip(
             bones, in the same pose with the same expression (a cross-identity face and what surrounds it).
         scene_kind: one of `STATIC_SCENES` and `DYNAMIC_SCENES` instead of the seed's.
         motion_kind: one of `MOTION_KINDS` instead of the seed's.
+        expression: (N, E), see `EXPRESSIONS`, instead of the motion's.
+        yaw: (N,) rad, turn of the head to the right of the picture instead of the motion's, which then does not nod.
 
     Returns:
         The clip; equal arguments give equal bytes.
@@ -149,6 +153,7 @@ def render_clip(
         puppet = replace(make_identity(face_identity), body=puppet.body)
     face = puppet.face
     acted = _act(puppet, motion, chosen, shown)
+    acted = replace(acted, motion=_directed(acted.motion, expression, yaw))
     place = _Placement(puppet, size)
     marks = face_landmarks(face, acted.motion.expression, acted.motion.yaw, acted.motion.pitch)
     points, masks = [], []
@@ -164,6 +169,19 @@ def render_clip(
         secondary=secondary, expression=acted.motion.expression.astype(np.float32), fps=FPS / stride,
         scene_kind=scene_kind, motion_kind=chosen, kind=kind, start=start, stride=stride,
     )  # fmt: skip
+
+
+def _directed(motion: Motion, expression: np.ndarray | None, yaw: np.ndarray | None) -> Motion:
+    """The motion with a given expression and turn of the head."""
+    if expression is not None:
+        if np.shape(expression) != motion.expression.shape:
+            raise ValueError(f"expression has shape {np.shape(expression)}; expected {motion.expression.shape}")
+        motion = replace(motion, expression=np.asarray(expression, np.float64))
+    if yaw is not None:
+        if np.shape(yaw) != motion.yaw.shape:
+            raise ValueError(f"yaw has shape {np.shape(yaw)}; expected {motion.yaw.shape}")
+        motion = replace(motion, yaw=np.asarray(yaw, np.float64), pitch=np.zeros_like(motion.pitch))
+    return motion
 
 
 def _check_number(name: str, value: int, least: int) -> None:
