@@ -162,8 +162,9 @@ def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_pa
     report = json.loads((tmp_path / "out.run.json").read_text())["alignment"]
     assert report["scale"] == pytest.approx(0.5, abs=0.02)
     assert infer("--align", "--drive", media / "poses.mp4", "--drive-kind", "pose") == 2
-    assert infer("--puppet-face", "--size", "96x64") == 2  # nothing to fit the faces to
     assert "cannot move the skeletons of a pose video" in capsys.readouterr().err
+    assert infer("--puppet-face", "--size", "96x64") == 2
+    assert "give --align too" in capsys.readouterr().err
 
 
 def test_batch_in_both_forms(infer, media, tmp_path, capsys):

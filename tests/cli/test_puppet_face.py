@@ -110,7 +110,7 @@ def test_landmarks_lie_on_the_pictures_face() -> None:
 def test_nobody() -> None:
     driver = render_clip(7, 11, 5, frames=3, size=SIZE).track()
     still = render_clip(21, 30, 6, frames=1, size=SIZE).body[0]
-    with pytest.raises(NoFaceError, match="none to act"):
+    with pytest.raises(NoFaceError, match="no face was found"):
         act(dataclasses.replace(driver, face=np.zeros_like(driver.face)), still)
     headless = still.copy()
     headless[16:] = 0

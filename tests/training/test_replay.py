@@ -2,13 +2,17 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 
 from xdyna.config import ConfigError
 from xdyna.data.samples import Batch
-from xdyna.training.config import LossConfig, ReplayConfig, TrainConfig
+from xdyna.training.config import LossConfig, OptimConfig, ReplayConfig, TrainConfig
+from xdyna.training.loop import Trainer
 from xdyna.training.objective import DiffusionObjective
 from xdyna.training.replay import Replay
 from xdyna.training.stages import Components, select_trainable
@@ -97,3 +101,10 @@ def test_settings() -> None:
     with pytest.raises(ConfigError, match=r"loss\.face"):
         TrainConfig(stage="dynamics", loss=LossConfig(face=2.0))
     assert TrainConfig(stage="vae", loss=LossConfig(face=2.0)).data.face == "self"
+
+
+def test_refused_where_networks_are_divided() -> None:
+    config = TrainConfig(replay=ReplayConfig(clips=8, fresh=1), optim=OptimConfig(ema=0))
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ConfigError, match=r"set replay\.clips=0"):
+        Trainer(config, None, {}, accelerator=accelerator, run_dir=Path())  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ import numpy as np
 
 from xdyna.data.puppet.motion import EXPRESSIONS
 from xdyna.data.puppet.render import render_clip
-from xdyna.evaluation.people import expression_coefficients, has_face
+from xdyna.evaluation.people import expression_coefficients
 from xdyna.perception.errors import NoFaceError
+from xdyna.perception.face_patch import filled_landmarks
 from xdyna.perception.types import PoseTrack, mark_face, mark_outside
 
 ACTOR = (2_080_054, 2_000_000, 2_080_054)  # seeds of identity, motion and scene: of the test split
@@ -23,6 +24,7 @@ _SHUT_EYE = 0.35  # of people, of what their eyes usually are open
 _OPEN_EYE = 0.8  # of a puppet that looks about
 _SMILE, _BROWS = 4.0, 5.0  # from eye distances off the person's usual to [-1, 1]
 _MOST_YAW = 0.6  # rad
+_LARGEST = 512  # px, of what is rendered
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,9 @@ def act(track: PoseTrack, reference: np.ndarray) -> Acted:
     Raises:
         NoFaceError: no face in any frame, or no head in the reference.
     """
-    if not has_face(track.face).any():
-        raise NoFaceError(f"no face was found in any of {len(track)} frames, so there is none to act")
     if not (reference[[NOSE, NECK, *EARS], 2] > 0).all():
         raise NoFaceError("the reference's key points have no head (nose, neck, ears), so its size is not known")
-    side = 2 * max(track.size)
+    side = min(2 * max(track.size), _LARGEST)
     clip = render_clip(
         *ACTOR, frames=len(track), size=(side, side), motion_kind="sway",
         expression=expressions(track.face), yaw=turns(track.face),
@@ -69,7 +69,7 @@ def act(track: PoseTrack, reference: np.ndarray) -> Acted:
         matrix = _similarity(clip.body[k, NOSE, :2], noses[k], scale=float(width / rendered), angle=float(angles[k]))
         height, across = track.size
         pictures[k] = cv2.warpAffine(
-            clip.frames[k], matrix, (across, height), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
+            clip.frames[k], matrix, (across, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         body[k, HEAD] = _moved(clip.body[k, HEAD], matrix)
         face[k] = mark_face(_moved(clip.face[k], matrix), track.size)
@@ -86,7 +86,7 @@ def expressions(face: np.ndarray) -> np.ndarray:
     Returns:
         float64 (T, E) in the order of the puppet's `EXPRESSIONS`; gaps repeat the last face, the first one before it.
     """
-    seen = expression_coefficients(_filled(face))
+    seen = expression_coefficients(filled_landmarks(face))
     gap, _, smile, right, left, brow_right, brow_left, _ = seen.T
     padded = np.pad((right + left) / 2, 1, mode="edge")  # of small faces one eye in one frame is mostly noise
     eyes = np.median([padded[:-2], padded[1:-1], padded[2:]], axis=0)
@@ -105,7 +105,7 @@ def expressions(face: np.ndarray) -> np.ndarray:
 
 def turns(face: np.ndarray) -> np.ndarray:
     """(T,) turn of the head in rad, to the right of the picture positive. Args: face: as in `expressions`."""
-    points = _filled(face)[..., :2]
+    points = filled_landmarks(face)
     middle, half = (points[:, 0] + points[:, 16]) / 2, (points[:, 16] - points[:, 0]) / 2
     off = ((points[:, 30] - middle) * half).sum(-1) / np.maximum((half**2).sum(-1), 1e-6)
     return np.clip(np.arcsin(np.clip(off, -1, 1)), -_MOST_YAW, _MOST_YAW)
@@ -127,16 +127,9 @@ def _noses(track: PoseTrack, reference: np.ndarray) -> np.ndarray:
 
 def _angles(face: np.ndarray) -> np.ndarray:
     """(T,) slope of the line of the eyes, rad."""
-    points = _filled(face)[..., :2]
+    points = filled_landmarks(face)
     across = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
     return np.asarray(np.arctan2(across[:, 1], across[:, 0]))
-
-
-def _filled(face: np.ndarray) -> np.ndarray:
-    """Landmarks without gaps: the last face stays, the first one comes before it."""
-    rows = np.flatnonzero(has_face(face))
-    last = np.searchsorted(rows, np.arange(len(face)), side="right") - 1
-    return face[rows[np.maximum(last, 0)]]
 
 
 def _similarity(source: np.ndarray, target: np.ndarray, *, scale: float, angle: float) -> np.ndarray:

@@ -238,7 +238,8 @@ def _announce(config: TrainConfig, groups: Any, trainer: Trainer, *, resumed: bo
     numbers = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in stages.count(groups).items())
     where = f"continues at step {trainer.progress.step}" if resumed else "starts"
     print(
-        f"stage {config.stage} {where}: {numbers}; {config.max_steps} steps of "
+        f"stage {config.stage} {where}: {numbers}; {config.max_steps} steps "
+        f"{'' if config.minutes is None else f'or {config.minutes:g} minutes '}of "
         f"{config.batch_size * config.accumulation * trainer.accelerator.num_processes} clips -> {config.out}"
     )
 

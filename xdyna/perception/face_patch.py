@@ -83,7 +83,7 @@ def face_boxes(face_landmarks: np.ndarray, *, size: tuple[int, int]) -> list[Box
     Raises:
         PerceptionError: wrong shape, or no face in any frame.
     """
-    return _boxes(_filled_landmarks(face_landmarks), size=size)
+    return _boxes(filled_landmarks(face_landmarks), size=size)
 
 
 def global_patch(frame: np.ndarray, box: Box) -> np.ndarray:
@@ -169,7 +169,7 @@ def iter_face_patches(
     Raises:
         PerceptionError: wrong shapes, or no face in any frame.
     """
-    landmarks = _filled_landmarks(face_landmarks)
+    landmarks = filled_landmarks(face_landmarks)
     for frame, points, box in zip(frames, landmarks, _boxes(landmarks, size=size), strict=True):
         yield local_patch(frame, points, box), global_patch(frame, box)
 
@@ -182,8 +182,18 @@ def _boxes(landmarks: np.ndarray, *, size: tuple[int, int]) -> list[Box]:
     return boxes
 
 
-def _filled_landmarks(face_landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks (T, 68, 2) float32 without gaps: each gap repeats the last face, which keeps its box as well."""
+def filled_landmarks(face_landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks without gaps: each gap repeats the last face, which keeps its box as well.
+
+    Args:
+        face_landmarks: as in `face_boxes`.
+
+    Returns:
+        (T, 68, 2) float32.
+
+    Raises:
+        PerceptionError: wrong shape, or no face in any frame (NoFaceError).
+    """
     points = np.asarray(face_landmarks)
     if points.ndim != 3 or points.shape[1] != 68 or points.shape[2] not in (2, 3) or not len(points):
         raise PerceptionError(

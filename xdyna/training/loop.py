@@ -86,6 +86,11 @@ class Trainer:
             raise ConfigError(
                 "optim.name=muon needs whole matrices, which FSDP and DeepSpeed divide; use optim.name=adamw or DDP"
             )
+        if accelerator.distributed_type == DistributedType.FSDP and config.replay.clips:
+            raise ConfigError(
+                "replay encodes clips outside of the layers that FSDP wraps; set replay.clips=0 (a cache does instead) "
+                "or use DDP"
+            )
         if accelerator.distributed_type == DistributedType.FSDP and config.optim.ema:
             raise ConfigError(
                 "optim.ema averages whole parameters, which FSDP does not keep; set optim.ema=0 or use DDP"
