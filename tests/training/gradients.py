@@ -1,5 +1,6 @@
-"""Run by test_distributed.py under `torchrun`: gradients of the first step, as training computes them."""
+"""Run by test_distributed.py in each rank: gradients of the first step, as training computes them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from xdyna.training.stages import select_trainable, stage_groups
 
 def main(config_path: str, out: str, batch_size: int) -> None:
     config = compose_config(TrainConfig, Path(config_path), [f"batch_size={batch_size}"], groups=CONFIGS)
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size > 1:  # ranks that meet in a file need no port, and no name server, which a TCP store asks
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{out}.store", rank=int(os.environ["RANK"]), world_size=world_size
+        )
     accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == world_size
     components = build_components(config)
     select_trainable(components, stage_groups(config.stage, config.appearance))
     for p in components.unet.parameters():  # zero layers would hide most gradients

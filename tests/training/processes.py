@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +19,17 @@ def free_port() -> int:
 
 
 def together(command: list[str], *, processes: int, timeout: float = 240) -> tuple[int, str, str]:
-    """Run a Python command in several ranks over the loopback. Returns: first bad exit code or 0, stdout, stderr."""
+    """Run a Python command in several ranks over the loopback.
+
+    Returns: first bad exit code or 0; stdout and stderr of all ranks.
+
+    Raises:
+        TimeoutError: some rank still ran after `timeout` seconds. Says where each of its threads was.
+    """
     common = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
@@ -40,11 +48,17 @@ def together(command: list[str], *, processes: int, timeout: float = 240) -> tup
         for rank, (out, err) in enumerate(outputs)
     ]
     end = time.monotonic() + timeout
+    late = False
     try:
         while any(p.poll() is None for p in running):
-            failed = any(p.poll() for p in running)
-            if time.monotonic() > end or failed:
-                time.sleep(5.0 if failed else 0.0)  # the others may have something to say about it
+            if any(p.poll() for p in running):
+                time.sleep(5.0)  # the others may have something to say about it
+                break
+            if time.monotonic() > end:
+                late = True
+                for p in running:
+                    p.send_signal(signal.SIGABRT)
+                time.sleep(2.0)
                 break
             time.sleep(0.05)
     finally:
@@ -60,5 +74,7 @@ def together(command: list[str], *, processes: int, timeout: float = 240) -> tup
             file.close()
         texts.append("\n".join(parts))
     codes = [p.returncode for p in running]
+    if late:
+        raise TimeoutError(f"no end after {timeout:g} s (exit codes {codes})\n{texts[1][-8000:]}")
     positive = [c for c in codes if c > 0]
     return (positive[0] if positive else next((c for c in codes if c), 0)), texts[0], texts[1]

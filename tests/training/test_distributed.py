@@ -1,5 +1,6 @@
 """Several processes see together what one sees alone."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,13 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
 
     config, out = folder / f"{processes}.yaml", folder / f"{processes}.safetensors"
     config.write_text(CONFIG.format(model=json.dumps(yaml.safe_load((HERE / "micro.yaml").read_text()))))
-    command = [str(HERE / "gradients.py"), str(config), str(out), str(batch_size)]
-    code, _, errors = together(command, processes=processes)
+    command = [str(HERE / "gradients.py"), str(config)]
+    try:
+        code, _, errors = together([*command, str(out), str(batch_size)], processes=processes, timeout=150)
+    except TimeoutError as error:  # seen once, on a machine without a network; its cause is not known
+        warnings.warn(f"started again: {error}", stacklevel=1)
+        out = folder / "again.safetensors"
+        code, _, errors = together([*command, str(out), str(batch_size)], processes=processes)
     assert code == 0, errors[-3000:]
     return load_file(out)
 
