@@ -11,6 +11,7 @@ from xdyna.data import sources
 from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.options import DataConfig, DataError
 from xdyna.data.puppet import SPLITS, PuppetClip, render_clip
+from xdyna.data.samples import collate
 from xdyna.data.sources import PuppetVideo
 from xdyna.perception import draw_pose, face_patches
 
@@ -161,7 +162,17 @@ def test_rates_of_dropping(small: Small) -> None:
     for case, rate in (((True, False), 0.1), ((False, True), 0.2), ((True, True), 0.3), ((False, False), 0.4)):
         assert counts[case] / 6000 == pytest.approx(rate, abs=0.02)
     never = build_dataset(small(drop_image=0, drop_text=0, drop_both=0), seed=0)
-    assert not any(take.drop_image or take.drop_text for take in map(never.take, range(500)))
+    assert not any(take.drop_image or take.drop_text or take.drop_face for take in map(never.take, range(500)))
+
+
+def test_the_face_is_dropped_whatever_else_is(small: Small) -> None:
+    dataset = build_dataset(small(drop_image=0.5, drop_text=0.0, drop_face=0.2), seed=0)
+    takes = [dataset.take(index) for index in range(4000)]
+    for dropped in (True, False):
+        rates = [take.drop_face for take in takes if take.drop_image == dropped]
+        assert np.mean(rates) == pytest.approx(0.2, abs=0.03)
+    first = next(index for index, take in enumerate(takes) if take.drop_face)
+    assert collate([dataset[first], dataset[first + 1]]).drop_face.tolist() == [True, takes[first + 1].drop_face]
 
 
 def test_start_stride_and_reference_cover_the_video(small: Small) -> None:
@@ -181,7 +192,7 @@ def test_start_stride_and_reference_cover_the_video(small: Small) -> None:
 def test_options_of_one_kind_change_nothing_else(small: Small) -> None:
     """Ablations compare runs on the same clips."""
     plain = build_dataset(small(), seed=0)
-    for changes in ({"reference": "outside"}, {"drop_text": 0.7}):
+    for changes in ({"reference": "outside"}, {"drop_text": 0.7}, {"drop_face": 0.7}):
         other = build_dataset(small(**changes), seed=0)
         for index in range(20):
             one, two = plain.take(index), other.take(index)

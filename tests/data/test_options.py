@@ -21,6 +21,7 @@ from xdyna.data.options import DataConfig, DataError
         ({"reference": "outside", "frames": 48, "stride": [1, 1]}, "needs a frame beside the 48"),
         ({"scene_ratio": 1.5}, "data.scene_ratio: got 1.5, expected 0 to 1"),
         ({"scene_ratio": float("nan")}, "data.scene_ratio"),
+        ({"drop_face": -0.1}, "data.drop_face: got -0.1, expected 0 to 1"),
         ({"crop_scale": [0.0, 1.0]}, "data.crop_scale"),
         ({"crop_scale": [0.5, 1.5]}, "data.crop_scale"),
         ({"drop_text": 0.6, "drop_image": 0.6}, "is 1.2; they exclude each other"),

@@ -56,6 +56,7 @@ def make_batch() -> Callable[..., Batch]:
             latents_std=None,
             drop_image=torch.full((len(indices),), drop_image),
             drop_text=torch.zeros(len(indices), dtype=torch.bool),
+            drop_face=torch.zeros(len(indices), dtype=torch.bool),
             caption=[""] * len(indices),
         )
 

@@ -175,6 +175,24 @@ def test_dropping_the_text_gives_the_tokens_of_no_text(components: Components, m
     assert not torch.allclose(kept, dropped)
 
 
+def test_dropping_the_face_is_training_without_its_controlnet(components: Components, make_batch: MakeBatch) -> None:
+    parts = randomised(components)
+    with_face = DiffusionObjective(parts, LossConfig(), seed=1, face=True)
+    without = DiffusionObjective(parts, LossConfig(), seed=1)
+    batch = make_batch([1, 2, 3])
+    mixed = dataclasses.replace(batch, drop_face=torch.tensor([False, True, False]))
+    assert parts.face_controlnet is not None
+    losses = with_face(mixed)
+    with torch.no_grad():
+        kept, left_out = with_face(batch), without(batch)
+    torch.testing.assert_close(losses.detach(), torch.stack([kept[0], left_out[1], kept[2]]), rtol=1e-5, atol=1e-6)
+    assert float((kept - left_out).abs().min()) > 1e-4
+    parameter = next(parts.face_controlnet.parameters())
+    for k, learns in ((0, True), (1, False)):
+        (gradient,) = torch.autograd.grad(losses[k], parameter, retain_graph=True)
+        assert bool(gradient.any()) == learns
+
+
 def test_the_noise_schedule_is_not_rounded_with_the_weights(components: Components) -> None:
     objective = DiffusionObjective(components, LossConfig(), seed=0).to(torch.bfloat16)
     assert float(1 - objective.alphas_cumprod[0]) == pytest.approx(0.00085, rel=1e-3)

@@ -72,6 +72,7 @@ class Take:
         reference: the frame of the video that is the reference.
         drop_image: see `Sample`.
         drop_text: see `Sample`.
+        drop_face: see `Sample`.
     """
 
     video: Video
@@ -80,6 +81,7 @@ class Take:
     reference: int
     drop_image: bool
     drop_text: bool
+    drop_face: bool
 
 
 class ClipDataset(Dataset[Sample]):
@@ -190,7 +192,8 @@ class ClipDataset(Dataset[Sample]):
         start = int(rng.integers(0, video.length - (config.frames - 1) * stride))
         rows = start + stride * np.arange(config.frames)
         reference = _draw_reference(config.reference, rows, video.length, rng)
-        return Take(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2))
+        no_face = bool(rng.random() < config.drop_face)  # last of all: what comes before stays as it was without
+        return Take(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2), no_face)
 
     def _sample(self, index: int, take: Take) -> Sample:
         shot = take.video.shot(take.rows, reference=take.reference)
@@ -210,6 +213,7 @@ class ClipDataset(Dataset[Sample]):
             latents_std=std,
             drop_image=take.drop_image,
             drop_text=take.drop_text,
+            drop_face=take.drop_face,
             caption=take.video.caption,
             image_tokens=_token_tensor(shot.latents),
         )

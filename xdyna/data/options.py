@@ -49,6 +49,8 @@ class DataConfig:
         drop_image: probability that only the image tokens are dropped.
         drop_text: probability that only the text tokens are dropped.
         drop_both: probability that both are dropped.
+        drop_face: probability that a clip is shown without the face ControlNet, whatever else is dropped. Of use where
+            the rest trains along with it: without, what it was never without fails where no face was found.
         face: face conditions: "none" (black), "self", "cross" (another identity's face with the same expression:
             X-Dyna's second stage) or "landmarks" (drawn into the pose pictures, patches black: the paper's w/lmk).
         pose_width: factor of all widths in the pose pictures, above 0; 1 as published and as inference draws them.
@@ -80,6 +82,7 @@ class DataConfig:
     drop_image: float = 0.1
     drop_text: float = 0.1
     drop_both: float = 0.0
+    drop_face: float = 0.0
     face: str = "none"
     pose_width: float = 1.0
     pose_hands: bool = True
@@ -104,7 +107,7 @@ class DataConfig:
         for name, lowest in (("frames", 1), ("video_frames", 1), ("num_clips", 1), ("workers", 0), ("prefetch", 1)):
             value = getattr(self, name)
             _require(value is None or value >= lowest, name, value, f"{lowest} or more")
-        for name in ("scene_ratio", "drop_image", "drop_text", "drop_both"):
+        for name in ("scene_ratio", "drop_image", "drop_text", "drop_both", "drop_face"):
             value = getattr(self, name)
             _require(0 <= value <= 1, name, value, "0 to 1")
         _check_pair("stride", self.stride, lowest=1, highest=None)

@@ -30,6 +30,7 @@ class Sample:
         latents_std: float32 (1 + T, 4, h, w), its standard deviation; None without a cache.
         drop_image: train without image tokens (classifier-free guidance).
         drop_text: train without text tokens.
+        drop_face: train without the face ControlNet.
         caption: text; "" for rendered clips, as the published model was trained and used.
         image_tokens: float32 (S, D), tokens of the reference picture; None where they are computed while training.
     """
@@ -44,6 +45,7 @@ class Sample:
     latents_std: Tensor | None
     drop_image: bool
     drop_text: bool
+    drop_face: bool
     caption: str
     image_tokens: Tensor | None = None
 
@@ -63,6 +65,7 @@ class Batch:
         latents_std: float32 (B, 1 + T, 4, h, w) or None.
         drop_image: bool (B,).
         drop_text: bool (B,).
+        drop_face: bool (B,).
         caption: B texts.
         image_tokens: float32 (B, S, D) or None.
     """
@@ -77,6 +80,7 @@ class Batch:
     latents_std: Tensor | None
     drop_image: Tensor
     drop_text: Tensor
+    drop_face: Tensor
     caption: list[str]
     image_tokens: Tensor | None = None
 
@@ -117,6 +121,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         latents_std=stacked([sample.latents_std for sample in samples]),
         drop_image=torch.tensor([sample.drop_image for sample in samples]),
         drop_text=torch.tensor([sample.drop_text for sample in samples]),
+        drop_face=torch.tensor([sample.drop_face for sample in samples]),
         caption=[sample.caption for sample in samples],
         image_tokens=stacked([sample.image_tokens for sample in samples]),
     )

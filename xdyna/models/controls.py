@@ -81,6 +81,20 @@ def merge_residuals(residuals: Sequence[ControlResiduals]) -> ControlResiduals:
     return ControlResiduals(down, torch.stack(mids).sum(0) if len(mids) > 1 else mids[0])
 
 
+def mask_residuals(residuals: ControlResiduals, keep_N: Tensor) -> ControlResiduals:
+    """Set the residuals of some of the N pictures to zero: the ControlNet is left out there.
+
+    Args:
+        residuals: (N, C, ., .) each.
+        keep_N: bool (N,); False where it is left out.
+
+    Returns:
+        ControlResiduals: kept ones are equal bit by bit.
+    """
+    keep = rearrange(keep_N, "n -> n 1 1 1")
+    return ControlResiduals(tuple(level * keep for level in residuals.down), residuals.mid * keep)
+
+
 def _levels(residuals: Sequence[ControlResiduals]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(r.down for r in residuals), strict=True))
 

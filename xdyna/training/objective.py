@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
-from xdyna.models.controls import merge_residuals, run_controlnet, to_clip
+from xdyna.models.controls import mask_residuals, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import image_tokens
 from xdyna.training.config import LossConfig
 from xdyna.training.draws import TRAINING, Draw, Inputs, sample_generator, spread_timestep
@@ -263,13 +263,14 @@ class DiffusionObjective(Objective):
         if self.face:
             assert self.components.face_controlnet is not None
             nets.append((self.components.face_controlnet, batch.face))
-        controls = merge_residuals(
-            [
-                run_controlnet(net, pictures, t_N, text_N, rearrange(_scaled(c), "b t c h w -> (b t) c h w"))
-                for net, c in nets
-            ]
-        )
-        residuals = to_clip(controls, clips)
+        controls = [
+            run_controlnet(net, pictures, t_N, text_N, rearrange(_scaled(c), "b t c h w -> (b t) c h w"))
+            for net, c in nets
+        ]
+        if self.face:
+            keep_N = repeat(~batch.drop_face.to(self.device), "b -> (b t)", t=frames)
+            controls[1] = mask_residuals(controls[1], keep_N)
+        residuals = to_clip(merge_residuals(controls), clips)
         extra = {}
         if self.components.reference_net is not None:
             extra["reference_features"] = self.components.reference_net(reference[:, :, 0], text, image)

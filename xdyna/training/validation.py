@@ -36,6 +36,7 @@ def validation_data(config: DataConfig) -> DataConfig:
         drop_image=0.0,
         drop_text=0.0,
         drop_both=0.0,
+        drop_face=0.0,
         crop_scale=[1.0, 1.0],
         num_clips=None,
     )
