@@ -152,6 +152,29 @@ def test_quiet(astronaut, capfd):
     assert err == "still here\n"
 
 
+def test_quiet_between_making_a_detector_and_its_first_result(astronaut, capfd, monkeypatch):
+    """Its threads log when they come to it, which on a busy machine is after it was made."""
+    import os
+    from types import SimpleNamespace
+
+    from xdyna.perception import mediapipe_models
+
+    mask = SimpleNamespace(numpy_view=lambda: np.zeros(astronaut.shape[:2], np.float32))
+
+    class Late:
+        @property
+        def detect(self):
+            os.write(2, b"W0000 late\n")
+            return lambda image: SimpleNamespace(segmentation_masks=[mask])
+
+    monkeypatch.setattr(mediapipe_models, "pose_landmarker", lambda **_: Late())
+    fresh = get_backend("mediapipe")
+    fresh.segment(astronaut)
+    assert capfd.readouterr().err == ""
+    fresh.segment(astronaut)
+    assert capfd.readouterr().err == "W0000 late\n", "later calls hide nothing"
+
+
 def test_models_folder_is_refused(tmp_path: Path):
     with pytest.raises(PerceptionError, match="takes no models folder"):
         get_backend("mediapipe", models_dir=tmp_path)

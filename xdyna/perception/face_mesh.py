@@ -129,9 +129,9 @@ class FaceMesher:
         if crop is None:
             return None
         if self._model is None:
-            self._model = models.face_mesh()
-            with models.quiet_stderr(), warnings.catch_warnings():  # the first call logs
+            with models.quiet_stderr(), warnings.catch_warnings():  # its threads log until the first result
                 warnings.simplefilter("ignore")
+                self._model = models.face_mesh()
                 result = self._model.process(crop)
         else:
             result = self._model.process(crop)

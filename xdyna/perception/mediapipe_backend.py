@@ -7,6 +7,7 @@ frames.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,11 @@ class MediaPipeBackend:
             PerceptionError: not such a frame.
         """
         frame = check_frame(frame)
-        result = self._run("masks", self._mask_landmarker.detect, self._image(frame))
+        result = self._run("masks", lambda x: self._mask_landmarker.detect(x), self._image(frame))
         masks = [np.array(mask.numpy_view(), dtype=np.float32) for mask in result.segmentation_masks or []]
         if not masks:
-            masks = [np.asarray(self._run("selfie", self._selfie.process, frame).segmentation_mask, dtype=np.float32)]
+            selfie = self._run("selfie", lambda x: self._selfie.process(x), frame)
+            masks = [np.asarray(selfie.segmentation_mask, dtype=np.float32)]
         return np.max([mask.reshape(frame.shape[:2]) for mask in masks], axis=0).clip(0, 1)
 
     # The detectors are made on first use: each takes up to half a second.
@@ -139,8 +141,8 @@ class MediaPipeBackend:
     def _image(self, frame: np.ndarray) -> Any:
         return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
 
-    def _run(self, what: str, call: Any, argument: Any) -> Any:
-        """Call a detector; its first call logs, so that one is made quietly."""
+    def _run(self, what: str, call: Callable[[Any], Any], argument: Any) -> Any:
+        """Call a detector. What makes it leaves threads behind that log until the first result: quiet up to there."""
         if what in self._quiet_calls:
             return call(argument)
         with models.quiet_stderr(), warnings.catch_warnings():
@@ -157,7 +159,7 @@ class MediaPipeBackend:
         """
         poses = self._poses_in(frame, left=0, top=0)
         height, width = frame.shape[:2]
-        result = self._run("faces", self._faces.process, frame)
+        result = self._run("faces", lambda x: self._faces.process(x), frame)
         for detection in result.detections or []:
             box = detection.location_data.relative_bounding_box
             center = np.array([(box.xmin + box.width / 2) * width, (box.ymin + box.height / 2) * height])
@@ -175,7 +177,7 @@ class MediaPipeBackend:
     def _poses_in(self, picture: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
         """People of a picture whose corner lies at (left, top) of the frame."""
         height, width = picture.shape[:2]
-        result = self._run("pose", self._landmarker.detect, self._image(picture))
+        result = self._run("pose", lambda x: self._landmarker.detect(x), self._image(picture))
         return [
             np.array([[p.x * width - 0.5 + left, p.y * height - 0.5 + top, p.visibility] for p in pose])
             for pose in result.pose_landmarks
@@ -222,7 +224,7 @@ class MediaPipeBackend:
             crop = square_crop(frame, center=center, side=side)
             if crop is None:
                 return None
-            result = self._run("hand", self._hands.detect, self._image(crop))
+            result = self._run("hand", lambda x: self._hands.detect(x), self._image(crop))
             best: np.ndarray | None = None
             nearest = _HAND_REACH * forearm
             for landmarks, handedness in zip(result.hand_landmarks, result.handedness, strict=True):
@@ -243,7 +245,7 @@ class MediaPipeBackend:
             crop = square_crop(frame, center=center, side=side)
             if crop is None:
                 return None
-            result = self._run("face", self._mesh.process, crop)
+            result = self._run("face", lambda x: self._mesh.process(x), crop)
             if not result.multi_face_landmarks:
                 continue
             mesh = np.array([[p.x, p.y] for p in result.multi_face_landmarks[0].landmark])
