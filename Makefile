@@ -17,7 +17,7 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo preprocess tiny gpu-tiny tiny-report eval-tiny sensitivity eval-parity test test-slow test-parity lint format bench clean
+.PHONY: help venv demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report eval-tiny sensitivity eval-parity test test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -71,6 +71,12 @@ gpu-tiny: ## train xdyna-tiny on a GPU, with the python that is active (it must 
 	  python scripts/train.py --config tiny/gpu/$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
 	  [ -d runs/tiny-gpu/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
 	done
+
+gpu-test: ## run the tests that need a GPU, with the python that is active
+	python -m pytest -m gpu $(ARGS)
+
+gpu-bench: ## time and memory of full-size training steps by checkpointing policy, with the python that is active
+	python scripts/bench.py train $(ARGS)
 
 tiny-report: $(STAMP) ## measure xdyna-tiny on held-out clips; writes tables and contact sheets
 	$(BIN)/python scripts/tiny_report.py $(ARGS)

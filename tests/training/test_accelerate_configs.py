@@ -11,7 +11,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed.fsdp import ShardingStrategy
 
 from tests.training.test_plan import config_of
-from xdyna.training.plan import meta_components
+from xdyna.training.plan import sized_components
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
 KINDS = {
@@ -83,7 +83,7 @@ def test_fsdp_wraps_layers_that_exist(monkeypatch, stage, appearance):
     assert plugin.fsdp_version == 1
     assert plugin.sharding_strategy == ShardingStrategy.FULL_SHARD
     assert plugin.use_orig_params
-    components = meta_components(config_of("tiny", stage=stage, appearance=appearance))
+    components = sized_components(config_of("tiny", stage=stage, appearance=appearance))
     classes = {type(module).__name__ for part in components.modules().values() for module in part.modules()}
     wrapped = set(plugin.transformer_cls_names_to_wrap)
     assert wrapped == {"ResnetBlock", "SpatialTransformer", "MotionModule", "ResnetBlock2D", "Transformer2DModel"}

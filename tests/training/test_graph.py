@@ -84,7 +84,7 @@ def test_equal_to_plain_steps(
         values = []
         for step in range(10):
             batch = trainer._prepare(make_batch([2 * step, 2 * step + 1]))
-            values.append(trainer._step(iter([batch])))
+            values.append(trainer.step(iter([batch])))
             trainer.progress.step += 1
         results.append((values, {key: p.detach().clone() for key, p in trainer.parameters.items()}))
     (plain, weights), (graphed, others) = results
@@ -105,4 +105,4 @@ def test_without_a_gpu_the_setting_has_no_effect(
     objective = DiffusionObjective(components, config.loss, seed=1, face=True)
     trainer = Trainer(config, objective, groups, accelerator=Accelerator(cpu=True), run_dir=tmp_path)
     assert trainer.graph is None
-    assert trainer._step(iter([make_batch([1])]))["loss"] > 0
+    assert trainer.step(iter([make_batch([1])]))["loss"] > 0

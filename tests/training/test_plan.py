@@ -10,6 +10,7 @@ from xdyna.config import ModelConfig, load_config
 from xdyna.data.options import DataConfig
 from xdyna.training import plan as planning
 from xdyna.training.config import OptimConfig, TrainConfig
+from xdyna.training.optim import build_optimizer
 from xdyna.training.plan import SavedBytes, describe, make_plan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -46,6 +47,20 @@ def test_state_is_bytes_per_value(full_size):
     assert lean.peak("full") == lean.state + lean.activations["full"].saved + lean.activations["full"].layer
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_optimizers_state_is_what_it_holds_after_a_step(name):
+    """Counted on a real optimizer of tiny's ControlNet; its counters of steps (4 bytes a tensor) are left out."""
+    config = config_of("tiny8", optim=OptimConfig(name=name))
+    net = planning.sized_components(config, device="cpu").pose_controlnet
+    groups = {"pose_controlnet": dict(net.named_parameters())}
+    optimizer = build_optimizer(groups, config.optim, fused=False)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor) and t.ndim]
+    assert planning._optimizer_bytes(name, groups) == sum(t.nbytes for t in kept)
+
+
 def test_checkpointing_shrinks_activations(full_size):
     none, selective, full = (full_size.activations[p] for p in ("none", "selective", "full"))
     assert full.saved < 0.1 * none.saved
@@ -57,7 +72,7 @@ def test_full_size_unet_in_half_precision():
     """Independent count for the UNet alone, all of it trained, in 16 bit: 52.8 GB, with per-layer checkpointing 3.4."""
     with torch.device("meta"):
         config = config_of("sd15")
-        unet = planning.meta_components(config).unet.to(torch.bfloat16)
+        unet = planning.sized_components(config).unet.to(torch.bfloat16)
         half = {"dtype": torch.bfloat16}
         inputs = (torch.empty(1, 4, 17, 112, 64, **half), torch.empty(1, **half))
         tokens = (torch.empty(1, 77, 768, **half), torch.empty(1, 16, 768, **half))
@@ -103,7 +118,7 @@ def test_attention_keeps_no_map():
 
 def test_meta_count_is_what_the_allocator_holds():
     """The tiny UNet for real, on the CPU: bytes alive after the forward pass, by PyTorch's memory profiler."""
-    unet = planning.meta_components(config_of("tiny")).unet
+    unet = planning.sized_components(config_of("tiny")).unet
     real = unet.to_empty(device="cpu")
     for parameter in real.parameters():
         torch.nn.init.normal_(parameter, std=0.02)

@@ -64,7 +64,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def steps(trainer: Trainer, batches: Iterator[Batch], count: int) -> list[dict[str, float]]:
     done = []
     for _ in range(count):
-        done.append(trainer._step(batches))
+        done.append(trainer.step(batches))
         trainer.progress.step += 1
     return done
 

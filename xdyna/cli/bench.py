@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from xdyna.cli import bench_loader, bench_metrics
+from xdyna.cli import bench_loader, bench_metrics, bench_train
 from xdyna.cli.checkpoint import pick_device
 from xdyna.cli.quiet import quiet_libraries
 from xdyna.diffusion.guidance import scale_condition
@@ -54,7 +54,7 @@ class RepeatedControls(ControlResidualCache):
 
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/bench.py`. Args: argv: without the program's name. Returns: exit code."""
-    others = {"loader": bench_loader.main, "metrics": bench_metrics.main}
+    others = {"loader": bench_loader.main, "metrics": bench_metrics.main, "train": bench_train.main}
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
     args = _parser().parse_args(argv)
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="bench.py",
         description="Measure what the exact savings of the sampling loop bring. `bench.py loader`: "
-        "training data. `bench.py metrics`: every metric.",
+        "training data. `bench.py train`: training steps. `bench.py metrics`: every metric.",
     )
     p.add_argument("--frames", type=int, default=20, help="generated frames (%(default)s)")
     p.add_argument("--height", type=int, default=448, help="pixels (%(default)s)")

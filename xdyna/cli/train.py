@@ -171,9 +171,18 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _config(args: argparse.Namespace) -> TrainConfig:
-    path = Path(args.config)
-    named = CONFIGS / "train" / f"{args.config}.yaml"
+def read_config(name: str, overrides: Sequence[str]) -> TrainConfig:
+    """The configuration of a run.
+
+    Args:
+        name: a YAML file, or the name of one in configs/train.
+        overrides: "key=value" settings that win over the file.
+
+    Raises:
+        UsageError: no such file, or something in it or in a setting is wrong.
+    """
+    path = Path(name)
+    named = CONFIGS / "train" / f"{name}.yaml"
     if not path.suffix and named.is_file():
         path = named
     if not path.is_file():
@@ -182,21 +191,26 @@ def _config(args: argparse.Namespace) -> TrainConfig:
             for p in (CONFIGS / "train").rglob("*.yaml")
             if not p.name.startswith("_")
         )
-        raise UsageError(f"--config {args.config}: no such file; give a YAML file or one of: {', '.join(names)}")
+        raise UsageError(f"--config {name}: no such file; give a YAML file or one of: {', '.join(names)}")
+    try:
+        return compose_config(TrainConfig, path, overrides, groups=CONFIGS)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
     overrides = list(args.overrides)
     for key in ("out", "tracker"):
         if getattr(args, key) is not None:
             overrides.append(f"{key}={getattr(args, key)}")
+    config = read_config(args.config, overrides)
     if args.which not in ("latest", "best"):
         if not args.which.isdecimal():
             raise UsageError(f"--which {args.which}: expected latest, best or a step")
         args.which = int(args.which)
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise UsageError(f"--max-minutes {args.max_minutes}: expected a positive number")
-    try:
-        return compose_config(TrainConfig, path, overrides, groups=CONFIGS)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return config
 
 
 def _prepare(run_dir: Path, config: TrainConfig, argv: Sequence[str], groups: Any, *, resume: bool) -> None:

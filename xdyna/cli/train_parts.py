@@ -74,11 +74,16 @@ def build_components(config: TrainConfig) -> Components:
         initialise(components, seed=config.seed)
     components = _for_ablation(components, config)
     if config.channels_last:
-        for module in components.modules().values():
-            for layer in module.modules():
-                if isinstance(layer, nn.Conv2d):
-                    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        use_channels_last(components)
     return components
+
+
+def use_channels_last(components: Components) -> None:
+    """Lay out the weights of all convolutions channels last, in place."""
+    for module in components.modules().values():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def _tell_of_other_sizes(pipeline: XDynaPipeline, config: TrainConfig) -> None:

@@ -152,7 +152,7 @@ class Trainer:
             self._tell_time()
             while not self.finished:
                 try:
-                    values = self._step(batches)
+                    values = self.step(batches)
                 except DataError:
                     # The other processes may have their data and wait elsewhere: then nothing more can be saved.
                     if not stop.requested or self.accelerator.num_processes > 1:
@@ -186,7 +186,19 @@ class Trainer:
             own = self.progress.seconds / (60 * self.config.minutes) if self.accelerator.is_main_process else 0.0
             self._time_share = float(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum"))
 
-    def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
+    def step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimizer step; `progress` is left to the caller.
+
+        Args:
+            batches: `accumulation` of them are taken.
+
+        Returns:
+            dict[str, float]: "loss", "grad_norm" before clipping, "lr"; "skipped" where the loss was not finite and
+            nothing was changed.
+
+        Raises:
+            NonFiniteLossError: see `LossGuard.check`.
+        """
         config = self.config
         factor = rate_factor(self.progress.step, config.optim, max_steps=config.max_steps, share=self._time_share)
         set_rates(self.optimizer, factor)

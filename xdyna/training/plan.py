@@ -5,7 +5,7 @@ are not guessed: autograd's own list of what it keeps for the way back is added 
 saved_tensors_hooks`), storage by storage, with fused attention and mixed precision as a GPU computes them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,14 @@ from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, merge_residuals,
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.training.checkpointing import set_checkpointing
 from xdyna.training.config import CHECKPOINTING, TrainConfig
+from xdyna.training.muon import is_matrix
 from xdyna.training.stages import Components, count, select_trainable, training_groups
 from xdyna.weights import build
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT32 = 4  # bytes per value: weights, gradients and the average are kept in float32
 ADAM_BYTES = {"adamw": 8, "adamw8bit": 2}  # two moments
+MUON_BYTES = 4  # one momentum for a matrix; all else has AdamW's
 TEXT_TOKENS = 77
 # Sizes of the published frozen parts, which are loaded and not built, so that configs/model/sd15.yaml leaves them out.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -117,7 +119,7 @@ def make_plan(config: TrainConfig) -> Plan:
     Returns:
         Plan: for one process.
     """
-    components = meta_components(config)
+    components = sized_components(config)
     chosen = select_trainable(components, training_groups(config.stage, config.appearance, config.train))
     trainable = count(chosen)
     values = sum(trainable.values())
@@ -128,10 +130,17 @@ def make_plan(config: TrainConfig) -> Plan:
         frozen=total - values,
         weights=FLOAT32 * total,
         gradients=FLOAT32 * values,
-        optimizer=ADAM_BYTES[config.optim.name] * values,
+        optimizer=_optimizer_bytes(config.optim.name, chosen),
         ema=FLOAT32 * values if config.optim.ema else 0,
         activations=measure_activations(config, components),
     )
+
+
+def _optimizer_bytes(name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> int:
+    sizes = [(is_matrix(p), p.numel()) for parameters in groups.values() for p in parameters.values()]
+    if name == "muon":
+        return sum((MUON_BYTES if matrix else ADAM_BYTES["adamw"]) * values for matrix, values in sizes)
+    return ADAM_BYTES[name] * sum(values for _, values in sizes)
 
 
 def describe(config: TrainConfig) -> str:
@@ -174,18 +183,19 @@ def _gb(size: int) -> str:
 # --- the networks -----------------------------------------------------------------------------------------------------
 
 
-def meta_components(config: TrainConfig) -> Components:
-    """All networks of a run on the meta device.
+def sized_components(config: TrainConfig, *, device: str | torch.device = "meta") -> Components:
+    """All networks of a run in their sizes, with random weights: no files are read.
 
     Args:
-        config: of the run.
+        config: of the run; the sizes are those of its section `model`, or published ones.
+        device: where they are made.
 
     Returns:
-        Components: without tokenizer and feature extractor, which have no weights.
+        Components: float32, without tokenizer, feature extractor and scheduler, which have no weights.
     """
     model, clip = config.model, config.stage in ("dynamics", "face")
     adapter = config.appearance == "dynamics_adapter" or not clip
-    with torch.device("meta"):
+    with torch.device(device):
         unet = build.build_unet({**model.unet, "dynamics_adapter": adapter})
         return Components(
             vae=_published(model, "vae", AutoencoderKL),

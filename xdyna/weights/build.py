@@ -71,10 +71,13 @@ def build_text_encoder(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def build_image_encoder(sizes: Sizes) -> tuple[CLIPVisionModelWithProjection, CLIPImageProcessorPil]:
     """A CLIP vision model and the preprocessing for it."""
     config = _build(CLIPVisionConfig, sizes, "image_encoder")
-    side = config.image_size
+    return CLIPVisionModelWithProjection(config), build_feature_extractor(config.image_size)
+
+
+def build_feature_extractor(side: int) -> CLIPImageProcessorPil:
+    """Preprocessing for an image encoder of pictures of `side` x `side` px."""
     # The PIL variant: it needs no torchvision and gives the same numbers everywhere.
-    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return CLIPVisionModelWithProjection(config), processor
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def _build(make: Callable[..., Part], sizes: Sizes, section: str) -> Part:
