@@ -31,8 +31,8 @@ from xdyna.media.atomic import atomic_output
 
 OUT = Path("outputs") / "tiny_report"
 FRAMES = 16
-SHORT = {"no_pose": 16, "no_adapter": 16, "cross_exact": 16, "cross_aligned": 16, "no_face": 32}
-"""Clips of the slower comparisons without --full: half an hour on two cores in all."""
+SHORT = {"cross_aligned": 16, "no_face": 32}
+"""Clips of the lesser comparisons without --full."""
 EXPRESSION_CLIPS = 32
 SHEET_CLIPS, PER_SHEET, CROSS_CLIPS = 12, 4, 4
 
