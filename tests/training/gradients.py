@@ -20,10 +20,10 @@ from xdyna.training.stages import select_trainable, stage_groups
 def main(config_path: str, out: str, batch_size: int) -> None:
     config = compose_config(TrainConfig, Path(config_path), [f"batch_size={batch_size}"], groups=CONFIGS)
     world_size = int(os.environ["WORLD_SIZE"])
-    if world_size > 1:  # ranks that meet in a file need no port, and no name server, which a TCP store asks
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{out}.store", rank=int(os.environ["RANK"]), world_size=world_size
-        )
+    # Ranks that meet in a file need no port, and no name server, which a TCP store asks for 127.0.0.1.
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{out}.store", rank=int(os.environ["RANK"]), world_size=world_size
+    )
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == world_size
     components = build_components(config)
