@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import shutil
@@ -72,9 +73,7 @@ def test_what_is_read_is_what_would_be_rendered(small: Small, written: Path, fac
         seen.add((take.kind, take.video.clip_id))
         video = take.video.origin
         shot = video.shot(take.rows, reference=take.reference)
-        pose, patches = rendering._conditions(
-            type(take)(video, take.kind, take.rows, take.reference, False, False), shot
-        )
+        pose, patches = rendering._conditions(dataclasses.replace(take, video=video), shot)
         frames = torch.from_numpy(np.concatenate([shot.reference[None], shot.frames])).permute(0, 3, 1, 2)
         mean, std = encode(frames)
         assert torch.equal(sample.pixels, frames[:1])

@@ -132,6 +132,6 @@ def test_workers_leave_ctrl_c_to_the_training_process(small: Small) -> None:
 def test_to_moves_all_tensors(small: Small) -> None:
     moved = batches(small(), 1)[0].to("meta")
     tensors = [v for v in vars(moved).values() if isinstance(v, Tensor)]
-    assert len(tensors) == 6
+    assert len(tensors) == 7
     assert all(t.device.type == "meta" for t in tensors)
     assert len(moved) == 2
