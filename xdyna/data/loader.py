@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
 import cv2
 import torch
@@ -79,6 +82,21 @@ class _Guarded(Dataset[Sample | _Failure]):
             return _Failure(f"sample {index} cannot be made: {type(error).__name__}: {error}")
 
 
+_running: WeakSet[Any] = WeakSet()
+"""PyTorch's iterators that are in use."""
+
+
+@atexit.register
+def _end_workers() -> None:
+    """At its exit Python sends SIGTERM to the workers and waits for them, but they do not heed it (`_start_worker`): so
+    they are ended before."""
+    for batches in list(_running):
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
+            for worker in batches._workers:
+                worker.kill()
+
+
 class ClipLoader(DataLoader[Batch]):
     """A `DataLoader` of `Batch`, one per micro-step, whose failures are one `DataError`.
 
@@ -92,6 +110,7 @@ class ClipLoader(DataLoader[Batch]):
             DataError: a sample could not be made, or a worker died.
         """
         batches = super().__iter__()
+        _running.add(batches)
         while True:
             try:
                 batch = next(batches)
@@ -161,7 +180,7 @@ def _collate_guarded(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 def _start_worker(worker: int) -> None:
     """One thread each, in a process group of its own: Ctrl-C and SIGTERM are for the training process, which saves
-    first, also where they are sent to all processes (Slurm). Workers end when it ends."""
+    first, also where they are sent to all processes (Slurm). Workers end when it ends (`_end_workers`)."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     for number in (signal.SIGINT, signal.SIGTERM):
