@@ -29,7 +29,7 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
     command = [str(HERE / "gradients.py"), str(config)]
     try:
         code, _, errors = together([*command, str(out), str(batch_size)], processes=processes, timeout=150)
-    except TimeoutError as error:  # seen once, on a machine without a network; its cause is not known
+    except TimeoutError as error:  # seen once; its cause is not known
         warnings.warn(f"started again: {error}", stacklevel=1)
         out = folder / "again.safetensors"
         code, _, errors = together([*command, str(out), str(batch_size)], processes=processes)
