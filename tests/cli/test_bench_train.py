@@ -19,10 +19,15 @@ LINE = re.compile(r"^(none|selective|full) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]
 
 @pytest.fixture(autouse=True)
 def accelerate_forgets() -> Iterator[None]:
-    """accelerate keeps precision and accumulation for the whole process."""
+    """accelerate keeps precision and accumulation for the whole process: neither other tests' nor for them."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget()
 
 
 @pytest.mark.parametrize("config", ["tiny/dynamics", "tiny/vae"])

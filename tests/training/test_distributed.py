@@ -48,6 +48,13 @@ def test_two_processes_give_the_gradients_of_one_with_the_doubled_batch(tmp_path
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_ranks_that_hang_say_where(tmp_path: Path) -> None:
+    script = tmp_path / "one_waits.py"
+    script.write_text("import os, time\n\ntime.sleep(100 * int(os.environ['RANK']))\n")
+    with pytest.raises(TimeoutError, match=r"(?s)no end after 2 s \(exit codes \[0, -6\]\).*one_waits.py\", line 3"):
+        together([str(script)], processes=2, timeout=2)
+
+
 def both(path: Path, *more: str) -> tuple[int, str, str]:
     """`scripts/train.py` in two processes."""
     command = [str(HERE.parents[1] / "scripts" / "train.py"), "--config", str(path), "--cpu", "--resume", *more]

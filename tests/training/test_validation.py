@@ -20,7 +20,15 @@ from xdyna.training.stages import Components, select_trainable
 from xdyna.training.validation import SEED, band_losses, validation_data
 
 DATA = DataConfig(
-    height=64, width=64, frames=2, video_frames=8, scene_ratio=0.5, drop_image=1.0, drop_text=0.0, num_clips=2
+    height=64,
+    width=64,
+    frames=2,
+    video_frames=8,
+    scene_ratio=0.5,
+    drop_image=1.0,
+    drop_text=0.0,
+    drop_face=1.0,
+    num_clips=2,
 )
 
 
@@ -36,7 +44,7 @@ def test_held_out_whole_and_with_all_conditions() -> None:
     for index in range(6):
         take = dataset.take(index)
         assert take.video.identity in SPLITS["validation"]  # type: ignore[attr-defined]
-        assert (take.drop_image, take.drop_text) == (False, False)
+        assert (take.drop_image, take.drop_text, take.drop_face) == (False, False, False)
         assert take.video.crop.box == (0, 0, 64, 64)  # type: ignore[attr-defined]
 
 

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from xdyna.cli.checkpoint import pick_device
 from xdyna.cli.guard import FAILURE, UsageError
 from xdyna.cli.quiet import quiet_libraries
-from xdyna.cli.train import read_config
+from xdyna.cli.train import make_accelerator, read_config
 from xdyna.cli.train_parts import use_channels_last
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
@@ -33,7 +32,7 @@ from xdyna.training.config import CHECKPOINTING, ReplayConfig, TrainConfig
 from xdyna.training.loop import Trainer
 from xdyna.training.objective import build_objective
 from xdyna.training.plan import Plan, make_plan, sized_components
-from xdyna.training.stages import Components, select_trainable, training_groups
+from xdyna.training.stages import select_trainable, training_groups
 from xdyna.weights import build
 
 WARM_UP = 2  # steps that are not timed: the optimizer's state is made, and kernels are chosen
@@ -69,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
         data = dataclasses.replace(config.data, workers=0)
         batch = next(iter(build_loader(data, seed=config.seed, batch_size=config.batch_size)))
         print(_head(config, plan, device, steps=args.steps))
-        measured = {}
+        measured, parts = {}, trainer.objective.components
         for policy in args.policies:
-            set_checkpointing(trainer.objective.components.unet, _side_networks(trainer), policy)
+            set_checkpointing(parts.unet, parts.beside_unet(), policy)
             measured[policy] = measure(trainer, itertools.repeat(batch), steps=args.steps)
             print(_line(policy, measured[policy], plan), flush=True)
     done = {policy: m for policy, m in measured.items() if m.seconds}
@@ -122,18 +121,9 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> Trainer
     if config.channels_last:
         use_channels_last(components)
     groups = select_trainable(components, training_groups(config.stage, config.appearance, config.train))
-    accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulation,
-        cpu=device.type == "cpu",
-    )
+    accelerator = make_accelerator(config, cpu=device.type == "cpu")
     objective = build_objective(config.stage, components, config.loss, seed=config.seed)
     return Trainer(config, objective, groups, accelerator=accelerator, run_dir=folder)
-
-
-def _side_networks(trainer: Trainer) -> list[torch.nn.Module]:
-    parts: Components = trainer.objective.components
-    return [n for n in (parts.pose_controlnet, parts.face_controlnet, parts.reference_net) if n is not None]
 
 
 def _reset_peak(device: torch.device) -> None:

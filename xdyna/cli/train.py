@@ -54,12 +54,7 @@ def main(argv: Sequence[str]) -> int:
     final = run_dir / "final"
     if args.export and not (run_dir / "config.yaml").is_file():
         raise UsageError(f"--export: {run_dir} is no run folder; train first, or give --out FOLDER of the run")
-    accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulation,
-        cpu=args.cpu,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    accelerator = make_accelerator(config, cpu=args.cpu)
     if final.exists() and not args.export:
         accelerator.print(
             f"{final} is there already: this run is finished. Remove it to export again, or use another out=FOLDER."
@@ -69,15 +64,7 @@ def main(argv: Sequence[str]) -> int:
     components = build_components(config)
     chosen = stages.training_groups(config.stage, config.appearance, config.train)
     groups = stages.select_trainable(components, chosen)
-    set_checkpointing(
-        components.unet,
-        [
-            n
-            for n in (components.pose_controlnet, components.face_controlnet, components.reference_net)
-            if n is not None
-        ],
-        config.checkpointing,
-    )
+    set_checkpointing(components.unet, components.beside_unet(), config.checkpointing)
     objective = build_objective(config.stage, components, config.loss, seed=config.seed)
     on_main(accelerator, lambda: _prepare(run_dir, config, argv, groups, resume=args.resume or bool(args.export)))
     trainer = Trainer(
@@ -118,6 +105,16 @@ def main(argv: Sequence[str]) -> int:
             export(trainer, whole(components, weights, config), final, config=config, extra=memory)
             print(f"Trained: {final}")
     return 0 if finished or args.max_minutes is not None else INTERRUPTED
+
+
+def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
+    """accelerate's, for a run. Args: config: settings; cpu: use the CPU even where there is a GPU."""
+    return Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        gradient_accumulation_steps=config.accumulation,
+        cpu=cpu,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:

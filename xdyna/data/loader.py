@@ -83,7 +83,7 @@ class _Guarded(Dataset[Sample | _Failure]):
 
 
 _running: WeakSet[Any] = WeakSet()
-"""PyTorch's iterators that are in use."""
+"""PyTorch's iterators with workers that are in use."""
 
 
 @atexit.register
@@ -91,10 +91,9 @@ def _end_workers() -> None:
     """At its exit Python sends SIGTERM to the workers and waits for them, but they do not heed it (`_start_worker`): so
     they are ended before."""
     for batches in list(_running):
-        if hasattr(batches, "_shutdown_workers"):
-            batches._shutdown_workers()
-            for worker in batches._workers:
-                worker.kill()
+        batches._shutdown_workers()
+        for worker in batches._workers:
+            worker.kill()
 
 
 class ClipLoader(DataLoader[Batch]):
@@ -110,7 +109,8 @@ class ClipLoader(DataLoader[Batch]):
             DataError: a sample could not be made, or a worker died.
         """
         batches = super().__iter__()
-        _running.add(batches)
+        if self.num_workers:
+            _running.add(batches)
         while True:
             try:
                 batch = next(batches)

@@ -142,7 +142,7 @@ class MediaPipeBackend:
         return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
 
     def _run(self, what: str, call: Callable[[Any], Any], argument: Any) -> Any:
-        """Call a detector. What makes it leaves threads behind that log until the first result: quiet up to there."""
+        """Call a detector; the first time it is made here, quietly."""
         if what in self._quiet_calls:
             return call(argument)
         with models.quiet_stderr(), warnings.catch_warnings():

@@ -2,7 +2,8 @@
 
 The MediaPipe Tasks detectors expect model bundles that the package does not contain. It does contain every model (they
 serve the older "solutions"), so the bundles are put together in memory; Tasks give the solutions' numbers, and find
-several people.
+several people. What makes a detector leaves threads behind that log until its first result: callers do both in one
+block of `quiet_stderr`.
 """
 
 from __future__ import annotations
@@ -100,8 +101,7 @@ def pose_landmarker(*, masks: bool = False) -> Any:
         min_pose_presence_confidence=0.3,
         output_segmentation_masks=masks,
     )
-    with quiet_stderr():
-        return vision.PoseLandmarker.create_from_options(options)
+    return vision.PoseLandmarker.create_from_options(options)
 
 
 def hand_landmarker() -> Any:
@@ -126,8 +126,7 @@ def hand_landmarker() -> Any:
         min_hand_detection_confidence=0.1,
         min_hand_presence_confidence=0.1,
     )
-    with quiet_stderr():
-        return vision.HandLandmarker.create_from_options(options)
+    return vision.HandLandmarker.create_from_options(options)
 
 
 def face_mesh() -> Any:
@@ -138,10 +137,9 @@ def face_mesh() -> Any:
     """
     import mediapipe
 
-    with quiet_stderr():
-        return mediapipe.solutions.face_mesh.FaceMesh(
-            static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.3
-        )
+    return mediapipe.solutions.face_mesh.FaceMesh(
+        static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.3
+    )
 
 
 def face_detector() -> Any:
@@ -152,8 +150,7 @@ def face_detector() -> Any:
     """
     import mediapipe
 
-    with quiet_stderr():
-        return mediapipe.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
+    return mediapipe.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
 
 
 def selfie_segmenter() -> Any:
@@ -164,8 +161,7 @@ def selfie_segmenter() -> Any:
     """
     import mediapipe
 
-    with quiet_stderr():
-        return mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+    return mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
 
 
 def _base_options(bundle: bytes) -> Any:

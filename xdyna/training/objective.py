@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
-from xdyna.models.controls import mask_residuals, merge_residuals, run_controlnet, to_clip
+from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import image_tokens
 from xdyna.training.config import LossConfig
 from xdyna.training.draws import TRAINING, Draw, Inputs, sample_generator, spread_timestep
@@ -259,17 +259,15 @@ class DiffusionObjective(Objective):
         pictures = rearrange(noisy, "b c t h w -> (b t) c h w")
         t_N = repeat(t_B, "b -> (b t)", t=frames)
         text_N = repeat(text, "b s c -> (b t) s c", t=frames)
-        nets = [(self.components.pose_controlnet, batch.pose)]
-        if self.face:
-            assert self.components.face_controlnet is not None
-            nets.append((self.components.face_controlnet, batch.face))
-        controls = [
-            run_controlnet(net, pictures, t_N, text_N, rearrange(_scaled(c), "b t c h w -> (b t) c h w"))
-            for net, c in nets
-        ]
+
+        def run(net: Any, condition: Tensor) -> ControlResiduals:
+            flat = rearrange(_scaled(condition), "b t c h w -> (b t) c h w")
+            return run_controlnet(net, pictures, t_N, text_N, flat)
+
+        controls = [run(self.components.pose_controlnet, batch.pose)]
         if self.face:
             keep_N = repeat(~batch.drop_face.to(self.device), "b -> (b t)", t=frames)
-            controls[1] = mask_residuals(controls[1], keep_N)
+            controls.append(mask_residuals(run(self.components.face_controlnet, batch.face), keep_N))
         residuals = to_clip(merge_residuals(controls), clips)
         extra = {}
         if self.components.reference_net is not None:

@@ -350,10 +350,9 @@ def measure_activations(config: TrainConfig, components: Components) -> dict[str
     Returns:
         dict: policy -> bytes.
     """
-    nets = [components.pose_controlnet, components.face_controlnet, components.reference_net]
     measured, recomputed = {}, 0
     for policy in CHECKPOINTING:  # "none" comes first: the size of a layer is seen there alone
-        set_checkpointing(components.unet, [net for net in nets if net is not None], policy)
+        set_checkpointing(components.unet, components.beside_unet(), policy)
         saved, layer = _run(config, components)
         if policy == "none":
             recomputed = layer if config.stage != "vae" else 0

@@ -86,6 +86,11 @@ class Components:
         """The networks that are there, by name."""
         return {name: module for name, module in vars(self).items() if isinstance(module, nn.Module)}
 
+    def beside_unet(self) -> list[nn.Module]:
+        """The networks that feed the UNet in every step: ControlNets and ReferenceNet, those that are there."""
+        nets = (self.pose_controlnet, self.face_controlnet, self.reference_net)
+        return [net for net in nets if net is not None]
+
 
 def stage_groups(stage: str, appearance: str) -> tuple[str, ...]:
     """Groups that a stage trains.
