@@ -3,7 +3,7 @@
 #   PYTHON     the interpreter that makes .venv (default: the first of python3, python3.12, .11, .10 that is 3.10 - 3.12)
 #   PIP_ARGS   extra arguments for pip, e.g. a build of PyTorch without CUDA:
 #              make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-#   ARGS       extra arguments for pytest or the script, e.g. make test ARGS="tests/weights -x"
+#   ARGS       extra arguments for pytest or the script, e.g. make test ARGS="tests/unit/checkpoints -x"
 
 SHELL := /bin/bash
 VENV := .venv

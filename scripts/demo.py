@@ -3,7 +3,7 @@
 
 import sys
 
-from xdyna.cli.guard import run
+from xdyna.core.program import run
 
 if __name__ == "__main__":
     sys.exit(run("xdyna.cli.demo"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package is not installed in that environment
 
-from xdyna.cli.guard import run
+from xdyna.core.program import run
 
 if __name__ == "__main__":
-    sys.exit(run("xdyna.cli.eval_parity"))
+    sys.exit(run("xdyna.evaluation.parity"))

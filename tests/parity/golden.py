@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler
 
+from xdyna.checkpoints.official import resampler_names
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.animate import Precomputed, SamplingOptions, XDynaPipeline
-from xdyna.weights.official import resampler_names
+from xdyna.pipelines.xdyna import Precomputed, SamplingOptions, XDynaPipeline
 
 CONTROL_CHANNELS = {"pose": 3, "face": 6}
 TEXT_TOKENS = 77

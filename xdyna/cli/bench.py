@@ -13,11 +13,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from xdyna.cli import bench_loader, bench_metrics, bench_train
-from xdyna.cli.checkpoint import pick_device
-from xdyna.cli.quiet import quiet_libraries
+from xdyna.checkpoints.build import build_controlnet
+from xdyna.core.quiet import quiet_libraries
+from xdyna.data import bench as bench_loader
 from xdyna.diffusion.guidance import scale_condition
 from xdyna.diffusion.windows import uniform_windows
+from xdyna.evaluation import bench as bench_metrics
 from xdyna.models.controls import (
     FACE_CHANNELS,
     POSE_CHANNELS,
@@ -28,7 +29,8 @@ from xdyna.models.controls import (
 )
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, predict_noise
-from xdyna.weights.build import build_controlnet
+from xdyna.pipelines.folder import pick_device
+from xdyna.training import bench as bench_train
 
 CHANNELS = (64, 128, 256, 256)
 SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": 154}

@@ -12,7 +12,16 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from xdyna.cli.checkpoint import (
+from xdyna.checkpoints import build, official
+from xdyna.checkpoints.io import check_finite, load_state_dict
+from xdyna.config.loader import ModelConfig, load_config
+from xdyna.core.errors import UsageError, WeightsError
+from xdyna.core.hub import fetch, load_registry, missing, plan
+from xdyna.core.quiet import quiet_libraries
+from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.models.image_tokens import ImageTokenResampler
+from xdyna.models.unet import XDynaUNet
+from xdyna.pipelines.folder import (
     OFFICIAL,
     PRETRAINED,
     SAMPLING,
@@ -21,17 +30,8 @@ from xdyna.cli.checkpoint import (
     load_pipeline,
     save_pipeline,
 )
-from xdyna.cli.guard import UsageError
-from xdyna.cli.quiet import quiet_libraries
-from xdyna.cli.tiny import build_untrained
-from xdyna.config import ModelConfig, load_config
-from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
-from xdyna.models.image_tokens import ImageTokenResampler
-from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.animate import XDynaPipeline
-from xdyna.weights import build, official
-from xdyna.weights.hub import fetch, load_registry, missing, plan
-from xdyna.weights.io import WeightsError, check_finite, load_state_dict
+from xdyna.pipelines.untrained import build_untrained
+from xdyna.pipelines.xdyna import XDynaPipeline
 
 DOWNLOADS, INITIAL = PRETRAINED / "official", PRETRAINED / "xdyna-initial"
 SD15_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "model" / "sd15.yaml"

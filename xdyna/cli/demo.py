@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xdyna.data.puppet import PuppetClip, render_clip
-from xdyna.media.atomic import unique_path
+from xdyna.core.atomic import unique_path
 from xdyna.media.image import write_png
 from xdyna.media.writer import VideoWriter
+from xdyna.puppets.world import PuppetClip, render_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "assets" / "demo"
@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     # Imported here, so that the time it takes counts.
     from xdyna.cli import infer
-    from xdyna.cli.checkpoint import TINY
+    from xdyna.pipelines.folder import TINY
 
     sample = SampleFiles(ASSETS)
     if not sample.complete():

@@ -11,19 +11,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from xdyna.cli.eval_generate import generate
-from xdyna.cli.eval_metrics import Shared, check_names, make_metrics
-from xdyna.cli.eval_weights import WeightsFolder
-from xdyna.cli.guard import FAILURE, UsageError
-from xdyna.cli.manifest import versions
-from xdyna.cli.quiet import quiet_libraries
-from xdyna.config import ConfigError, load_config
+from xdyna.config.loader import load_config
+from xdyna.core.errors import ConfigError, UsageError
+from xdyna.core.manifest import versions
+from xdyna.core.program import FAILURE
+from xdyna.core.quiet import quiet_libraries
 from xdyna.evaluation import engine
+from xdyna.evaluation.catalogue import Shared, check_names, make_metrics
 from xdyna.evaluation.clips import ClipProtocol
+from xdyna.evaluation.generate import generate
 from xdyna.evaluation.inputs import Inputs, counted, from_folders, from_list
 from xdyna.evaluation.paper import TABLES
 from xdyna.evaluation.report import Report, write_report
 from xdyna.evaluation.store import Store
+from xdyna.evaluation.weights import WeightsFolder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 MASKS = ("mediapipe", "given")

@@ -13,24 +13,24 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
-from xdyna.cli import batch
-from xdyna.cli.checkpoint import UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
-from xdyna.cli.conditions import Conditions, make_conditions, published_crop, read_person
-from xdyna.cli.driving import Driving, open_driving
-from xdyna.cli.guard import UsageError
 from xdyna.cli.infer_args import parser, settings
-from xdyna.cli.manifest import peak_memory, write_manifest
-from xdyna.cli.outputs import OutputFiles, describe, free_names, reserve, write_outputs
-from xdyna.cli.plan import Plan, print_plan
-from xdyna.cli.quiet import quiet_libraries
-from xdyna.cli.resume import PartialRun, fingerprint
-from xdyna.cli.tiny import build_untrained
-from xdyna.config import InferConfig
+from xdyna.config.loader import InferConfig
+from xdyna.core.errors import UsageError
+from xdyna.core.files import file_sha256
+from xdyna.core.manifest import peak_memory, write_manifest
+from xdyna.core.quiet import quiet_libraries
 from xdyna.media.image import read_image
-from xdyna.media.video import file_sha256
 from xdyna.models.attention import require_xformers
 from xdyna.perception.errors import NoFaceError
-from xdyna.pipelines.animate import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
+from xdyna.pipelines import batch
+from xdyna.pipelines.controls import Conditions, make_conditions, published_crop, read_person
+from xdyna.pipelines.driving import Driving, open_driving
+from xdyna.pipelines.folder import UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.pipelines.outputs import OutputFiles, describe, free_names, reserve, write_outputs
+from xdyna.pipelines.plan import Plan, print_plan
+from xdyna.pipelines.resume import PartialRun, fingerprint
+from xdyna.pipelines.untrained import build_untrained
+from xdyna.pipelines.xdyna import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
 
 OUTPUTS = Path("outputs")
 

@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from xdyna.cli.driving import KINDS
-from xdyna.cli.guard import UsageError
-from xdyna.config import ConfigError, InferConfig, load_config, parse_size
+from xdyna.config.loader import InferConfig, load_config, parse_size
+from xdyna.core.errors import ConfigError, UsageError
+from xdyna.pipelines.driving import KINDS
 
 # Arguments that set an entry of `InferConfig` under another name.
 RENAMED = {"cfg": "guidance"}

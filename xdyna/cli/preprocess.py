@@ -10,20 +10,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from xdyna.cli.guard import UsageError
-from xdyna.config import load_config
-from xdyna.data.options import DataError
-from xdyna.data.preprocess.addresses import is_remote
-from xdyna.data.preprocess.engines import ENGINES, Engine, LocalEngine, available_cores
-from xdyna.data.preprocess.finish import FinishOptions
-from xdyna.data.preprocess.listing import read_sources
-from xdyna.data.preprocess.options import PreprocessOptions
-from xdyna.data.preprocess.records import KINDS, REASONS
-from xdyna.data.preprocess.report import Summary, duration
-from xdyna.data.preprocess.run import Job, Plan, Step, check_addresses, finish_all, plan, process_all
-from xdyna.data.preprocess.store import validate
-from xdyna.data.preprocess.work import WorkFolder
+from xdyna.config.data import DataError
+from xdyna.config.loader import load_config
+from xdyna.config.preprocess import PreprocessOptions
+from xdyna.core.errors import UsageError
+from xdyna.data.addresses import is_remote
+from xdyna.data.records import KINDS, REASONS
+from xdyna.data.store import validate
 from xdyna.media import MediaError, probe
+from xdyna.preprocess.engines import ENGINES, Engine, LocalEngine, available_cores
+from xdyna.preprocess.finish import FinishOptions
+from xdyna.preprocess.listing import read_sources
+from xdyna.preprocess.report import Summary, duration
+from xdyna.preprocess.run import Job, Plan, Step, check_addresses, finish_all, plan, process_all
+from xdyna.preprocess.work import WorkFolder
 
 _PROBED = 40  # videos that a dry run looks into; the others are estimated by their size
 _CORE_SECONDS = 0.2  # of one core per frame of 512 x 896 px with a person, measured
@@ -153,7 +153,7 @@ def _engine(args: argparse.Namespace) -> Engine:
     try:
         if args.engine == "local":
             return LocalEngine(args.workers)
-        from xdyna.data.preprocess.engine_ray import RayEngine
+        from xdyna.preprocess.engine_ray import RayEngine
 
         return RayEngine(args.ray_address, workers=args.workers)
     except DataError as error:
@@ -220,8 +220,8 @@ def _dry_run(job: Job, *, workers: int | None) -> int:
 
 
 def _add_faces(args: argparse.Namespace) -> None:
-    from xdyna.data.preprocess.cross_faces import add_faces
-    from xdyna.data.reenact import get_reenactor
+    from xdyna.preprocess.faces.cross_faces import add_faces
+    from xdyna.preprocess.faces.reenact import get_reenactor
 
     with tqdm(desc="faces", unit="clip") as bar:
         summary = add_faces(
@@ -235,7 +235,7 @@ def _add_faces(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from xdyna.data.preprocess.inspect import inspect_clip
+    from xdyna.preprocess.inspect import inspect_clip
 
     dataset, clip = Path(args.inspect[0]), args.inspect[1]
     print(inspect_clip(dataset, clip, args.out or Path(f"{clip}.mp4"), overwrite=args.overwrite))
@@ -251,7 +251,7 @@ def _check(dataset: Path, *, videos: bool) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from xdyna.data.preprocess.shards import write_shards
+    from xdyna.preprocess.shards import write_shards
 
     if args.inputs:
         raise UsageError("--shards exports the finished data set --out; leave the inputs out")

@@ -12,16 +12,17 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 
-from xdyna.cli.guard import FAILURE, INTERRUPTED, UsageError
-from xdyna.cli.manifest import peak_memory, versions
-from xdyna.cli.train_parts import build_components, export, initial_hashes, sampler, whole
-from xdyna.config import compose_config
+from xdyna.config.loader import compose_config
+from xdyna.config.train import TrainConfig
+from xdyna.core.errors import UsageError
+from xdyna.core.manifest import peak_memory, versions
+from xdyna.core.program import FAILURE, INTERRUPTED
 from xdyna.training import stages
 from xdyna.training.checkpointing import set_checkpointing
-from xdyna.training.config import TrainConfig
 from xdyna.training.logs import RunLog, plot_curves, read_metrics
 from xdyna.training.loop import Trainer
 from xdyna.training.objective import build_objective
+from xdyna.training.parts import build_components, export, initial_hashes, sampler, whole
 from xdyna.training.plan import describe
 from xdyna.training.run import prepare_run_dir
 

@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from xdyna.config.data import DataConfig, DataError
+from xdyna.core.atomic import atomic_output
 from xdyna.data.cached import (
     INDEX,
     LATENTS,
@@ -38,9 +40,7 @@ from xdyna.data.cached import (
     shard_path,
 )
 from xdyna.data.clips import ClipDataset
-from xdyna.data.options import DataConfig, DataError
 from xdyna.data.sources import Faces, Video
-from xdyna.media.atomic import atomic_output
 from xdyna.perception.errors import NoFaceError
 from xdyna.perception.face_patch import face_boxes
 

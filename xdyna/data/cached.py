@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from xdyna.config.data import DataConfig, DataError
 from xdyna.data.footage_video import FootageVideo
-from xdyna.data.options import DataConfig, DataError
-from xdyna.data.puppet import FPS
 from xdyna.data.schedule import Bucket, Slot, Stock
 from xdyna.data.sources import Faces, Latents, PuppetVideo, Shot, Video
 from xdyna.media import CropResize
 from xdyna.perception import PoseTrack
+from xdyna.puppets.world import FPS
 
 FORMAT = "xdyna-clips-1"
 SHARD_CLIPS = 64

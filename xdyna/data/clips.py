@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xdyna.config.data import DataConfig, DataError, DataWarning
 from xdyna.data.cached import CachedClips
 from xdyna.data.conditions import face_pictures, pose_pictures
 from xdyna.data.footage import FootageSource
-from xdyna.data.options import DataConfig, DataError, DataWarning
 from xdyna.data.samples import Sample
 from xdyna.data.schedule import Schedule, Sizes, Slot, sample_rng
 from xdyna.data.sources import ClipError, Latents, PuppetSource, Shot, Source, Video

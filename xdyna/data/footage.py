@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from xdyna.config.data import SPLITS, DataConfig, DataError, DataWarning
+from xdyna.data.addresses import is_remote
 from xdyna.data.footage_video import FootageVideo
-from xdyna.data.options import SPLITS, DataConfig, DataError, DataWarning
-from xdyna.data.preprocess.addresses import is_remote
-from xdyna.data.preprocess.records import KINDS, ClipRecord
-from xdyna.data.preprocess.store import Dataset, read_dataset
+from xdyna.data.records import KINDS, ClipRecord
 from xdyna.data.schedule import Bucket, Slot, Stock
+from xdyna.data.store import Dataset, read_dataset
 
 Clip = tuple[Dataset, ClipRecord]
 

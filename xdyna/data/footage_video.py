@@ -12,15 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from xdyna.data.options import DataError
-from xdyna.data.preprocess.cross_faces import read_faces
-from xdyna.data.preprocess.records import ClipArrays, ClipRecord
-from xdyna.data.preprocess.store import Dataset
+from xdyna.config.data import DataError
+from xdyna.core.files import file_sha256
+from xdyna.data.records import ClipArrays, ClipRecord
 from xdyna.data.sources import ClipError, Faces, Shot
+from xdyna.data.store import Dataset
 from xdyna.data.transforms import crop_around
-from xdyna.media import CropResize, MediaError, MediaWarning, file_sha256, read_frames
+from xdyna.media import CropResize, MediaError, MediaWarning, read_frames
 from xdyna.media.errors import check_input_file
 from xdyna.perception import PerceptionError, PoseTrack
+from xdyna.preprocess.faces.cross_faces import read_faces
 
 _ROOM = 0.1  # boxes go from joint to joint; hair and hands reach farther by so many heights of the person
 

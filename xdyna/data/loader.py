@@ -14,8 +14,8 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from xdyna.config.data import DataConfig, DataError
 from xdyna.data.clips import ClipDataset, build_dataset
-from xdyna.data.options import DataConfig, DataError
 from xdyna.data.samples import Batch, Sample, collate
 
 

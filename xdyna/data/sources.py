@@ -9,12 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
-from xdyna.data.options import DataConfig, DataError
-from xdyna.data.puppet import SPLITS, PuppetClip, render_clip
+from xdyna.config.data import DataConfig, DataError
 from xdyna.data.schedule import Bucket, Slot, Stock
 from xdyna.data.transforms import random_resized_crop
 from xdyna.media import CropResize
 from xdyna.perception import PoseTrack
+from xdyna.puppets.world import SPLITS, PuppetClip, render_clip
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from xdyna.core.files import file_sha256
 from xdyna.evaluation.masks import PICTURES, read_masks
 from xdyna.evaluation.metric import Case, Video
 from xdyna.media.image import read_image
-from xdyna.media.video import file_sha256, probe, read_frames
+from xdyna.media.video import probe, read_frames
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
 FIELDS = ("id", "generated", "truth", "driving", "mask_generated", "mask_truth")

@@ -7,8 +7,8 @@ is a hash of everything it depends on, so that nothing outdated is ever found.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import tempfile
 import warnings
 import zipfile
@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from xdyna.core.atomic import write_file
 from xdyna.evaluation.metric import Case, Metric, Record
 
 FORMAT = "xdyna-record-1"
@@ -115,13 +116,9 @@ class Store:
     def _write(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        data = io.BytesIO()
+        np.savez(data, allow_pickle=False, **arrays)
+        write_file(path, data.getvalue())
 
     def _damaged(self, key: str, error: Exception) -> None:
         warnings.warn(f"{self._path(key)} is damaged ({error}); it is measured again", stacklevel=3)

@@ -1,13 +1,12 @@
 """Pictures and videos: probe, read, write, sound, crops, contact sheets. Nothing here knows about models."""
 
-from xdyna.media.atomic import unique_path
+from xdyna.core.atomic import unique_path
 from xdyna.media.errors import MediaError, MediaWarning
 from xdyna.media.image import CropResize, center_crop, read_image, top_quarter_crop, write_png
 from xdyna.media.sheet import contact_sheet, grid_frame
 from xdyna.media.video import (
     VideoInfo,
     VideoWriter,
-    file_sha256,
     frame_times,
     natural_fps,
     probe,
@@ -23,7 +22,6 @@ __all__ = [
     "VideoWriter",
     "center_crop",
     "contact_sheet",
-    "file_sha256",
     "frame_times",
     "grid_frame",
     "natural_fps",

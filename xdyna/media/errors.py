@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
+from xdyna.core.errors import FileError, XDynaWarning
 
-class MediaError(ValueError):
+
+class MediaError(FileError):
     """A picture or video cannot be read or written: what was given, what was expected and how to mend it."""
 
 
-class MediaWarning(UserWarning):
+class MediaWarning(XDynaWarning):
     """A picture or video was usable only in part; the message says what was left out."""
-
-
-_FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def check_input_file(path: str | os.PathLike[str], *, what: str) -> Path:
@@ -48,23 +46,3 @@ def check_input_file(path: str | os.PathLike[str], *, what: str) -> Path:
     if not first:
         raise MediaError(f"{what} '{path}' is empty (0 bytes); copy or download it again")
     return path
-
-
-def writing_error(error: OSError, path: Path) -> MediaError:
-    """The message for an operating-system error met while writing `path`.
-
-    Args:
-        error: the error; its errno decides the advice.
-        path: the final name of the file that was being written.
-
-    Returns:
-        The exception to raise; nothing is raised here.
-    """
-    where = f"'{path}' cannot be written"
-    if error.errno in _FULL_DISK:
-        return MediaError(
-            f"{where}: the disk (or the quota) of '{path.parent}' is full; nothing was kept under that name. "
-            f"Free some space there or choose another folder"
-        )
-    reason = error.strerror or str(error)
-    return MediaError(f"{where}: {reason}; choose a folder that you may write to")

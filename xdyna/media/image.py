@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from xdyna.media.atomic import atomic_output
+from xdyna.core.atomic import atomic_output
 from xdyna.media.errors import MediaError, check_input_file
 
 MIN_SIDE = 32

@@ -5,7 +5,6 @@ Reading goes through decord where it is proven exact and through PyAV otherwise;
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.media.atomic import unique_path
-from xdyna.media.errors import MediaError, check_input_file
+from xdyna.core.atomic import unique_path
+from xdyna.media.errors import MediaError
 from xdyna.media.index import read_index
 from xdyna.media.reading import read_positions
 from xdyna.media.writer import VideoWriter
@@ -24,7 +23,6 @@ from xdyna.media.writer import VideoWriter
 __all__ = [
     "VideoInfo",
     "VideoWriter",
-    "file_sha256",
     "frame_times",
     "natural_fps",
     "probe",
@@ -114,19 +112,6 @@ def frame_times(path: str | os.PathLike[str]) -> np.ndarray:
         MediaError: as `probe`.
     """
     return read_index(path).times
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes as 64 lower-case hexadecimal digits.
-
-    Raises:
-        MediaError: the file is missing, a folder, empty or not readable.
-    """
-    digest = hashlib.sha256()
-    with check_input_file(path, what="file").open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | None = None) -> Iterator[np.ndarray]:

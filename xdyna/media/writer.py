@@ -13,9 +13,10 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from xdyna.media.atomic import discard, prepare_output, publish
+from xdyna.core.atomic import discard, prepare_output, publish
+from xdyna.core.errors import writing_error
 from xdyna.media.audio import AudioTrack, open_audio
-from xdyna.media.errors import MediaError, writing_error
+from xdyna.media.errors import MediaError
 
 # A fixed number of encoder threads: x264's bytes depend on it, and must not depend on the machine.
 _THREADS = 4

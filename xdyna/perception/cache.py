@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from xdyna.core.atomic import atomic_output
 from xdyna.media import MediaError
-from xdyna.media.atomic import atomic_output
 from xdyna.perception.errors import PerceptionError, PerceptionWarning
 from xdyna.perception.types import Person, read_npz
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xdyna.core.files import file_sha256
 from xdyna.perception.base import check_frame, require
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import (
@@ -60,7 +60,7 @@ class DWPoseBackend:
         rtmlib = require("rtmlib", install="rtmlib onnxruntime", backend=self.name)
         self._detector = _load(rtmlib.YOLOX, files[0], model_input_size=(640, 640), device=device)
         self._pose = _load(rtmlib.RTMPose, files[1], model_input_size=(288, 384), device=device)
-        self.version = "-".join([*(_sha256(file)[:12] for file in files), f"r{_RULES}"])
+        self.version = "-".join([*(file_sha256(file)[:12] for file in files), f"r{_RULES}"])
 
     def detect(self, frame: np.ndarray) -> list[Person]:
         """Find the people in a frame.
@@ -133,12 +133,3 @@ def _load(tool: Any, file: Path, *, model_input_size: tuple[int, int], device: s
         # YOLOX counts (height, width) and RTMPose (width, height).
         model.model_input_size = (height, width) if tool.__name__ == "YOLOX" else (width, height)
     return model
-
-
-def _sha256(file: Path) -> str:
-    """Hash of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

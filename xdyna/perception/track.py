@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.media import file_sha256, frame_times, probe, read_frames
+from xdyna.core.files import file_sha256
+from xdyna.media import frame_times, probe, read_frames
 from xdyna.perception.base import PoseBackend, get_backend
 from xdyna.perception.cache import DetectionCache, default_cache_dir
 from xdyna.perception.draw import CONFIDENCE

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from xdyna.core.atomic import atomic_output
 from xdyna.media import CropResize
-from xdyna.media.atomic import atomic_output
 from xdyna.perception.errors import PerceptionError
 
 FORMAT = "xdyna-pose-1"

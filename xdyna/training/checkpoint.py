@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from xdyna.checkpoints.io import save_safetensors
 from xdyna.training.errors import CheckpointError
 from xdyna.training.folders import find, read_progress, steps, usable, verify, writing
 from xdyna.training.sharded import LoadedShard, load_sharded, save_sharded
 from xdyna.training.state import Progress, load_tree, plain, rng_state, save_tree, set_rng_state
-from xdyna.weights.io import save_safetensors
 
 __all__ = [
     "CheckpointError",

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from diffusers import ModelMixin
 
-from xdyna.config import ConfigError
-from xdyna.training.config import CHECKPOINTING
+from xdyna.config.train import CHECKPOINTING
+from xdyna.core.errors import ConfigError
 
 
 def set_checkpointing(unet: ModelMixin, controlnets: Iterable[ModelMixin], policy: str) -> None:

@@ -1,5 +1,7 @@
 """Errors and warnings of training: what was given, what was expected and how to mend it."""
 
+from xdyna.core.errors import XDynaWarning
+
 
 class TrainingError(ValueError):
     """Training cannot start or go on."""
@@ -17,5 +19,5 @@ class RunError(TrainingError):
     """The folder of a run does not fit the run."""
 
 
-class TrainingWarning(UserWarning):
+class TrainingWarning(XDynaWarning):
     """Training goes on, but not quite as asked; the message says what differs."""

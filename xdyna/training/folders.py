@@ -19,10 +19,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from xdyna.core.atomic import PART, flush, temporary_name, write_file
+from xdyna.core.errors import WeightsError
+from xdyna.core.files import file_sha256
 from xdyna.training.errors import CheckpointError, TrainingWarning
-from xdyna.training.files import PART, flush, temporary_name, write_file
 from xdyna.training.state import Progress
-from xdyna.weights.io import WeightsError, sha256
 
 FOLDER, SUMS, STATE = "checkpoints", "SHA256SUMS", "state.json"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -58,7 +59,7 @@ def writing(run_dir: Path, *, progress: Progress, keep_last: int, is_best: bool)
         state = {"progress": dataclasses.asdict(progress), "is_best": is_best}
         write_file(temporary / STATE, (json.dumps(state, indent=1) + "\n").encode())
         files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
-        sums = "".join(f"{sha256(temporary / name)}  {name}\n" for name in files)
+        sums = "".join(f"{file_sha256(temporary / name)}  {name}\n" for name in files)
         write_file(temporary / SUMS, sums.encode())
         _publish(temporary, final)
     except (OSError, WeightsError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
@@ -131,7 +132,7 @@ def verify(path: Path) -> list[str]:
         try:
             if not file.is_file():
                 problems.append(f"{entry[2]} is missing")
-            elif sha256(file) != entry[1]:
+            elif file_sha256(file) != entry[1]:
                 problems.append(f"{entry[2]} is damaged (its SHA-256 is not the one in {SUMS})")
         except OSError as error:
             problems.append(f"{entry[2]} cannot be read ({error.strerror})")

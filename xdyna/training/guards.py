@@ -4,17 +4,14 @@ import enum
 import json
 import logging
 import math
-import signal
 import statistics
-import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
+from xdyna.core.atomic import write_file
 from xdyna.training.errors import NonFiniteLossError, TrainingError
-from xdyna.training.files import write_file
 
 POLICIES = ("stop", "skip")
 SKIPS_IN_A_ROW = 10  # then the weights themselves are broken, and skipping would go on for ever
@@ -116,36 +113,3 @@ class LossGuard:
         self._history.clear()
         self._history.extend(state["history"])
         self._skipped = state["skipped"]
-
-
-class StopSignal:
-    """While the block runs, SIGTERM and SIGINT (Ctrl-C) set a flag, so that the loop can save and leave.
-
-    A SIGINT after the first signal interrupts at once. The former handlers come back when the block ends. Outside the
-    main thread Python allows no handlers: there the flag stays as it is. With several processes a signal may reach only
-    some of them: let all agree (any of the flags) before acting on it.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.signal: str | None = None
-        self._former: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._former[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._former.items():
-            # None: a handler that was not installed from Python, which cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._former.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested, self.signal = True, signal.Signals(number).name

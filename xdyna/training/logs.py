@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from xdyna.core.atomic import write_file
 from xdyna.training.curves import draw_curves
 from xdyna.training.errors import TrainingError
-from xdyna.training.files import write_file
 from xdyna.training.trackers import open_tracker
 
 METRICS, SAMPLES = "metrics.csv", "samples"

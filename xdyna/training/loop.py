@@ -17,17 +17,18 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from xdyna.config import ConfigError
+from xdyna.config.data import DataError
+from xdyna.config.train import TrainConfig
+from xdyna.core.errors import ConfigError
+from xdyna.core.stop import StopSignal
 from xdyna.data.cache import token_digest, vae_digest
 from xdyna.data.loader import build_loader
-from xdyna.data.options import DataError
 from xdyna.data.samples import Batch
 from xdyna.training import checkpoint, sharded
-from xdyna.training.config import TrainConfig
 from xdyna.training.ema import EMA
 from xdyna.training.errors import CheckpointError
 from xdyna.training.graph import StepGraph, make_capturable
-from xdyna.training.guards import LossGuard, StopSignal, Verdict
+from xdyna.training.guards import LossGuard, Verdict
 from xdyna.training.logs import RunLog
 from xdyna.training.objective import DiffusionObjective, Objective
 from xdyna.training.optim import build_optimizer, rate_factor, set_rates

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
+from xdyna.config.train import LossConfig
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
 from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import image_tokens
-from xdyna.training.config import LossConfig
 from xdyna.training.draws import TRAINING, Draw, Inputs, sample_generator, spread_timestep
 from xdyna.training.stages import Components
 

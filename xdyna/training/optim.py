@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from xdyna.config import ConfigError
-from xdyna.training.config import OptimConfig
+from xdyna.config.train import OptimConfig
+from xdyna.core.errors import ConfigError
 from xdyna.training.muon import Muon, is_matrix
 
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from xdyna.config import ModelConfig
+from xdyna.checkpoints import build
+from xdyna.config.loader import ModelConfig
+from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, merge_residuals, run_controlnet, to_clip
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.training.checkpointing import set_checkpointing
-from xdyna.training.config import CHECKPOINTING, TrainConfig
 from xdyna.training.muon import is_matrix
 from xdyna.training.stages import Components, count, select_trainable, training_groups
-from xdyna.weights import build
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT32 = 4  # bytes per value: weights, gradients and the average are kept in float32

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from xdyna.core.atomic import write_file
 from xdyna.training.errors import RunError
-from xdyna.training.files import write_file
 
 CONFIG, MANIFEST = "config.yaml", "run.json"
 _ABSENT = "(absent)"

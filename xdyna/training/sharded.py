@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from xdyna.core.atomic import flush
+from xdyna.core.errors import WeightsError
 from xdyna.training.errors import CheckpointError
-from xdyna.training.files import flush
 from xdyna.training.folders import path_of, read_progress, usable, writing
 from xdyna.training.state import Progress, load_tree, plain, rng_state, save_tree, set_rng_state
-from xdyna.weights.io import WeightsError
 
 PARTS = "accelerate"
 

@@ -20,10 +20,10 @@ from diffusers import AutoencoderKL, ControlNetModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from xdyna.config import ConfigError
+from xdyna.checkpoints.official import ADAPTER, MOTION
+from xdyna.core.errors import ConfigError
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
-from xdyna.weights.official import ADAPTER, MOTION
 
 # Group -> (component, pattern of parameter names). The first pattern that matches wins, in this order.
 GROUPS: dict[str, tuple[str, str]] = {

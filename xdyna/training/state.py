@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xdyna.core.atomic import flush
 from xdyna.training.errors import CheckpointError, TrainingWarning
-from xdyna.training.files import flush
 
 PLAIN = (type(None), bool, int, float, str, bytes)
 

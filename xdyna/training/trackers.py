@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from xdyna.core.atomic import write_file
 from xdyna.training.errors import TrainingError
-from xdyna.training.files import write_file
 
 TRACKERS = ("none", "wandb", "tensorboard")
 WANDB_ID = "wandb_id.txt"

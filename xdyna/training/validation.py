@@ -7,11 +7,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from xdyna.config.data import DataConfig
+from xdyna.config.train import TrainConfig
 from xdyna.data.cached import read_header
 from xdyna.data.clips import build_dataset
-from xdyna.data.options import DataConfig
 from xdyna.data.samples import collate
-from xdyna.training.config import TrainConfig
 from xdyna.training.draws import VALIDATION
 from xdyna.training.objective import Objective
 

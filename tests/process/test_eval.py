@@ -1,0 +1,259 @@
+"""`scripts/eval.py` from the command line: reports, resume, processes, bad input."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.evaluation.test_inputs import frames, write
+from tests.unit.training.processes import together
+from xdyna.cli import eval as program
+from xdyna.cli import infer_args
+from xdyna.core.errors import WeightsError
+from xdyna.core.program import run
+from xdyna.evaluation import engine
+from xdyna.evaluation.networks.adaface import UNITS, IRBackbone
+from xdyna.evaluation.networks.fixture import random_weights
+from xdyna.evaluation.networks.mtcnn import ONet, PNet, RNet
+from xdyna.evaluation.networks.registry import WeightFile
+from xdyna.evaluation.paper import TABLES
+from xdyna.evaluation.weights import fetch
+from xdyna.pipelines.batch import read_pairs
+
+ROOT = Path(__file__).parents[2]
+FAST = "mae,psnr,ssim,temporal_ratio,warping_error"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for k in range(5):
+        truth = frames(k, count=5)
+        write(tmp_path / "t" / f"{k}.mp4", truth)
+        write(tmp_path / "g" / f"{k}.mp4", (truth * 0.8).astype(np.uint8))
+    return tmp_path
+
+
+def call(folder: Path, *more: str, out: str = "out") -> int:
+    argv = ["--generated", str(folder / "g"), "--truth", str(folder / "t"), "--out", str(folder / out), *more]
+    return run("xdyna.cli.eval", argv)
+
+
+def values(folder: Path, out: str = "out") -> dict[str, float]:
+    metrics = json.loads((folder / out / "report.json").read_text())["metrics"]
+    return {name: value for metric in metrics.values() for name, value in metric["values"].items()}
+
+
+def test_a_report(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folders / "g" / "extra.mp4", frames(9))
+    assert call(folders, "--metrics", FAST) == 0
+    printed = capsys.readouterr().out
+    assert "5 of 5" in printed
+    assert "1 generated videos without a partner, left out: extra" in printed
+    report = json.loads((folders / "out" / "report.json").read_text())
+    assert report["videos"] == 5
+    assert report["unpaired"] == {"generated": ["extra"]}
+    assert report["environment"]["versions"]["torch"]
+    with (folders / "out" / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["video"] for row in rows] == list("01234")
+    mean = np.mean(
+        [float(row["mae"]) for row in rows]
+    )  # videos of one length: the mean over frames is that over videos
+    assert values(folders)["mae"] == pytest.approx(mean)
+    assert cv2.imread(str(folders / "out" / "report.png")).std() > 1
+
+
+def test_nothing_is_measured_twice_and_nothing_outdated_is_used(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(folders, "--metrics", FAST) == 0
+    first = values(folders)
+    measured: list[str] = []
+    original = engine.record_key
+    from xdyna.evaluation.metrics.pictures import FrameMetric
+
+    measure = FrameMetric.measure
+    monkeypatch.setattr(FrameMetric, "measure", lambda self, case: measured.append(case.id) or measure(self, case))
+    assert call(folders, "--metrics", FAST, "--overwrite") == 0
+    assert measured == []
+    assert values(folders) == first
+    shutil.copy(folders / "g" / "3.mp4", folders / "g" / "4.mp4")  # another video under an old name
+    assert call(folders, "--metrics", FAST, "--overwrite") == 0
+    assert set(measured) == {"4"}
+    assert values(folders)["mae"] != first["mae"]
+    assert engine.record_key is original
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_work_and_give_the_same_numbers(folders: Path, world: int) -> None:
+    assert call(folders, "--metrics", FAST) == 0
+    command = [str(ROOT / "scripts" / "eval.py"), "--generated", str(folders / "g"), "--truth", str(folders / "t")]
+    code, out, errors = together([*command, "--metrics", FAST, "--out", str(folders / "many")], processes=world)
+    assert code == 0, errors[-2000:]
+    assert out.count("# Evaluation of 5 videos") == 1
+    assert values(folders, "many") == values(folders)
+
+
+def test_missing_weights_are_said_and_fail(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(folders, "--metrics", "mae,fid") == 1
+    assert "pt_inception-2015-12-05-6726825d.pth" in capsys.readouterr().out
+    skipped = json.loads((folders / "out" / "report.json").read_text())["skipped"]
+    assert list(skipped) == ["fid"]
+    assert values(folders)["mae"] > 0
+    assert call(folders, "--metrics", "mae,fid", "--overwrite", "--allow-skipped") == 0
+
+
+def test_tables_stand_beside_the_paper(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(folders, "--metrics", "table2", "--set", "metrics=[l1,psnr,ssim]") == 0
+    printed = capsys.readouterr().out
+    assert "| MagicAnimate | 7.42e-05 | 17.14 | 0.7390 |" in printed
+    psnr = values(folders)["psnr"]
+    assert f"{psnr - 17.201:+.3g}" in printed
+
+
+def test_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What needs neighbours is not measured, with its reason; the rest is."""
+    write(tmp_path / "t" / "a.mp4", frames(1, count=1))
+    write(tmp_path / "g" / "a.mp4", frames(2, count=1))
+    assert call(tmp_path, "--metrics", FAST) == 1
+    printed = capsys.readouterr().out
+    assert "temporal energy needs two" in printed
+    assert values(tmp_path)["psnr"] > 0
+    assert values(tmp_path)["temporal_ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "code"),
+    [
+        (["--metrics", "psrn"], "did you mean 'psnr'", 2),
+        (["--metrics", "table1", "--set", "clip.chioce=first"], "choice", 1),
+        (["--metrics", "mae", "--weights-dir", "none"], "does not exist", 2),
+        (["--metrics", "mae", "--download"], "--weights-dir", 2),
+        (["--metrics", "mae", "--pairs", "x.csv"], "either --generated", 2),
+        (["--metrics", "mae", "--quick", "0"], "--quick 0", 2),
+        (["--metrics", " ,"], "no metric", 2),
+        (["--metrics", "none.yaml"], "none.yaml", 1),
+    ],
+)
+def test_wrong_usage(
+    folders: Path, more: list[str], message: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(folders, *more) in (code, 1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (folders / "out" / "report.json").exists()
+
+
+def test_bad_videos(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "empty").mkdir()
+    assert run("xdyna.cli.eval", ["--generated", str(folders / "empty"), "--metrics", "mae"]) == 1
+    assert "has no videos" in capsys.readouterr().err
+    (folders / "g" / "2.mp4").write_bytes(b"no video at all" * 50)
+    assert call(folders, "--metrics", "mae") == 1
+    assert "2.mp4" in capsys.readouterr().err
+    (folders / "out" / "report.json").write_text("{}")
+    assert call(folders, "--metrics", "mae") == 2
+    assert "holds a report already" in capsys.readouterr().err
+
+
+def test_a_wrong_weight_file(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = folders / "weights"
+    weights.mkdir()
+    torch.save({"a": torch.zeros(1)}, weights / "pt_inception-2015-12-05-6726825d.pth")
+    assert call(folders, "--metrics", "fid", "--weights-dir", str(weights)) == 1
+    assert "is not the published" in capsys.readouterr().err
+    torch.save({"a": torch.zeros(1)}, weights / "i3d_pretrained_400.pt")  # no hash is known: the tensors tell
+    assert call(folders, "--metrics", "fvd", "--weights-dir", str(weights)) == 1
+    assert "the weights are not those of i3d_pretrained_400.pt (344 tensors): 344 missing" in capsys.readouterr().err
+
+
+def test_face_cos_with_random_weights(folders: Path) -> None:
+    """From files to the report: the recognition network's checkpoint, the detector's three files."""
+    weights = folders / "weights"
+    weights.mkdir()
+    state = random_weights(IRBackbone(UNITS["ir50"]).state_dict())
+    torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}}, weights / "adaface_ir50_ms1mv2.ckpt")
+    for name, net in (("pnet", PNet()), ("rnet", RNet()), ("onet", ONet())):
+        drawn = random_weights(net.state_dict())
+        tensors = {key: tensor.numpy() for key, tensor in drawn.items()}
+        np.save(weights / f"{name}.npy", tensors, allow_pickle=True)  # type: ignore[arg-type]
+    argv = ["--generated", str(folders / "t"), "--truth", str(folders / "t"), "--out", str(folders / "out")]
+    argv += ["--metrics", "face_cos_ir50", "--weights-dir", str(weights), "--quick", "2"]
+    assert run("xdyna.cli.eval", argv) == 0
+    report = json.loads((folders / "out" / "report.json").read_text())
+    assert set(report["weights_sha256"]) == {"adaface_ir50_ms1mv2.ckpt", "pnet.npy", "rnet.npy", "onet.npy"}
+    assert values(folders)["face_cos_ir50"] == pytest.approx(
+        1, abs=1e-5
+    )  # a random detector finds something to compare
+
+
+def test_downloads_are_checked(tmp_path: Path) -> None:
+    """From a file: the address of a server is not needed to see size and hash at work."""
+    source = tmp_path / "server" / "net.pth"
+    source.parent.mkdir()
+    source.write_bytes(b"weights")
+    import hashlib
+
+    digest = hashlib.sha256(b"weights").hexdigest()
+    good = WeightFile("net.pth", f"https://x/{source.name}", "", 7, digest)
+    object.__setattr__(good, "source", source.as_uri())
+    assert good.url is None  # only https counts in the registry
+
+    class Local(WeightFile):
+        url = source.as_uri()  # type: ignore[assignment]
+
+    assert fetch(Local("net.pth", "", "", 7, digest), tmp_path / "got.pth").read_bytes() == b"weights"
+    with pytest.raises(WeightsError, match="7 bytes, expected 8"):
+        fetch(Local("net.pth", "", "", 8, digest), tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match="not the published"):
+        fetch(Local("net.pth", "", "", 7, "0" * 64), tmp_path / "bad.pth")
+    source.unlink()
+    with pytest.raises(WeightsError, match="by hand"):
+        fetch(Local("net.pth", "", "", 7, digest), tmp_path / "bad.pth")
+    assert not (tmp_path / "bad.pth").exists()
+    assert not list(tmp_path.glob(".download*"))
+
+
+def test_generate_makes_what_is_missing_and_measures_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inference is replaced by a copy of the truth; its options are those of scripts/infer.py."""
+    truth = write(tmp_path / "truth.mp4", frames(1))
+    cv2.imwrite(str(tmp_path / "ref.png"), frames(2)[0])
+    rows = [{"id": name, "ref": "ref.png", "drive": "truth.mp4", "truth": "truth.mp4"} for name in ("one", "two")]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    calls: list[list[str]] = []
+
+    def infer(argv: list[str]) -> int:
+        args = infer_args.parser().parse_args(argv)
+        calls.append(argv)
+        for pair in read_pairs(args.batch):
+            shutil.copy(truth, pair["out"])
+        return 0
+
+    monkeypatch.setattr("xdyna.cli.infer.main", infer)
+    argv = ["--generate", str(tmp_path / "list.json"), "--infer", "--steps 3", "--out", str(tmp_path / "out")]
+    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr"]) == 0
+    assert values(tmp_path)["psnr"] == 100
+    assert calls[0][-4:] == ["--seed", "42", "--steps", "3"]
+    (tmp_path / "out" / "generated" / "two.mp4").unlink()
+    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 0
+    assert [pair["out"].endswith("two.mp4") for pair in read_pairs(Path(calls[1][1]))] == [True]
+    monkeypatch.setattr("xdyna.cli.infer.main", lambda argv: 1)
+    (tmp_path / "out" / "generated" / "one.mp4").unlink()
+    capsys.readouterr()
+    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 1
+    assert "1 of 2 videos could not be made (one)" in capsys.readouterr().err
+    rows[0]["drvie"] = "x"
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 2
+    assert "unknown key 'drvie'" in capsys.readouterr().err
+
+
+def test_every_configuration_names_known_metrics() -> None:
+    for name in ("offline", *TABLES):
+        assert program.settings(program.parser().parse_args(["--metrics", name])).metrics

@@ -1,0 +1,127 @@
+import errno
+import os
+
+import pytest
+
+from xdyna.core.atomic import atomic_output, prepare_output
+from xdyna.media import MediaError, unique_path
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.fixture(params=["hard links", "no hard links"])
+def links(request, monkeypatch):
+    """Both kinds of file systems."""
+    if request.param == "no hard links":
+
+        def refused(*args, **kwargs):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", refused)
+
+
+@pytest.mark.usefixtures("links")
+@pytest.mark.parametrize("others", [["out.mp4"], ["out.mp4", "out_2.mp4"]])
+def test_a_file_that_appears_meanwhile_is_never_replaced(tmp_path, others):
+    kept = tmp_path / f"out_{len(others) + 1}.mp4"
+    message = rf"exists already: it appeared while.*kept as '{kept}'"
+    with pytest.raises(MediaError, match=message), atomic_output(tmp_path / "out.mp4") as temporary:  # noqa: PT012
+        temporary.write_bytes(b"work of hours")
+        for name in others:
+            (tmp_path / name).write_bytes(b"precious")
+    assert [(tmp_path / name).read_bytes() for name in others] == [b"precious"] * len(others)
+    assert kept.read_bytes() == b"work of hours"
+    assert names(tmp_path) == [*others, kept.name]
+
+
+@pytest.mark.usefixtures("links")
+def test_a_link_that_appears_meanwhile_is_never_replaced(tmp_path):
+    with pytest.raises(MediaError, match="kept as"), atomic_output(tmp_path / "out.mp4") as temporary:  # noqa: PT012
+        temporary.write_bytes(b"work")
+        (tmp_path / "out.mp4").symlink_to(tmp_path / "nowhere")
+    assert (tmp_path / "out.mp4").is_symlink()
+    assert (tmp_path / "out_2.mp4").read_bytes() == b"work"
+
+
+@pytest.mark.usefixtures("links")
+def test_publishing(tmp_path):
+    path = tmp_path / "new" / "out.mp4"
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    assert path.stat().st_nlink == 1
+    with atomic_output(path, overwrite=True) as temporary:
+        temporary.write_bytes(b"two")
+    assert path.read_bytes() == b"two"
+    assert names(path.parent) == ["out.mp4"]
+
+
+def test_with_overwriting_a_file_that_appears_is_replaced(tmp_path):
+    with atomic_output(tmp_path / "out.mp4", overwrite=True) as temporary:
+        temporary.write_bytes(b"work")
+        (tmp_path / "out.mp4").write_bytes(b"other")
+    assert (tmp_path / "out.mp4").read_bytes() == b"work"
+
+
+def test_an_error_of_the_disk_is_no_lack_of_links(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(MediaError, match="is full"), atomic_output(tmp_path / "out.mp4") as temporary:
+        temporary.write_bytes(b"work")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "a/.."])
+def test_names_of_no_file(name):
+    for refused in (lambda: prepare_output(name, overwrite=True), lambda: unique_path(name)):
+        with pytest.raises(MediaError, match=f"output '{name}' names no file; give a file name"):
+            refused()
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e4", "\u4eba"])
+def test_long_names(tmp_path, letter):
+    """The limit is 255 bytes, not characters; the longest name works, temporary and numbered names included."""
+    width = len(letter.encode())
+    longest = tmp_path / (letter * (251 // width) + "b" * (251 % width) + ".mp4")
+    assert len(longest.name.encode()) == 255
+    for _ in range(2):
+        with atomic_output(longest, overwrite=True) as temporary:
+            temporary.write_bytes(b"work")
+    numbered = unique_path(longest)
+    assert numbered.name.endswith("_2.mp4")
+    with atomic_output(numbered) as temporary:
+        temporary.write_bytes(b"work")
+    assert unique_path(longest).name.endswith("_3.mp4")
+    assert len(names(tmp_path)) == 2
+    for path in (tmp_path / f"b{longest.name}", tmp_path / f"b{longest.name}" / "out.mp4"):
+        for refused in (lambda path=path: prepare_output(path, overwrite=False), lambda path=path: unique_path(path)):
+            with pytest.raises(MediaError, match="has a name of 256 bytes; at most 255 are possible: choose a shorter"):
+                refused()
+
+
+def test_long_suffix(tmp_path):
+    path = tmp_path / f"a.{'b' * 253}"
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(b"work")
+    with atomic_output(unique_path(path)) as temporary:
+        temporary.write_bytes(b"work")
+    assert len(names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_broken_link_as_target(tmp_path, overwrite):
+    path = tmp_path / "out.mp4"
+    path.symlink_to(tmp_path / "nowhere.mp4")
+    with pytest.raises(MediaError, match=r"is a broken link; it points to '.*nowhere.mp4', which does not exist"):
+        prepare_output(path, overwrite=overwrite)
+    assert names(tmp_path) == ["out.mp4"]
+
+
+def test_zero_character():
+    with pytest.raises(MediaError, match="zero character"):
+        prepare_output("a\0b.mp4", overwrite=False)

@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+
+from xdyna.config.data import DataConfig, DataError
+from xdyna.config.loader import load_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "pupet"}, "data.source: got 'pupet'.*did you mean 'puppet'"),
+        ({"split": "dev"}, "data.split: got 'dev', expected one of train, validation, test"),
+        ({"height": 60}, "data.height: got 60, expected a multiple of 8 from 64 on"),
+        ({"width": 130}, "data.width"),
+        ({"frames": 0}, "data.frames: got 0, expected 1 or more"),
+        ({"stride": [2, 1]}, r"data.stride: got \[2, 1\]"),
+        ({"stride": [1]}, "data.stride"),
+        ({"stride": [1, 4]}, "span 61 frames.*video_frames is 48"),
+        ({"reference": "last"}, "data.reference"),
+        ({"reference": "outside", "frames": 48, "stride": [1, 1]}, "needs a frame beside the 48"),
+        ({"scene_ratio": 1.5}, "data.scene_ratio: got 1.5, expected 0 to 1"),
+        ({"scene_ratio": float("nan")}, "data.scene_ratio"),
+        ({"drop_face": -0.1}, "data.drop_face: got -0.1, expected 0 to 1"),
+        ({"crop_scale": [0.0, 1.0]}, "data.crop_scale"),
+        ({"crop_scale": [0.5, 1.5]}, "data.crop_scale"),
+        ({"drop_text": 0.6, "drop_image": 0.6}, "is 1.2; they exclude each other"),
+        ({"face": "crossed"}, "data.face.*did you mean 'cross'"),
+        ({"num_clips": 0}, "data.num_clips"),
+        ({"workers": -1}, "data.workers: got -1, expected 0 or more"),
+        ({"prefetch": 0}, "data.prefetch"),
+        ({"source": "cache"}, "data.source is 'cache' and data.cache is None"),
+        ({"cache": "folder"}, "data.source is 'puppet' and data.cache is 'folder'"),
+        ({"source": "footage"}, r"data.source is 'footage' and data.manifests is \[\]; give the data set folders"),
+        ({"manifests": ["folder"]}, "data.source is 'puppet' and data.manifests is"),
+        ({"source": "footage", "manifests": [3]}, "data.manifests: got 3, expected the folder"),
+        ({"source": "footage", "manifests": [{"folder": "a", "weight": 0}]}, "weight above 0"),
+        ({"source": "footage", "manifests": [{"folder": "a", "share": 1}]}, "expected the folder of a data set, or"),
+        ({"source": "footage", "manifests": ["a", {"folder": "b", "weight": 1}]}, "some have a weight and some have"),
+        ({"source": "footage", "manifests": ["a"], "buckets": [[64, 60]]}, r"data.buckets: got \[64, 60\]"),
+        ({"source": "footage", "manifests": ["a"], "buckets": [[64, 64], [128, 128]]}, "sizes of different aspects"),
+        ({"buckets": [[64, 64]]}, "data.buckets is for source 'footage'"),
+        ({"pose_width": 0.0}, "data.pose_width: got 0.0, expected a factor above 0"),
+    ],
+)
+def test_bad_options_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DataConfig(**changes)
+
+
+def test_a_span_that_just_fits_is_accepted() -> None:
+    assert DataConfig(stride=[1, 3], frames=16, video_frames=46).size == (128, 128)
+
+
+def test_footage_has_lengths_of_its_own() -> None:
+    config = DataConfig(source="footage", manifests=["a"], frames=100, video_frames=1)
+    assert (config.shortest, config.manifests) == (100, [{"folder": "a", "weight": None}])
+    assert DataConfig(source="footage", manifests=["a"], frames=4, stride=[1, 2], reference="outside").shortest == 5
+    assert dataclasses.replace(config, frames=5).manifests == config.manifests
+
+
+def test_sizes_stand_for_the_largest() -> None:
+    config = DataConfig(source="footage", manifests=["a"], buckets=[[64, 128], [128, 72], [64, 64]])
+    assert config.size == (128, 72)
+
+
+def test_manifests_can_be_given_on_a_command_line() -> None:
+    weighted = "manifests=[{folder: a, weight: 3}, {folder: b, weight: 1}]"
+    config = load_config(DataConfig, None, ["source=footage", weighted])
+    assert [entry["weight"] for entry in config.manifests] == [3, 1]
+    config = load_config(DataConfig, None, ["source=footage", "manifests=[a, b]", "buckets=[[64,128],[128,64]]"])
+    assert [entry["folder"] for entry in config.manifests] == ["a", "b"]
+
+
+def test_it_is_a_section_of_a_configuration() -> None:
+    config = load_config(DataConfig, None, ["stride=[1,3]", "face=cross", "num_clips=null", "scene_ratio=0"])
+    assert (config.stride, config.face, config.num_clips, config.scene_ratio) == ([1, 3], "cross", None, 0)

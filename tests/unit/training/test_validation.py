@@ -1,0 +1,89 @@
+"""Losses on held-out clips."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from xdyna.config.data import DataConfig
+from xdyna.config.train import LossConfig, OptimConfig, TrainConfig, ValidationConfig
+from xdyna.data.clips import build_dataset
+from xdyna.data.samples import collate
+from xdyna.puppets.world import SPLITS
+from xdyna.training import loop
+from xdyna.training.draws import VALIDATION
+from xdyna.training.loop import Trainer
+from xdyna.training.objective import build_objective
+from xdyna.training.stages import Components, select_trainable
+from xdyna.training.validation import SEED, band_losses, validation_data
+
+DATA = DataConfig(
+    height=64,
+    width=64,
+    frames=2,
+    video_frames=8,
+    scene_ratio=0.5,
+    drop_image=1.0,
+    drop_text=0.0,
+    drop_face=1.0,
+    num_clips=2,
+)
+
+
+def settings(**changes: object) -> TrainConfig:
+    data = dataclasses.replace(DATA)
+    return TrainConfig(data=data, validation=ValidationConfig(every=1, clips=3, bands=2), **changes)  # type: ignore[arg-type]
+
+
+def test_held_out_whole_and_with_all_conditions() -> None:
+    config = validation_data(DATA)
+    assert (config.split, config.num_clips, config.crop_scale) == ("validation", None, [1.0, 1.0])
+    dataset = build_dataset(config, seed=SEED)
+    for index in range(6):
+        take = dataset.take(index)
+        assert take.video.identity in SPLITS["validation"]  # type: ignore[attr-defined]
+        assert (take.drop_image, take.drop_text, take.drop_face) == (False, False, False)
+        assert take.video.crop.box == (0, 0, 64, 64)  # type: ignore[attr-defined]
+
+
+def test_bands_are_measured_at_their_middle_with_the_noise_of_validation(components: Components) -> None:
+    config = settings()
+    objective = build_objective("dynamics", components, LossConfig(), seed=7)
+    told = band_losses(objective, objective, config, accelerator=Accelerator(cpu=True))
+    dataset = build_dataset(validation_data(config.data), seed=SEED)
+    expected = {}
+    with torch.no_grad():
+        for middle in (250, 750):
+            losses = [objective(collate([dataset[k]]), stream=VALIDATION, timestep=middle) for k in range(3)]
+            expected[f"loss_t{middle}"] = float(torch.cat(losses).mean())
+    expected["loss"] = sum(expected.values()) / 2
+    assert told == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_is_measured_and_the_weights_come_back(
+    components: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(optim=OptimConfig(ema=0.9))
+    groups = select_trainable(components, ["motion"])
+    objective = build_objective("dynamics", components, config.loss, seed=0)
+    trainer = Trainer(config, objective, groups, accelerator=Accelerator(cpu=True), run_dir=tmp_path)
+    assert trainer.ema is not None
+    average = {name: tensor.clone() for name, tensor in trainer.ema.state_dict().items()}
+    with torch.no_grad():
+        for parameter in trainer.parameters.values():
+            parameter.add_(1.0)
+    seen = []
+
+    def measure(*_: object, **__: object) -> dict[str, float]:
+        seen.append(all(torch.equal(p, average[name]) for name, p in trainer.parameters.items()))
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(loop, "band_losses", measure)
+    trainer.progress.step = 1
+    assert trainer._validate(None, last=False), "the first is the best, and kept"
+    assert not trainer._validate(None, last=False), "no better"
+    assert seen == [True, True]
+    assert all(torch.equal(p, average[name] + 1.0) for name, p in trainer.parameters.items())
+    assert (trainer.progress.best_metric, trainer.progress.best_step) == (1.0, 1)

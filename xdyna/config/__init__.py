@@ -1,0 +1,1 @@
+"""Every schema, one loader, one grammar for all programs."""

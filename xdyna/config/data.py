@@ -1,0 +1,214 @@
+"""Options of the training data (the `data:` section of a training configuration)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xdyna.core.errors import XDynaWarning
+
+SOURCES = ("puppet", "footage", "cache")
+SPLITS = ("train", "validation", "test")
+REFERENCES = ("any", "first", "outside")
+FACES = ("none", "self", "cross", "landmarks")
+SIZE_MULTIPLE = 8  # pixels per latent
+MIN_SIDE = 64  # px
+
+
+class DataError(ValueError):
+    """Training data that cannot be made or read, or an option that cannot be met."""
+
+
+class DataWarning(XDynaWarning):
+    """Training data are usable only in part; the message says what is left out."""
+
+
+@dataclass
+class DataConfig:
+    """What a training run sees.
+
+    Attributes:
+        source: "puppet" (rendered on the fly), "footage" (data sets of `scripts/preprocess.py`) or "cache" (written by
+            `scripts/cache.py`).
+        cache: folder of the cache; for source "cache" only.
+        manifests: data set folders of source "footage", or {folder, weight} each: clips of either kind are drawn from
+            them by weight, without weights by their numbers of clips.
+        verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage".
+        split: "train", "validation" or "test"; no identity, motion, scene or source video is in two of them.
+        height: of the pictures in px, a multiple of 8, at least 64.
+        width: of the pictures in px, a multiple of 8, at least 64.
+        buckets: [[height, width], ...] of source "footage": every step shows the clips whose aspect is nearest to one
+            of these sizes at that size; height and width become those of the largest. Empty: all at one size.
+        frames: T, generated frames of a clip, >= 1.
+        stride: [lowest, highest] step between frames of a clip in frames of the video; drawn per clip, both included.
+        reference: which frame of the video is the reference: "any", "first" (of the clip) or "outside" (none of the T).
+        scene_ratio: share of clips that show a scene without a person, in [0, 1] (0: the paper's wo/fusion).
+        crop_scale: [lowest, highest] share of the picture's area that the random resized crop keeps, in (0, 1]; [1, 1]
+            switches it off.
+        drop_image: probability that only the image tokens are dropped.
+        drop_text: probability that only the text tokens are dropped.
+        drop_both: probability that both are dropped.
+        drop_face: probability that a clip is shown without the face ControlNet, whatever else is dropped. Of use where
+            the rest trains along with it: without, what it was never without fails where no face was found.
+        face: face conditions: "none" (black), "self", "cross" (another identity's face with the same expression:
+            X-Dyna's second stage) or "landmarks" (drawn into the pose pictures, patches black: the paper's w/lmk).
+        pose_width: factor of all widths in the pose pictures, above 0; 1 as published and as inference draws them.
+        pose_hands: draw hands into the pose pictures.
+        pose_head: draw eyes and ears into the pose pictures.
+        num_clips: only the first so many human videos, and as many scene videos, each shown once per epoch; None: all
+            (puppet: without end, no video twice but by chance).
+        video_frames: length of a puppet video in frames; clip and reference are drawn inside it. Footage has its own.
+        workers: processes that make batches; 0 makes them in the training process.
+        prefetch: batches that each worker makes ahead, >= 1.
+
+    Raises:
+        DataError: a value out of range, or values that contradict each other.
+    """
+
+    source: str = "puppet"
+    cache: str | None = None
+    manifests: list[Any] = field(default_factory=list)
+    verify: bool = True
+    split: str = "train"
+    height: int = 128
+    width: int = 128
+    buckets: list[list[int]] = field(default_factory=list)
+    frames: int = 16
+    stride: list[int] = field(default_factory=lambda: [1, 2])
+    reference: str = "any"
+    scene_ratio: float = 0.25
+    crop_scale: list[float] = field(default_factory=lambda: [0.85, 1.0])
+    drop_image: float = 0.1
+    drop_text: float = 0.1
+    drop_both: float = 0.0
+    drop_face: float = 0.0
+    face: str = "none"
+    pose_width: float = 1.0
+    pose_hands: bool = True
+    pose_head: bool = False
+    num_clips: int | None = None
+    video_frames: int = 48
+    workers: int = 0
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        self.stride, self.crop_scale = list(self.stride), list(self.crop_scale)
+        for name, choices in (("source", SOURCES), ("split", SPLITS), ("reference", REFERENCES), ("face", FACES)):
+            _check_choice(name, getattr(self, name), choices)
+        self.buckets = [_checked_size("buckets", size) for size in self.buckets]
+        if self.buckets:
+            self.height, self.width = max(self.buckets, key=math.prod)
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            _require(
+                side >= MIN_SIDE and side % SIZE_MULTIPLE == 0, name, side, f"a multiple of {SIZE_MULTIPLE} from 64 on"
+            )
+        for name, lowest in (("frames", 1), ("video_frames", 1), ("num_clips", 1), ("workers", 0), ("prefetch", 1)):
+            value = getattr(self, name)
+            _require(value is None or value >= lowest, name, value, f"{lowest} or more")
+        for name in ("scene_ratio", "drop_image", "drop_text", "drop_both", "drop_face"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, name, value, "0 to 1")
+        _check_pair("stride", self.stride, lowest=1, highest=None)
+        _check_pair("crop_scale", self.crop_scale, lowest=0.1, highest=1)
+        _require(0 < self.pose_width < math.inf, "pose_width", self.pose_width, "a factor above 0")
+        dropped = self.drop_image + self.drop_text + self.drop_both
+        if dropped > 1 + 1e-9:
+            raise DataError(
+                f"data.drop_image + data.drop_text + data.drop_both is {dropped:g}; they exclude each other, so "
+                f"expected at most 1"
+            )
+        if (self.source == "cache") != (self.cache is not None):
+            raise DataError(
+                f"data.source is {self.source!r} and data.cache is {self.cache!r}; give the folder with source 'cache' "
+                f"and with no other"
+            )
+        self._check_footage()
+        if self.source == "puppet":
+            self.check_length()
+
+    def _check_footage(self) -> None:
+        self.manifests = [_checked_manifest(entry) for entry in self.manifests]
+        if (self.source == "footage") != bool(self.manifests):
+            raise DataError(
+                f"data.source is {self.source!r} and data.manifests is {self.manifests!r}; give the data set folders "
+                f"with source 'footage' and with no other"
+            )
+        if self.buckets and self.source != "footage":
+            raise DataError(f"data.buckets is for source 'footage'; data.source is {self.source!r}: leave it out")
+        if len({height / width for height, width in self.buckets}) < len(self.buckets):
+            raise DataError(f"data.buckets: got {self.buckets}, expected sizes of different aspects")
+        weighted = [entry for entry in self.manifests if entry["weight"] is not None]
+        if weighted and len(weighted) < len(self.manifests):
+            raise DataError(
+                "data.manifests: some have a weight and some have none; give one to each, or to none (then every clip "
+                "is shown equally often)"
+            )
+
+    @property
+    def shortest(self) -> int:
+        """Frames that a video must have at least."""
+        span = (self.frames - 1) * self.stride[0] + 1
+        return max(span, self.frames + 1) if self.reference == "outside" else span
+
+    def check_length(self) -> None:
+        """See that the longest clip, and a reference beside it, fit into a puppet video.
+
+        Raises:
+            DataError: they do not.
+        """
+        span = (self.frames - 1) * self.stride[1] + 1
+        if span > self.video_frames:
+            raise DataError(
+                f"data.frames={self.frames} at data.stride up to {self.stride[1]} span {span} frames, but data."
+                f"video_frames is {self.video_frames}; raise it, or lower one of the others"
+            )
+        if self.reference == "outside" and self.frames >= self.video_frames:
+            raise DataError(
+                f"data.reference='outside' needs a frame beside the {self.frames} of the clip, but data.video_frames "
+                f"is {self.video_frames}; raise it or choose another reference"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pictures, px."""
+        return self.height, self.width
+
+
+def _checked_manifest(entry: object) -> dict[str, Any]:
+    """{"folder", "weight"} of an entry of `manifests`."""
+    known = {"folder": entry, "weight": None} if isinstance(entry, str) else entry
+    expected = "the folder of a data set, or {folder, weight} with a weight above 0"
+    if not isinstance(known, Mapping) or not {"folder"} <= set(known) <= {"folder", "weight"}:
+        raise DataError(f"data.manifests: got {entry!r}, expected {expected}")
+    folder, weight = known["folder"], known.get("weight")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (isinstance(folder, str) and folder) or not (weight is None or (is_number and 0 < weight < math.inf)):
+        raise DataError(f"data.manifests: got {entry!r}, expected {expected}")
+    return {"folder": folder, "weight": weight}
+
+
+def _checked_size(name: str, size: Sequence[int]) -> list[int]:
+    good = len(size) == 2 and all(side >= MIN_SIDE and side % SIZE_MULTIPLE == 0 for side in size)
+    _require(good, name, list(size), f"[height, width], multiples of {SIZE_MULTIPLE} from {MIN_SIDE} on")
+    return list(size)
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise DataError(f"data.{name}: got {value!r}, expected {expected}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    _require(value in choices, name, value, f"one of {', '.join(choices)}{hint}")
+
+
+def _check_pair(name: str, pair: Sequence[float], *, lowest: float, highest: float | None) -> None:
+    bound = f"{lowest:g} or more" if highest is None else f"{lowest:g} to {highest:g}"
+    fits = len(pair) == 2 and lowest <= pair[0] <= pair[1] and (highest is None or pair[1] <= highest)
+    _require(fits, name, pair, f"[lowest, highest], each {bound}")

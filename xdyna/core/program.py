@@ -1,0 +1,64 @@
+"""How programs end: one clear message instead of a traceback, exit code 2 for wrong usage and 1 for failure."""
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from xdyna.core.errors import UsageError
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
+def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a program's main function and turn whatever it raises into a message and an exit code.
+
+    SIGTERM ends the program like Ctrl-C, so that unfinished files are removed and partial work is kept.
+
+    Args:
+        main: takes the arguments, returns the exit code; or the module that holds a function `main`, which is imported
+            here, so that Ctrl-C during the imports ends as cleanly as later.
+        argv: arguments without the program's name; default: those of the process. `--debug` shows tracebacks.
+
+    Returns:
+        int: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        program = importlib.import_module(main).main if isinstance(main, str) else main
+        return program(arguments)
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED, arguments)
+    except UsageError as error:
+        return _report(f"error: {error}", USAGE, arguments)
+    except MemoryError:
+        return _report("error: the memory is full; use a smaller --size or fewer --frames", FAILURE, arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
+        return FAILURE
+    except (ValueError, OSError) as error:
+        return _report(f"error: {error}", FAILURE, arguments)
+    except Exception as error:  # a defect of ours: still no wall of text unless it is asked for
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            hint = "use a smaller --size, fewer context frames, or --dtype float16"
+            return _report(
+                f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}", FAILURE, arguments
+            )
+        text = f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."
+        return _report(text, FAILURE, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _report(message: str, code: int, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code

@@ -1,0 +1,140 @@
+"""Weight files of metrics: found in a folder, checked, downloaded where they have an address, made into networks."""
+
+import shutil
+import tempfile
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from xdyna.checkpoints.io import load_state_dict
+from xdyna.core.errors import UsageError, WeightsError
+from xdyna.core.files import file_sha256
+from xdyna.evaluation.networks.npy import read_arrays
+from xdyna.evaluation.networks.registry import EXTRACTORS, ExtractorSpec, WeightFile, how_to_get
+
+BLOCK = 1 << 20
+TIMEOUT = 60  # s without an answer
+
+
+class MissingWeights(Exception):
+    """A metric cannot be computed because files are missing; says which and where to get them."""
+
+
+@dataclass
+class WeightsFolder:
+    """Where weight files of metrics lie.
+
+    Attributes:
+        folder: searched in depth; None: there is none.
+        download: fetch what is missing and has an address.
+        device: where networks run.
+        used: sha256 of the files that were used, by name.
+    """
+
+    folder: Path | None
+    download: bool = False
+    device: str | None = None
+    used: dict[str, str] = field(default_factory=dict)
+    _built: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and not self.folder.is_dir() and not self.download:
+            raise UsageError(f"--weights-dir {self.folder} does not exist; give the folder that holds the weight files")
+        if self.download and self.folder is None:
+            raise UsageError("--download needs --weights-dir, the folder that files are put into")
+
+    def extractor(self, name: str) -> Any:
+        """The network of a specification, made once.
+
+        Args:
+            name: key of `EXTRACTORS`.
+
+        Raises:
+            MissingWeights: files are not there.
+            WeightsError: a file has another hash, or is damaged.
+            ValueError: its tensors are not those of the network.
+        """
+        if name not in self._built:
+            spec = EXTRACTORS[name]
+            paths = self._files(spec)
+            hashes = [_checked(path, file) for path, file in zip(paths, spec.files, strict=True)]
+            self.used.update({file.name: digest for file, digest in zip(spec.files, hashes, strict=True)})
+            states = [_tensors(path) for path in paths]
+            self._built[name] = spec.build(states, "".join(digest[:6] for digest in hashes), self.device)
+        return self._built[name]
+
+    def _files(self, spec: ExtractorSpec) -> list[Path]:
+        found = {file.name: self._find(file) for file in spec.files}
+        if self.download and self.folder is not None:
+            for file in spec.files:
+                if found[file.name] is None and file.url is not None:
+                    found[file.name] = fetch(file, self.folder / file.name)
+        missing = [file for file in spec.files if found[file.name] is None]
+        if missing:
+            raise MissingWeights(how_to_get(spec, missing))
+        return [path for path in found.values() if path is not None]
+
+    def _find(self, file: WeightFile) -> Path | None:
+        if self.folder is None or not self.folder.is_dir():
+            return None
+        found = (path for name in (file.name, *file.also) for path in sorted(self.folder.rglob(name)))
+        return next((path for path in found if path.is_file()), None)
+
+
+def _checked(path: Path, file: WeightFile) -> str:
+    digest = file_sha256(path)
+    if file.sha256 is not None and digest != file.sha256:
+        raise WeightsError(
+            f"'{path}' is not the published {file.name}: its sha256 is {digest[:16]}..., expected "
+            f"{file.sha256[:16]}...; get it again from {file.source}"
+        )
+    return digest
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, below "module", "state_dict" or "model" where it has such an entry."""
+    if path.suffix == ".npy":
+        return read_arrays(path)
+    state = load_state_dict(path)
+    for prefix in ("state_dict.", "module.", "model."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def fetch(file: WeightFile, path: Path) -> Path:
+    """Download a file; it gets its name only when size and hash are right.
+
+    Args:
+        file: with an address.
+        path: where it goes.
+
+    Raises:
+        WeightsError: no connection, or another file than expected.
+    """
+    assert file.url is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as scratch:
+            temporary = Path(scratch) / file.name
+            with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer, temporary.open("wb") as out:
+                total = int(answer.headers.get("Content-Length") or 0) or None
+                with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as bar:
+                    while block := answer.read(BLOCK):
+                        out.write(block)
+                        bar.update(len(block))
+            if file.size is not None and temporary.stat().st_size != file.size:
+                raise WeightsError(
+                    f"{file.url} gave {temporary.stat().st_size} bytes, expected {file.size}; try again later"
+                )
+            _checked(temporary, file)
+            shutil.move(temporary, path)
+    except OSError as error:
+        raise WeightsError(
+            f"{file.name} cannot be fetched from {file.url} ({error}); put it at '{path}' by hand"
+        ) from error
+    return path

@@ -1,0 +1,252 @@
+"""Which weights a program uses, and loading them strictly."""
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from xdyna.checkpoints.io import check_finite, check_folder
+from xdyna.core.errors import UsageError, WeightsError
+from xdyna.core.files import file_sha256
+from xdyna.pipelines.xdyna import XDynaPipeline
+
+PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
+OFFICIAL, TINY = PRETRAINED / "xdyna", PRETRAINED / "xdyna-tiny"
+SAMPLING = "sampling.json"  # optional file in a checkpoint folder: {"guidance": scale}
+PUBLISHED_GUIDANCE = 7.5
+UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random or unfinished; says which
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline folder in diffusers layout.
+
+    Attributes:
+        folder: where it is.
+        size: default video size (H, W) in pixels.
+        has_face: whether it has a face ControlNet.
+        untrained: whether its weights are random, or their training is not finished.
+        vae_scale: pixels per latent.
+        max_context: largest number of generated frames in one window.
+        guidance: classifier-free guidance scale to use where none is asked for: that of `sampling.json`, if the folder
+            has one, else the published 7.5.
+    """
+
+    folder: Path
+    size: tuple[int, int]
+    has_face: bool
+    untrained: bool
+    vae_scale: int
+    max_context: int
+    guidance: float = PUBLISHED_GUIDANCE
+
+    def weight_files(self) -> list[Path]:
+        """All weight files, in a fixed order."""
+        return sorted(self.folder.rglob("*.safetensors"))
+
+    def hashes(self, files: Iterable[Path] | None = None) -> dict[str, str]:
+        """SHA-256 of every weight file (or of `files`), by its path inside the folder."""
+        files = self.weight_files() if files is None else files
+        return {str(path.relative_to(self.folder)): file_sha256(path) for path in files}
+
+
+def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> Checkpoint:
+    """The checkpoint to use: the one named, else converted official weights, else xdyna-tiny.
+
+    Args:
+        folder: named by the user, or None.
+        build_tiny: makes the tiny checkpoint in a folder where it does not exist yet.
+
+    Returns:
+        Checkpoint: checked for completeness, not loaded.
+
+    Raises:
+        UsageError: when the named folder does not exist.
+        WeightsError: when the folder is incomplete or holds another kind of pipeline.
+    """
+    if folder is None:
+        folder = OFFICIAL if OFFICIAL.is_dir() else TINY
+        if folder == TINY and not (TINY / "model_index.json").is_file():
+            try:
+                build_tiny(TINY)
+            except WeightsError:
+                if not (TINY / "model_index.json").is_file():  # else another run has just made it
+                    raise
+    elif not folder.is_dir():
+        raise UsageError(
+            f"--checkpoint {folder}: no such folder. Expected a pipeline folder with model_index.json; make one from "
+            "the official files with scripts/convert.py, or leave --checkpoint out"
+        )
+    check_folder(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if index.get("_class_name") != "XDynaPipeline":
+        kind = index.get("_class_name")
+        raise WeightsError(f"{folder} holds a {kind}, expected an XDynaPipeline; convert it with scripts/convert.py")
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = (side * scale for side in unet["sample_size"])
+    has_face = index.get("face_controlnet", [None, None])[1] is not None
+    untrained = (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _guidance(folder))
+
+
+def _guidance(folder: Path) -> float:
+    path = folder / SAMPLING
+    if not path.is_file():
+        return PUBLISHED_GUIDANCE
+    try:
+        scale = float(json.loads(path.read_text())["guidance"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f'{path} is damaged ({error}); expected {{"guidance": 2.0}}, or no such file') from error
+    if not 0 <= scale <= 100:
+        raise WeightsError(f"{path}: guidance is {scale}, expected 0 to 100")
+    return scale
+
+
+def pick_device(name: str) -> torch.device:
+    """Device by name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: when the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:N, mps or auto"
+        ) from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Data type by name; "auto" takes float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        UsageError: for float16 on the CPU.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("--dtype float16 does not run on the CPU; use float32 or bfloat16")
+    return getattr(torch, name)
+
+
+def load_pipeline(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, face: bool, attention: str = "sdpa"
+) -> XDynaPipeline:
+    """Load a checkpoint: every weight must be there, fit and be a finite number.
+
+    Args:
+        checkpoint: what `find_checkpoint` found.
+        device: where to.
+        dtype: floating-point type of all networks.
+        face: load the face ControlNet.
+        attention: "sdpa" or "xformers".
+
+    Returns:
+        XDynaPipeline: ready to run.
+
+    Raises:
+        WeightsError: on missing, unexpected, mis-shaped or non-finite weights.
+        ValueError: when xformers is asked for and not installed.
+    """
+    index = json.loads((checkpoint.folder / "model_index.json").read_text())
+    parts: dict[str, Any] = {}
+    for name, entry in index.items():
+        if name.startswith("_") or entry[1] is None:
+            continue
+        if name == "face_controlnet" and not face:
+            parts[name] = None
+        elif list((checkpoint.folder / name).glob("*.safetensors")):
+            parts[name] = load_component(checkpoint.folder / name, *entry, dtype=dtype)
+    pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
+    pipeline.to(device)
+    if attention == "xformers":
+        pipeline.enable_xformers_memory_efficient_attention()
+    return pipeline
+
+
+def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
+    """Load one network from its folder strictly.
+
+    Args:
+        folder: with config.json and safetensors.
+        library: "diffusers", "transformers" or a module of xdyna.
+        class_name: name of the class there.
+        dtype: floating-point type to load in.
+
+    Returns:
+        Module: in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: another library, or missing, unexpected, mis-shaped or non-finite weights.
+    """
+    if library not in ("diffusers", "transformers") and not library.startswith("xdyna."):
+        raise WeightsError(
+            f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna"
+        )
+    component = getattr(importlib.import_module(library), class_name, None)
+    if component is None:
+        raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which does not exist")
+    options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
+    options["dtype" if library == "transformers" else "torch_dtype"] = dtype
+    try:
+        module, info = component.from_pretrained(folder, **options)
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].split(" If you want")[0]  # diffusers' advice is not for users
+        raise WeightsError(
+            f"{folder} cannot be loaded as {class_name}: {reason} (is this another architecture, or a damaged copy?)"
+        ) from error
+    problems = {
+        kind: [name for name in sorted(map(str, names)) if not name.endswith(".position_ids")]  # computed, not learned
+        for kind, names in info.items()
+        if kind != "error_msgs"
+    }
+    problems = {kind: names for kind, names in problems.items() if names}
+    if problems:
+        text = "; ".join(f"{kind} ({len(names)}): {', '.join(names[:10])}" for kind, names in problems.items())
+        raise WeightsError(f"{folder}: the weights do not fit {class_name}: {text}")
+    check_finite(module.state_dict(), what=str(folder))
+    return module.eval()
+
+
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool = False) -> None:
+    """Write a pipeline folder completely or not at all.
+
+    Args:
+        pipeline: what to write.
+        folder: must not exist.
+        untrained: mark the weights as random.
+
+    Raises:
+        WeightsError: the folder exists already, or cannot be written (full disk, ...).
+    """
+    if folder.exists():
+        raise WeightsError(f"{folder} exists already; remove it or choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            temporary = Path(scratch) / folder.name
+            for part in pipeline.components.values():
+                if isinstance(part, torch.nn.Module):
+                    for parameter in part.parameters():  # channels_last weights cannot be stored as they are
+                        parameter.data = parameter.data.contiguous()
+            pipeline.save_pretrained(temporary)
+            if untrained:
+                (temporary / UNTRAINED_MARK).write_text(
+                    "the weights are untrained; the video will show noise, not a person.\n"
+                )
+            temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{folder} cannot be written: {error}; nothing of it was kept") from error

@@ -1,0 +1,243 @@
+"""Files of one animation: the video, a side-by-side video, a contact sheet and the run manifest."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from xdyna.core.atomic import atomic_output
+from xdyna.core.errors import UsageError
+from xdyna.media.image import write_png
+from xdyna.media.sheet import contact_sheet, grid_frame
+from xdyna.media.video import probe
+from xdyna.media.writer import VideoWriter
+from xdyna.pipelines.controls import Conditions, driving_pictures
+from xdyna.pipelines.driving import Driving
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+SHEET_COLUMNS = 8
+GRID_WIDTH = 8192  # largest width of the side-by-side video in px
+GRID_HEIGHT, SHEET_HEIGHT = (240, 512), (160, 320)  # smallest and largest height of a cell in px
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Names of the files of one animation, all beside each other."""
+
+    video: Path
+
+    @property
+    def grid(self) -> Path:
+        """Side-by-side video."""
+        return self.video.with_name(f"{self.video.stem}.grid.mp4")
+
+    @property
+    def sheet(self) -> Path:
+        """Contact sheet."""
+        return self.video.with_name(f"{self.video.stem}.sheet.png")
+
+    @property
+    def manifest(self) -> Path:
+        """Run manifest."""
+        return self.video.with_name(f"{self.video.stem}.run.json")
+
+    @property
+    def keypoints(self) -> Path:
+        """Key points of the driving video, as `--drive` takes them; written when perception ran."""
+        return self.video.with_name(f"{self.video.stem}.keypoints.npz")
+
+    def all(self, *, keypoints: bool) -> tuple[Path, ...]:
+        """Every file of a run, the manifest last."""
+        points = (self.keypoints,) if keypoints else ()
+        return (self.video, self.grid, self.sheet, *points, self.manifest)
+
+    def taken(self) -> list[Path]:
+        """Those names that exist already (or are links that lead nowhere)."""
+        return [path for path in self.all(keypoints=True) if os.path.lexists(path)]
+
+    def check_free(self, *, overwrite: bool, inputs: Sequence[Path]) -> None:
+        """See whether the names may be written.
+
+        Raises:
+            ValueError: a file exists and may not be overwritten, or is one of the run's own inputs.
+        """
+        for path in self.taken():
+            if any(path.exists() and path.samefile(source) for source in inputs):
+                raise UsageError(f"{path} is an input of this run and would be overwritten; choose another --out")
+            if not overwrite:
+                raise ValueError(f"{path} exists already; choose another --out, or give --overwrite to replace it")
+
+    def check_writable(self) -> None:
+        """See before hours of work whether the folder can be written to; makes it where it is missing.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        try:
+            with atomic_output(self.video, overwrite=True):
+                raise _OnlyProbing
+        except _OnlyProbing:
+            pass
+
+
+class _OnlyProbing(Exception):
+    """Leaves `atomic_output` without writing."""
+
+
+def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Path) -> Iterator[OutputFiles]:
+    """Where the results may go, in order of preference.
+
+    Args:
+        out: the video's name (".mp4" is added where it is missing), or None for REFERENCE_DRIVING.mp4 in `folder`, then
+            REFERENCE_DRIVING_2.mp4, and so on.
+        reference: picture, for the name.
+        driving: driving file, for the name.
+        folder: for `out` = None.
+
+    Raises:
+        UsageError: `out` is a folder or empty.
+    """
+    if out is None:
+        stem = f"{reference.stem}_{driving.stem}"
+        yield OutputFiles(folder / f"{stem}.mp4")
+        yield from (OutputFiles(folder / f"{stem}_{number}.mp4") for number in itertools.count(2))
+    elif not out.name or out.is_dir():
+        raise UsageError(f"--out '{out}' is a folder; give a file name, for example '{out / 'out.mp4'}'")
+    else:
+        yield OutputFiles(out if out.suffix.lower() == ".mp4" else out.with_name(f"{out.name}.mp4"))
+
+
+def free_names(out: Path | None, **names: Path) -> OutputFiles:
+    """The names a run would take now; arguments as in `output_names`."""
+    return next(files for files in output_names(out, **names) if out is not None or not files.taken())
+
+
+@contextmanager
+def reserve(out: Path | None, *, overwrite: bool, inputs: Sequence[Path], **names: Path) -> Iterator[OutputFiles]:
+    """Names that no other run takes while the block runs, checked to be free and writable.
+
+    Args:
+        out: as in `output_names`.
+        overwrite: whether existing files may be replaced.
+        inputs: files that must not be replaced in any case.
+        names: further arguments of `output_names`.
+
+    Raises:
+        ValueError: files in the way, a folder that cannot be written to, or another run that writes the same files.
+    """
+    for files in output_names(out, **names):
+        if out is None and files.taken():
+            continue
+        files.check_free(overwrite=overwrite, inputs=inputs)
+        files.check_writable()
+        with _lock(files.video.with_name(f".{files.video.stem}.lock")) as held:
+            if held:
+                yield files
+                return
+        if out is not None:
+            raise ValueError(f"another run is writing {files.video} now; wait for it, or choose another --out")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file for the block; tells whether it could be had. The system frees it when the process dies."""
+    if fcntl is None:  # no such locks on this system: the final names are still never overwritten
+        yield True
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
+        except OSError:
+            held = False
+        try:
+            yield held
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
+
+
+def write_outputs(
+    files: OutputFiles,
+    frames: Iterable[np.ndarray],
+    *,
+    reference: np.ndarray,
+    driving: Driving,
+    conditions: Conditions,
+    keep_audio: bool,
+    overwrite: bool,
+) -> None:
+    """Write the video, the side-by-side video, the contact sheet and the key points that perception found.
+
+    On failure or Ctrl-C no half video is left.
+
+    Args:
+        files: names.
+        frames: generated frames in order, uint8 (H, W, 3); consumed as they come.
+        reference: the reference as it was animated, uint8 (H, W, 3).
+        driving: the driving file.
+        conditions: what the networks saw.
+        keep_audio: copy the driving file's sound, cut at the video's end.
+        overwrite: whether existing files may be replaced.
+    """
+    count, height, width, _ = conditions.pose.shape
+    cell_height = min(int(np.clip(height, *GRID_HEIGHT)), GRID_WIDTH * height // (6 * width))
+    audio = driving.audio if keep_audio else None
+    picked = set(np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int).tolist())
+    rows: dict[str, list[np.ndarray]] = {}
+    with ExitStack() as stack:
+        video = stack.enter_context(
+            VideoWriter(files.video, fps=driving.fps, size=(height, width), audio_from=audio, overwrite=overwrite)
+        )
+        grid: VideoWriter | None = None
+        shown = zip(
+            driving_pictures(driving, conditions.placement), conditions.pose, _faces(conditions), frames, strict=True
+        )
+        for i, (driven, pose, face, frame) in enumerate(tqdm(shown, total=count, desc="decoding", unit="frame")):
+            cells = {"reference": reference, "driving": driven, "pose": pose, "face": face, "result": frame}
+            present = {name: cell for name, cell in cells.items() if cell is not None}
+            video.write(frame)
+            side_by_side = grid_frame(present, height=cell_height)
+            if grid is None:
+                grid = stack.enter_context(
+                    VideoWriter(
+                        files.grid,
+                        fps=driving.fps,
+                        size=(side_by_side.shape[0], side_by_side.shape[1]),
+                        audio_from=audio,
+                        overwrite=overwrite,
+                    )
+                )
+            grid.write(side_by_side)
+            if i in picked:
+                for name, cell in present.items():
+                    rows.setdefault(name, []).append(cell)
+    rows["reference"] = rows["reference"][:1]
+    captions = [f"{i / float(driving.fps):.2f} s" for i in sorted(picked)]
+    sheet = contact_sheet(
+        rows, columns=SHEET_COLUMNS, cell_height=int(np.clip(height, *SHEET_HEIGHT)), captions=captions
+    )
+    write_png(files.sheet, sheet, overwrite=overwrite)
+    if driving.kind == "video" and conditions.track is not None:
+        conditions.track.save(files.keypoints, overwrite=overwrite)
+
+
+def _faces(conditions: Conditions) -> Iterator[np.ndarray | None]:
+    for i in range(len(conditions.pose)):
+        yield None if conditions.face is None else conditions.face[i, :, :, 3:]
+
+
+def describe(files: OutputFiles) -> str:
+    """One line about the finished video."""
+    info = probe(files.video)
+    sound = "with sound" if info.has_audio else "silent"
+    return f"{info.frame_count} frames, {info.width}x{info.height}, {info.fps:.4g} fps, {info.duration:.2f} s, {sound}"

@@ -1,0 +1,207 @@
+"""Benchmark of training: time and memory of a step with each checkpointing policy (`scripts/bench.py train`).
+
+The networks have the sizes of the configuration, published ones included, and random weights: no files are needed. A
+step is one of the training loop (encoders, forward and backward pass, clipping, optimizer, average), on the same batch.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import itertools
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+
+from xdyna.checkpoints import build
+from xdyna.cli.train import make_accelerator, read_config
+from xdyna.config.train import CHECKPOINTING, ReplayConfig, TrainConfig
+from xdyna.core.errors import UsageError
+from xdyna.core.program import FAILURE
+from xdyna.core.quiet import quiet_libraries
+from xdyna.data.loader import build_loader
+from xdyna.data.samples import Batch
+from xdyna.pipelines.folder import pick_device
+from xdyna.training.checkpointing import set_checkpointing
+from xdyna.training.loop import Trainer
+from xdyna.training.objective import build_objective
+from xdyna.training.parts import use_channels_last
+from xdyna.training.plan import Plan, make_plan, sized_components
+from xdyna.training.stages import select_trainable, training_groups
+
+WARM_UP = 2  # steps that are not timed: the optimizer's state is made, and kernels are chosen
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Steps with one policy.
+
+    Attributes:
+        seconds: of each timed step; empty where the memory was full.
+        peak: bytes, of the GPU, or of the whole process on a CPU; None where the system does not tell.
+    """
+
+    seconds: tuple[float, ...]
+    peak: int | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `scripts/bench.py train`. Args: argv: without "train". Returns: exit code."""
+    args = _parser().parse_args(argv)
+    if args.steps < 1:
+        raise UsageError(f"--steps {args.steps}: expected 1 or more")
+    config = dataclasses.replace(
+        read_config(args.config, args.overrides), cuda_graph=False, replay=ReplayConfig(), minutes=None
+    )
+    quiet_libraries()
+    device = pick_device(args.device)
+    set_seed(config.seed)
+    plan = make_plan(config)
+    with tempfile.TemporaryDirectory(prefix="xdyna-bench-") as folder:
+        trainer = _trainer(config, device, Path(folder))
+        data = dataclasses.replace(config.data, workers=0)
+        batch = next(iter(build_loader(data, seed=config.seed, batch_size=config.batch_size)))
+        print(_head(config, plan, device, steps=args.steps))
+        measured, parts = {}, trainer.objective.components
+        for policy in args.policies:
+            set_checkpointing(parts.unet, parts.beside_unet(), policy)
+            measured[policy] = measure(trainer, itertools.repeat(batch), steps=args.steps)
+            print(_line(policy, measured[policy], plan), flush=True)
+    done = {policy: m for policy, m in measured.items() if m.seconds}
+    print("\n" + _ratios(done))
+    return 0 if done else FAILURE
+
+
+def measure(trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> Measured:
+    """Time training steps.
+
+    Args:
+        trainer: its optimizer steps.
+        batches: the same batch again and again.
+        steps: how many are timed.
+
+    Returns:
+        Measured: without times where the GPU's memory did not do.
+    """
+    device = trainer.accelerator.device
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    _reset_peak(device)
+    seconds: list[float] = []
+    full = False
+    try:
+        for number in range(WARM_UP + steps):
+            start = time.perf_counter()
+            trainer.step(batches)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= WARM_UP:
+                seconds.append(time.perf_counter() - start)
+    except torch.OutOfMemoryError:
+        full = True  # what the traceback holds must go before the memory is free again
+    peak = _peak(device)
+    if full:
+        trainer.optimizer.zero_grad()
+        return Measured((), peak)
+    return Measured(tuple(seconds), peak)
+
+
+def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> Trainer:
+    components = sized_components(config, device=device)
+    components.tokenizer = build.build_tokenizer()
+    components.feature_extractor = build.build_feature_extractor(components.image_encoder.config.image_size)
+    components.scheduler = build.build_scheduler(config.model.scheduler)
+    if config.channels_last:
+        use_channels_last(components)
+    groups = select_trainable(components, training_groups(config.stage, config.appearance, config.train))
+    accelerator = make_accelerator(config, cpu=device.type == "cpu")
+    objective = build_objective(config.stage, components, config.loss, seed=config.seed)
+    return Trainer(config, objective, groups, accelerator=accelerator, run_dir=folder)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM to what is in use, see proc(5)
+
+
+def _peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+def _head(config: TrainConfig, plan: Plan, device: torch.device, *, steps: int) -> str:
+    name = f"{device}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    data = config.data
+    return (
+        f"stage {config.stage}, {config.batch_size} x {config.accumulation} clips of 1 + {data.frames} frames, "
+        f"{data.height} x {data.width} px, {config.precision}, {config.optim.name}, on {name}\n"
+        f"random weights, {sum(plan.trainable.values()) / 1e6:.2f} M of them trained; {steps} steps after {WARM_UP}\n\n"
+        f"{'policy':<10} {'s/step: median':>14} {'least':>8} {'most':>8} {'steps/s':>8} {'peak':>10} {'estimated':>10}"
+    )
+
+
+def _line(policy: str, measured: Measured, plan: Plan) -> str:
+    peak = f"{measured.peak / 1e9:.2f} GB" if measured.peak is not None else "unknown"
+    estimate = f"{plan.peak(policy) / 1e9:.2f} GB"
+    if not measured.seconds:
+        return f"{policy:<10} {'the memory of the GPU is full':>41} {peak:>10} {estimate:>10}"
+    median = statistics.median(measured.seconds)
+    return (
+        f"{policy:<10} {median:>14.3f} {min(measured.seconds):>8.3f} {max(measured.seconds):>8.3f} {1 / median:>8.3f} "
+        f"{peak:>10} {estimate:>10}"
+    )
+
+
+def _ratios(done: dict[str, Measured]) -> str:
+    """Times as multiples of the fastest."""
+    if not done:
+        return "no policy fits: use a smaller data.height, data.width or data.frames, or a larger GPU"
+    medians = {policy: statistics.median(measured.seconds) for policy, measured in done.items()}
+    fastest = min(medians.values())
+    return "time of a step: " + ", ".join(f"{policy} {value / fastest:.2f}x" for policy, value in medians.items())
+
+
+def _policies(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if wrong := [name for name in names if name not in CHECKPOINTING]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(CHECKPOINTING)}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="bench.py train",
+        description="Measure time and memory of training steps with each checkpointing policy, at the sizes of a "
+        "configuration and with random weights. On a CPU the peak is that of the whole process.",
+    )
+    p.add_argument("--config", default="dynamics", metavar="FILE", help="as for train.py (%(default)s)")
+    p.add_argument(
+        "--policies",
+        type=_policies,
+        default=",".join(reversed(CHECKPOINTING)),
+        metavar="NAME,...",
+        help="in this order (%(default)s: the least memory first)",
+    )
+    p.add_argument("--steps", type=int, default=5, help="timed steps of each (%(default)s)")
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="%(choices)s")
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    return p
