@@ -1,5 +1,6 @@
 """The one hash of files."""
 
+import hashlib
 from pathlib import Path
 
 from xdyna.core.files import file_sha256

@@ -1,9 +1,9 @@
 """Cross-identity faces to look at, and how well they keep expression and change identity (`scripts/face_sheet.py`).
 
 Expression: the eight coefficients of `xdyna.evaluation.metrics.people` in driving frames (read by the pose backend)
-against those read back from the reenacted pictures; deviations from each clip's mean are pooled over frames and coefficients.
-Identity: the root mean square distance between neutral face shapes, in distances between the eyes: result to other
-person, result to driving person.
+against those read back from the reenacted pictures; deviations from each clip's mean are pooled over frames and
+coefficients. Identity: the root mean square distance between neutral face shapes, in distances between the eyes:
+result to other person, result to driving person.
 """
 
 import argparse
