@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xdyna.config.loader import ModelConfig
+from xdyna.config.model import ModelConfig
 from xdyna.perception.types import PoseTrack
 
 BLOCKS = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.process.small import standing_figure
-from xdyna.config.loader import InferConfig
+from xdyna.config.infer import InferConfig
 from xdyna.media.image import CropResize
 from xdyna.media.video import VideoWriter
 from xdyna.perception.face_patch import face_boxes, global_patch, local_patch

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xdyna.cli.infer import Runner, main
-from xdyna.config.loader import InferConfig
+from xdyna.config.infer import InferConfig
 from xdyna.core.errors import WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.program import run

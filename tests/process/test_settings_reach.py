@@ -14,7 +14,7 @@ import yaml
 
 from tests.process.small import standing_figure
 from tests.unit.media.conftest import encode_sound
-from xdyna.config.loader import InferConfig
+from xdyna.config.infer import InferConfig
 from xdyna.media.image import CropResize, read_image
 from xdyna.media.video import probe
 from xdyna.media.writer import VideoWriter

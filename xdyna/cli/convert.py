@@ -14,7 +14,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from xdyna.checkpoints import build, official
 from xdyna.checkpoints.io import check_finite, load_state_dict
-from xdyna.config.loader import ModelConfig, load_config
+from xdyna.config.loader import load_config
+from xdyna.config.model import ModelConfig
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.hub import fetch, load_registry, missing, plan
 from xdyna.core.quiet import quiet_libraries

@@ -5,59 +5,27 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from xdyna.config.eval import TABLES, EvalConfig
 from xdyna.config.loader import load_config
-from xdyna.core.errors import ConfigError, UsageError
+from xdyna.core.errors import UsageError
 from xdyna.core.manifest import versions
 from xdyna.core.program import FAILURE
 from xdyna.core.quiet import quiet_libraries
 from xdyna.evaluation import engine
 from xdyna.evaluation.catalogue import Shared, check_names, make_metrics
-from xdyna.evaluation.clips import ClipProtocol
 from xdyna.evaluation.generate import generate
 from xdyna.evaluation.inputs import Inputs, counted, from_folders, from_list
-from xdyna.evaluation.paper import TABLES
 from xdyna.evaluation.report import Report, write_report
 from xdyna.evaluation.store import Store
 from xdyna.evaluation.weights import WeightsFolder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
-MASKS = ("mediapipe", "given")
 WORK = ".work"
-
-
-@dataclass
-class EvalConfig:
-    """A protocol (`configs/eval/*.yaml`).
-
-    Attributes:
-        metrics: names.
-        table: "table1", "table2", "table4" or "table5", to show the paper's rows; null for none.
-        clip: frames that networks of clips see (see `ClipProtocol`).
-        masks: "mediapipe", or "given" (by --masks or the list of pairs; the others are an error then).
-        pose_backend: finds people: "mediapipe" or "dwpose".
-        max_frames: only the first so many frames of each video; null for all.
-    """
-
-    metrics: list[str] = field(default_factory=list)
-    table: str | None = None
-    clip: ClipProtocol = field(default_factory=ClipProtocol)
-    masks: str = "mediapipe"
-    pose_backend: str = "mediapipe"
-    max_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.table is not None and self.table not in TABLES:
-            raise ConfigError(f"table: got {self.table!r}, expected one of {', '.join(TABLES)}")
-        if self.masks not in MASKS:
-            raise ConfigError(f"masks: got {self.masks!r}, expected one of {', '.join(MASKS)}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise ConfigError(f"max_frames: got {self.max_frames}, expected 1 or more")
 
 
 def parser() -> argparse.ArgumentParser:

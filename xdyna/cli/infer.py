@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from xdyna.cli.infer_args import parser, settings
-from xdyna.config.loader import InferConfig
+from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
@@ -162,7 +162,7 @@ class Runner:
             )
         person = None
         if job.ref_keypoints is not None:
-            if not self.config.align:
+            if self.config.align == "none":
                 raise UsageError("--ref-keypoints tell what to align to; give --align too, or leave them out")
             person = read_person(job.ref_keypoints, reference.shape[:2])
         files = files or free_names(job.out, **job.names())
@@ -239,9 +239,9 @@ class Runner:
 
     def _use_face(self, driving: Driving) -> bool:
         wanted = self.config.face
-        if self.config.align and driving.kind == "pose":
+        if self.config.align != "none" and driving.kind == "pose":
             raise UsageError("--align needs key points; it cannot move the skeletons of a pose video")
-        if self.config.puppet_face and not (self.config.align and driving.face_video is not None):
+        if self.config.puppet_face and (self.config.align == "none" or driving.face_video is None):
             raise UsageError(
                 "--puppet-face makes the faces of a person in a video on the figure in the picture; give --align too, "
                 "and drive with a video of a person"

@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from xdyna.config.loader import InferConfig, load_config, parse_size
+from xdyna.config.infer import ALIGNMENTS, InferConfig, parse_size
+from xdyna.config.loader import load_config
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.pipelines.driving import KINDS
 
@@ -76,8 +77,13 @@ def parser() -> argparse.ArgumentParser:
     perception.add_argument("--person", type=int, metavar="N", help="which person, 0 = the largest")
     perception.add_argument("--smooth", action=argparse.BooleanOptionalAction, help="one-euro filter on key points")
     perception.add_argument(
-        "--align", action=argparse.BooleanOptionalAction, help="fit the driving person to the one in the picture"
+        "--align",
+        nargs="?",
+        const="global",
+        choices=ALIGNMENTS,
+        help="global (bare --align): fit the driving person to the one in the image; none (default)",
     )
+    perception.add_argument("--no-align", dest="align", action="store_const", const="none", help="as --align none")
     perception.add_argument(
         "--puppet-face",
         action=argparse.BooleanOptionalAction,

@@ -5,21 +5,19 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from xdyna.config.data import DataError
+from xdyna.config.data import KINDS, DataError
 from xdyna.config.loader import load_config
-from xdyna.config.preprocess import PreprocessOptions
+from xdyna.config.preprocess import ENGINES, REENACTORS, FinishOptions, PreprocessConfig
 from xdyna.core.errors import UsageError
 from xdyna.data.addresses import is_remote
-from xdyna.data.records import KINDS, REASONS
+from xdyna.data.records import REASONS
 from xdyna.data.store import validate
 from xdyna.media import MediaError, probe
-from xdyna.preprocess.engines import ENGINES, Engine, LocalEngine, available_cores
-from xdyna.preprocess.finish import FinishOptions
+from xdyna.preprocess.engines import Engine, LocalEngine, available_cores
 from xdyna.preprocess.listing import read_sources
 from xdyna.preprocess.report import Summary, duration
 from xdyna.preprocess.run import Job, Plan, Step, check_addresses, finish_all, plan, process_all
@@ -27,20 +25,6 @@ from xdyna.preprocess.work import WorkFolder
 
 _PROBED = 40  # videos that a dry run looks into; the others are estimated by their size
 _CORE_SECONDS = 0.2  # of one core per frame of 512 x 896 px with a person, measured
-REENACTORS = ("mesh-warp", "liveportrait")
-
-
-@dataclass
-class PreprocessConfig:
-    """Settings of `scripts/preprocess.py`.
-
-    Attributes:
-        preprocess: what becomes a clip; see `PreprocessOptions`.
-        finish: duplicates and splits; see `FinishOptions`.
-    """
-
-    preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
-    finish: FinishOptions = field(default_factory=FinishOptions)
 
 
 def parser() -> argparse.ArgumentParser:

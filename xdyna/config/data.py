@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import XDynaWarning
 
 SOURCES = ("puppet", "footage", "cache")
 SPLITS = ("train", "validation", "test")
+KINDS = ("human", "scene")  # a clip shows a person, or a scene without one (its conditions are black)
 REFERENCES = ("any", "first", "outside")
 FACES = ("none", "self", "cross", "landmarks")
 SIZE_MULTIPLE = 8  # pixels per latent
@@ -68,36 +69,35 @@ class DataConfig:
         DataError: a value out of range, or values that contradict each other.
     """
 
-    source: str = "puppet"
+    source: str = setting("puppet", choices=SOURCES)
     cache: str | None = None
     manifests: list[Any] = field(default_factory=list)
     verify: bool = True
-    split: str = "train"
+    split: str = setting("train", choices=SPLITS)
     height: int = 128
     width: int = 128
     buckets: list[list[int]] = field(default_factory=list)
-    frames: int = 16
+    frames: int = setting(16, low=1)
     stride: list[int] = field(default_factory=lambda: [1, 2])
-    reference: str = "any"
-    scene_ratio: float = 0.25
+    reference: str = setting("any", choices=REFERENCES)
+    scene_ratio: float = setting(0.25, low=0, high=1)
     crop_scale: list[float] = field(default_factory=lambda: [0.85, 1.0])
-    drop_image: float = 0.1
-    drop_text: float = 0.1
-    drop_both: float = 0.0
-    drop_face: float = 0.0
-    face: str = "none"
-    pose_width: float = 1.0
+    drop_image: float = setting(0.1, low=0, high=1)
+    drop_text: float = setting(0.1, low=0, high=1)
+    drop_both: float = setting(0.0, low=0, high=1)
+    drop_face: float = setting(0.0, low=0, high=1)
+    face: str = setting("none", choices=FACES)
+    pose_width: float = setting(1.0, above=0)
     pose_hands: bool = True
     pose_head: bool = False
-    num_clips: int | None = None
-    video_frames: int = 48
-    workers: int = 0
-    prefetch: int = 4
+    num_clips: int | None = setting(None, low=1)
+    video_frames: int = setting(48, low=1)
+    workers: int = setting(0, low=0)
+    prefetch: int = setting(4, low=1)
 
     def __post_init__(self) -> None:
         self.stride, self.crop_scale = list(self.stride), list(self.crop_scale)
-        for name, choices in (("source", SOURCES), ("split", SPLITS), ("reference", REFERENCES), ("face", FACES)):
-            _check_choice(name, getattr(self, name), choices)
+        check_settings(self, section="data", error=DataError)
         self.buckets = [_checked_size("buckets", size) for size in self.buckets]
         if self.buckets:
             self.height, self.width = max(self.buckets, key=math.prod)
@@ -106,15 +106,8 @@ class DataConfig:
             _require(
                 side >= MIN_SIDE and side % SIZE_MULTIPLE == 0, name, side, f"a multiple of {SIZE_MULTIPLE} from 64 on"
             )
-        for name, lowest in (("frames", 1), ("video_frames", 1), ("num_clips", 1), ("workers", 0), ("prefetch", 1)):
-            value = getattr(self, name)
-            _require(value is None or value >= lowest, name, value, f"{lowest} or more")
-        for name in ("scene_ratio", "drop_image", "drop_text", "drop_both", "drop_face"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, name, value, "0 to 1")
         _check_pair("stride", self.stride, lowest=1, highest=None)
         _check_pair("crop_scale", self.crop_scale, lowest=0.1, highest=1)
-        _require(0 < self.pose_width < math.inf, "pose_width", self.pose_width, "a factor above 0")
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1 + 1e-9:
             raise DataError(
@@ -200,12 +193,6 @@ def _checked_size(name: str, size: Sequence[int]) -> list[int]:
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
         raise DataError(f"data.{name}: got {value!r}, expected {expected}")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    _require(value in choices, name, value, f"one of {', '.join(choices)}{hint}")
 
 
 def _check_pair(name: str, pair: Sequence[float], *, lowest: float, highest: float | None) -> None:

@@ -8,13 +8,11 @@ was given, what was expected and the nearest valid key.
 import dataclasses
 import difflib
 import itertools
-import math
 import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,127 +26,6 @@ from omegaconf.errors import OmegaConfBaseException
 from xdyna.core.errors import ConfigError
 
 Schema = TypeVar("Schema")
-
-SIZE_MULTIPLE = 8  # pixels per latent of the VAE: other sizes have no latent grid
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-ATTENTION = ("sdpa", "xformers")
-SCHEDULES = ("uniform", "uniform_open")
-POSE_BACKENDS = ("mediapipe", "dwpose")
-
-
-@dataclass
-class InferConfig:
-    """Settings of `scripts/infer.py`.
-
-    Attributes:
-        steps: denoising steps, >= 1 (published: 25).
-        guidance: classifier-free guidance scale, >= 0; at 1 and below one half is computed; None takes the
-            checkpoint's own (published: 7.5).
-        seed: of noise, window offsets and everything else random, 0 .. 2^63 - 1.
-        height: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 896).
-        width: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 512).
-        fps: frames per second of the output; None follows the driving video. Not together with `stride`.
-        frames: at most so many output frames; None for all of the driving video.
-        stride: use every n-th driving frame; None follows `fps`.
-        prompt: text; the published model was used with "".
-        negative_prompt: text of the unconditional half.
-        context_frames: frames per window (published: 16).
-        context_overlap: frames that neighbouring windows share, 0 .. context_frames - 1 (published: 4).
-        context_schedule: "uniform" (published) ties the end to the beginning, "uniform_open" does not.
-        face: use the face ControlNet; None: when the checkpoint has one and the driving shows faces.
-        pose_backend: what finds key points: "mediapipe" or "dwpose".
-        person: which person of a crowd; 0 is the largest.
-        smooth: filter key points over time (one-euro filter).
-        max_gap: fill gaps of missing key points up to so many frames, >= 0.
-        align: scale and move the driving person so that it fits the one in the reference picture (not published).
-        puppet_face: show the face ControlNet a rendered puppet that makes the driving person's faces, for models that
-            know puppets only. With `align`.
-        head: draw eyes and ears too (the published poses have none).
-        similarity_prior: begin from the noised reference (published) instead of pure noise.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
-        attention: "sdpa" (PyTorch) or "xformers".
-        vae_chunk: frames decoded at once, >= 1.
-        keep_audio: copy the driving video's sound into the output.
-    """
-
-    steps: int = 25
-    guidance: float | None = None
-    seed: int = 42
-    height: int | None = None
-    width: int | None = None
-    fps: float | None = None
-    frames: int | None = None
-    stride: int | None = None
-    prompt: str = ""
-    negative_prompt: str = ""
-    context_frames: int = 16
-    context_overlap: int = 4
-    context_schedule: str = "uniform"
-    face: bool | None = None
-    pose_backend: str = "mediapipe"
-    person: int = 0
-    smooth: bool = False
-    max_gap: int = 8
-    align: bool = False
-    puppet_face: bool = False
-    head: bool = False
-    similarity_prior: bool = True
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str = "sdpa"
-    vae_chunk: int = 4
-    keep_audio: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "stride", "vae_chunk", "context_frames"):
-            _check_range(name, getattr(self, name), 1)
-        _check_range("steps", self.steps, 1, 1000)
-        _check_range("seed", self.seed, 0, 2**63 - 1)
-        _check_range("guidance", self.guidance, 0.0, 100.0)
-        _check_range("fps", self.fps, 0.1, 240.0)
-        _check_range("person", self.person, 0)
-        _check_range("max_gap", self.max_gap, 0)
-        _check_range("context_overlap", self.context_overlap, 0, self.context_frames - 1, upper="context_frames - 1")
-        _check_choice("context_schedule", self.context_schedule, SCHEDULES)
-        _check_choice("pose_backend", self.pose_backend, POSE_BACKENDS)
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("attention", self.attention, ATTENTION)
-        kind, _, number = self.device.partition(":")
-        if kind not in DEVICES or (number and not number.isdecimal()) or (kind == "auto" and number):
-            raise ConfigError(f"device: got {self.device!r}, expected one of {', '.join(DEVICES)}, or cuda:N")
-        if (self.height is None) != (self.width is None):
-            raise ConfigError(
-                f"height and width: got {self.height} and {self.width}; give both, or neither for the checkpoint's size"
-            )
-        if self.height is not None and self.width is not None:
-            validate_size(self.height, self.width)
-        if self.fps is not None and self.stride is not None:
-            raise ConfigError(f"fps={self.fps:g} and stride={self.stride} contradict each other; give only one of them")
-
-
-@dataclass
-class ModelConfig:
-    """Sizes of every network of a pipeline (`configs/model/*.yaml`): each section holds plain keyword arguments.
-
-    Attributes:
-        unet: of `XDynaUNet`.
-        controlnet: of both ControlNets (without their condition channels).
-        resampler: of the image-token Resampler.
-        text_encoder: of CLIP's text model.
-        image_encoder: of CLIP's vision model.
-        vae: of the autoencoder.
-        scheduler: of the noise scheduler.
-    """
-
-    unet: dict[str, Any] = field(default_factory=dict)
-    controlnet: dict[str, Any] = field(default_factory=dict)
-    resampler: dict[str, Any] = field(default_factory=dict)
-    text_encoder: dict[str, Any] = field(default_factory=dict)
-    image_encoder: dict[str, Any] = field(default_factory=dict)
-    vae: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
 
 
 def load_config(
@@ -239,45 +116,6 @@ def _build(schema: type[Schema], layers: Sequence[tuple[str, Any]]) -> Schema:
         raise ConfigError(f"{_first_line(error)} ({sources})") from error
     except ConfigError as error:
         raise ConfigError(f"{error} ({sources})") from error
-
-
-def validate_size(height: int, width: int) -> None:
-    """Check the size of a video.
-
-    Args:
-        height: in px.
-        width: in px.
-
-    Raises:
-        ConfigError: not a positive multiple of 8; the message names the nearest valid sizes.
-    """
-    if height >= SIZE_MULTIPLE and width >= SIZE_MULTIPLE and height % SIZE_MULTIPLE == width % SIZE_MULTIPLE == 0:
-        return
-
-    def around(side: int) -> tuple[int, int]:
-        below = max(side // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
-        return below, below if side <= below else below + SIZE_MULTIPLE
-
-    (low_h, high_h), (low_w, high_w) = around(height), around(width)
-    sizes = dict.fromkeys(f"{h}x{w}" for h, w in ((low_h, low_w), (high_h, high_w)))
-    raise ConfigError(
-        f"size {height}x{width} (height x width): both must be positive multiples of {SIZE_MULTIPLE}; "
-        f"nearest valid: {' or '.join(sizes)}"
-    )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in px from "HxW", checked.
-
-    Raises:
-        ConfigError: another form, or not multiples of 8.
-    """
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ConfigError(f"size: got {text!r}, expected HEIGHTxWIDTH in pixels, for example 896x512")
-    height, width = (int(part) for part in parts)
-    validate_size(height, width)
-    return height, width
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -395,19 +233,3 @@ def _plain_name(kind: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _check_range(
-    name: str, value: float | None, low: float, high: float | None = None, *, upper: str | None = None
-) -> None:
-    if value is None or (math.isfinite(value) and value >= low and (high is None or value <= high)):
-        return
-    bound = f"{low:g} or more" if high is None else f"{low:g} to {upper + ' = ' if upper else ''}{high:g}"
-    raise ConfigError(f"{name}: got {value}, expected {bound}")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}{hint}")

@@ -1,9 +1,11 @@
-"""The typed configuration of `scripts/train.py` (`configs/train/*.yaml`): one object, checked once, at the door."""
+"""Settings of `scripts/train.py` (`configs/train.yaml`): one object, checked once, at the door."""
 
+import math
 from dataclasses import dataclass, field
 
 from xdyna.config.data import DataConfig
-from xdyna.config.loader import ModelConfig
+from xdyna.config.model import ModelConfig
+from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import ConfigError
 
 STAGES = ("vae", "base", "dynamics", "face")
@@ -15,6 +17,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "selective", "full")
 TIMESTEPS = ("independent", "spread")
 TRACKERS = ("none", "wandb", "tensorboard")
+ON_NAN = ("stop", "skip")
 
 
 @dataclass
@@ -37,31 +40,24 @@ class OptimConfig:
         ema: decay of the exponential moving average of the weights; 0 for none. What a stage hands on is the average.
     """
 
-    name: str = "adamw"
-    lr: float = 1e-5
+    name: str = setting("adamw", choices=OPTIMIZERS)
+    lr: float = setting(1e-5, above=0)
     group_lr: dict[str, float] = field(default_factory=dict)
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    schedule: str = "constant"
-    warmup: int = 500
-    final_ratio: float = 0.1
-    clip: float = 1.0
-    ema: float = 0.999
+    beta1: float = setting(0.9, low=0, high=0.999999)
+    beta2: float = setting(0.999, low=0, high=0.999999)
+    eps: float = setting(1e-8, above=0)
+    weight_decay: float = setting(0.01, low=0)
+    schedule: str = setting("constant", choices=SCHEDULES)
+    warmup: int = setting(500, low=0)
+    final_ratio: float = setting(0.1, low=0, high=1)
+    clip: float = setting(1.0, low=0)
+    ema: float = setting(0.999, low=0, high=0.999999)
 
     def __post_init__(self) -> None:
-        _choice("optim.name", self.name, OPTIMIZERS)
-        _choice("optim.schedule", self.schedule, SCHEDULES)
-        for name in ("lr", "eps"):
-            _at_least(f"optim.{name}", getattr(self, name), 0.0, above=True)
-        for name in ("weight_decay", "warmup", "clip"):
-            _at_least(f"optim.{name}", getattr(self, name), 0)
-        for name in ("beta1", "beta2", "ema"):
-            _between(f"optim.{name}", getattr(self, name), 0.0, 0.999999)
-        _between("optim.final_ratio", self.final_ratio, 0.0, 1.0)
+        check_settings(self, section="optim")
         for group, rate in self.group_lr.items():
-            _at_least(f"optim.group_lr.{group}", rate, 0.0)
+            if not 0 <= rate < math.inf:
+                raise ConfigError(f"optim.group_lr.{group}: got {rate}, expected 0 or more")
 
 
 @dataclass
@@ -83,30 +79,20 @@ class LossConfig:
         kl: weight of the autoencoder's KL term (stage vae).
     """
 
-    min_snr: float | None = None
-    velocity: float | None = None
-    noise_offset: float = 0.0
-    person: float = 1.0
-    face: float = 1.0
-    timesteps: str = "independent"
-    l1: float = 0.1
-    edges: float = 0.1
-    kl: float = 1e-6
+    min_snr: float | None = setting(None, above=0)
+    velocity: float | None = setting(None, low=1)
+    noise_offset: float = setting(0.0, low=0)
+    person: float = setting(1.0, above=0)
+    face: float = setting(1.0, above=0)
+    timesteps: str = setting("independent", choices=TIMESTEPS)
+    l1: float = setting(0.1, low=0)
+    edges: float = setting(0.1, low=0)
+    kl: float = setting(1e-6, low=0)
 
     def __post_init__(self) -> None:
-        if self.min_snr is not None:
-            _at_least("loss.min_snr", self.min_snr, 0.0, above=True)
-        if self.velocity is not None:
-            _at_least("loss.velocity", self.velocity, 1.0)
-            if self.min_snr is not None:
-                raise ConfigError(
-                    "loss.min_snr and loss.velocity are two weightings of one loss; set one of them to null"
-                )
-        for name in ("person", "face"):
-            _at_least(f"loss.{name}", getattr(self, name), 0.0, above=True)
-        _choice("loss.timesteps", self.timesteps, TIMESTEPS)
-        for name in ("noise_offset", "l1", "edges", "kl"):
-            _at_least(f"loss.{name}", getattr(self, name), 0.0)
+        check_settings(self, section="loss")
+        if self.min_snr is not None and self.velocity is not None:
+            raise ConfigError("loss.min_snr and loss.velocity are two weightings of one loss; set one of them to null")
 
 
 @dataclass
@@ -118,12 +104,11 @@ class ReplayConfig:
         fresh: new clips in each batch.
     """
 
-    clips: int = 0
-    fresh: int = 1
+    clips: int = setting(0, low=0)
+    fresh: int = setting(1, low=1)
 
     def __post_init__(self) -> None:
-        _at_least("replay.clips", self.clips, 0)
-        _at_least("replay.fresh", self.fresh, 1)
+        check_settings(self, section="replay")
         if self.clips and self.clips < self.fresh:
             raise ConfigError(
                 f"replay.clips={self.clips} is less than replay.fresh={self.fresh}: clips would be gone before "
@@ -144,18 +129,15 @@ class ValidationConfig:
         guidance: classifier-free guidance scale of these.
     """
 
-    every: int = 1000
-    clips: int = 16
-    bands: int = 4
-    videos: int = 2
-    steps: int = 10
-    guidance: float = 2.0
+    every: int = setting(1000, low=0)
+    clips: int = setting(16, low=1)
+    bands: int = setting(4, low=1)
+    videos: int = setting(2, low=0)
+    steps: int = setting(10, low=1)
+    guidance: float = setting(2.0, low=0, high=100)
 
     def __post_init__(self) -> None:
-        for name in ("every", "videos"):
-            _at_least(f"validation.{name}", getattr(self, name), 0)
-        for name in ("clips", "bands", "steps"):
-            _at_least(f"validation.{name}", getattr(self, name), 1)
+        check_settings(self, section="validation")
 
 
 @dataclass
@@ -199,9 +181,9 @@ class TrainConfig:
         spike: a loss of more than so many times the running median is logged as a spike.
     """
 
-    stage: str = "dynamics"
-    appearance: str = "dynamics_adapter"
-    face: str = "sface"
+    stage: str = setting("dynamics", choices=STAGES)
+    appearance: str = setting("dynamics_adapter", choices=APPEARANCES)
+    face: str = setting("sface", choices=FACES)
     train: list[str] | None = None
     init: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -211,40 +193,24 @@ class TrainConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     out: str = "runs/train"
-    max_steps: int = 10000
-    minutes: float | None = None
-    batch_size: int = 1
-    accumulation: int = 1
-    seed: int = 42
-    precision: str = "fp32"
-    checkpointing: str = "none"
+    max_steps: int = setting(10000, low=1)
+    minutes: float | None = setting(None, above=0)
+    batch_size: int = setting(1, low=1)
+    accumulation: int = setting(1, low=1)
+    seed: int = setting(42, low=0)
+    precision: str = setting("fp32", choices=PRECISIONS)
+    checkpointing: str = setting("none", choices=CHECKPOINTING)
     channels_last: bool = False
     cuda_graph: bool = False
-    save_every: int = 500
-    keep: int = 2
-    log_every: int = 10
-    tracker: str = "none"
-    on_nan: str = "stop"
-    spike: float = 5.0
+    save_every: int = setting(500, low=1)
+    keep: int = setting(2, low=1)
+    log_every: int = setting(10, low=1)
+    tracker: str = setting("none", choices=TRACKERS)
+    on_nan: str = setting("stop", choices=ON_NAN)
+    spike: float = setting(5.0, above=1)
 
     def __post_init__(self) -> None:
-        choices = {
-            "stage": STAGES,
-            "appearance": APPEARANCES,
-            "face": FACES,
-            "precision": PRECISIONS,
-            "checkpointing": CHECKPOINTING,
-            "tracker": TRACKERS,
-            "on_nan": ("stop", "skip"),
-        }
-        for name, valid in choices.items():
-            _choice(name, getattr(self, name), valid)
-        for name in ("max_steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
-            _at_least(name, getattr(self, name), 1)
-        if self.minutes is not None:
-            _at_least("minutes", self.minutes, 0.0, above=True)
-        _at_least("seed", self.seed, 0)
-        _at_least("spike", self.spike, 1.0, above=True)
+        check_settings(self)
         if self.stage == "face" and self.face != "sface":
             raise ConfigError(
                 f"stage=face trains the face ControlNet, but face={self.face} has none; the ablation ends with "
@@ -294,20 +260,3 @@ class TrainConfig:
         }
         if reasons := [reason for reason, applies in wrong.items() if applies]:
             raise ConfigError(f"cuda_graph=true cannot be: {'; '.join(reasons)}. Change that, or set it to false")
-
-
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
-
-
-def _at_least(name: str, value: float, low: float, *, above: bool = False) -> None:
-    if not (value > low if above else value >= low) or value == float("inf"):
-        raise ConfigError(
-            f"{name}: got {value}, expected {'more than ' if above else ''}{low:g}{'' if above else ' or more'}"
-        )
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: got {value}, expected {low:g} to {high:g}")

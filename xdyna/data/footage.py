@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.config.data import SPLITS, DataConfig, DataError, DataWarning
+from xdyna.config.data import KINDS, SPLITS, DataConfig, DataError, DataWarning
 from xdyna.data.addresses import is_remote
 from xdyna.data.footage_video import FootageVideo
-from xdyna.data.records import KINDS, ClipRecord
+from xdyna.data.records import ClipRecord
 from xdyna.data.schedule import Bucket, Slot, Stock
 from xdyna.data.store import Dataset, read_dataset
 

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 FORMAT = "xdyna-dataset-1"
-KINDS = ("human", "scene")
-SPLITS = ("train", "validation", "test")
 DATASET_FILE, MANIFEST, SKIPPED = "dataset.json", "manifest.parquet", "skipped.parquet"
 
 

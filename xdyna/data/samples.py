@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("human", "scene")
-"""A clip shows a person, or a scene without one (its conditions are black)."""
-
 
 @dataclass(frozen=True)
 class Sample:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from xdyna.data.samples import KINDS
+from xdyna.config.data import KINDS
 
 # Third word of a seed. Samples have [seed, index], which numpy pads with zeros: tags are never zero.
 _OFFSET, _EPOCH, _REPLACEMENT = 1, 2, 3

@@ -19,18 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xdyna.config.data import DataError
+from xdyna.config.data import KINDS, SPLITS, DataError
 from xdyna.core.atomic import atomic_output
 from xdyna.core.files import file_sha256
 from xdyna.data.addresses import local_copy
 from xdyna.data.records import (
     DATASET_FILE,
     FORMAT,
-    KINDS,
     MANIFEST,
     REASONS,
     SKIPPED,
-    SPLITS,
     ClipArrays,
     ClipRecord,
     Skip,

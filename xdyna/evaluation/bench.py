@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from xdyna.config.eval import ClipProtocol
 from xdyna.core.errors import UsageError
 from xdyna.core.quiet import quiet_libraries
 from xdyna.evaluation.catalogue import METRICS, Shared, check_names
-from xdyna.evaluation.clips import ClipProtocol
 from xdyna.evaluation.metric import Case, Metric, Video
 from xdyna.evaluation.networks.fixture import random_weights
 from xdyna.evaluation.networks.i3d import I3D, I3DExtractor

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+from xdyna.config.eval import ClipProtocol
 from xdyna.core.errors import UsageError
-from xdyna.evaluation.clips import ClipProtocol
 from xdyna.evaluation.masks import BACKGROUND, FIGURE, FULL, Masker
 from xdyna.evaluation.metric import LOWER, Column, Metric
 from xdyna.evaluation.metrics.distribution import FrechetMetric

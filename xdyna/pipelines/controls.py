@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from xdyna.config.loader import InferConfig
+from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.media.image import CropResize, center_crop, top_quarter_crop
 from xdyna.media.video import read_frames
@@ -109,7 +109,7 @@ def make_conditions(
     track = _find_person(driving, rows, config, face=face, cache_dir=cache_dir)
     placement = Placement(published_crop(driving.size, size, face=face))
     aligned = track
-    if config.align and track is not None:
+    if config.align != "none" and track is not None:
         person = person or _find_reference(reference, config)
         aligned, report = _align(track, reference, person)
         placement = Placement(published_crop(reference.shape, size, face=face), report)

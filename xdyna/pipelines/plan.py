@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from xdyna.config.loader import InferConfig
+from xdyna.config.infer import InferConfig
 from xdyna.diffusion.windows import window_schedule
 from xdyna.perception.types import Person
 from xdyna.pipelines.driving import Driving

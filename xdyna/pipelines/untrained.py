@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from xdyna.checkpoints import build
-from xdyna.config.loader import ModelConfig, load_config
+from xdyna.config.loader import load_config
+from xdyna.config.model import ModelConfig
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.xdyna import XDynaPipeline

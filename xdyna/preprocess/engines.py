@@ -23,7 +23,6 @@ import cv2
 
 from xdyna.config.data import DataError
 
-ENGINES = ("local", "ray")
 RETRIES = 3
 
 Task = TypeVar("Task")

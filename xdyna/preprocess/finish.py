@@ -13,12 +13,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xdyna.config.data import DataError
-from xdyna.config.preprocess import PreprocessOptions
+from xdyna.config.preprocess import FinishOptions, PreprocessOptions
 from xdyna.data.records import (
     DATASET_FILE,
     FORMAT,
@@ -33,37 +32,6 @@ from xdyna.data.store import read_manifest, write_if_changed, write_manifest, wr
 from xdyna.preprocess.report import Summary, write_card, write_report
 
 _HASH_BITS = 64
-
-
-@dataclass
-class FinishOptions:
-    """What happens to the clips of all videos together; may be changed later without processing anything again.
-
-    Attributes:
-        duplicate_bits: clips of different videos whose perceptual hashes differ in at most so many of 64 bits count as
-            one; -1 keeps all.
-        validation: share of groups in the validation split, in [0, 1).
-        test: share of groups in the test split, in [0, 1).
-        split_seed: another seed draws other groups.
-
-    Raises:
-        DataError: a value out of range.
-    """
-
-    duplicate_bits: int = 4
-    validation: float = 0.01
-    test: float = 0.01
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.duplicate_bits <= 16:
-            raise DataError(f"finish.duplicate_bits: got {self.duplicate_bits}, expected 0 to 16, or -1 to keep all")
-        shares = (self.validation, self.test)
-        if not all(math.isfinite(share) and share >= 0 for share in shares) or sum(shares) >= 1:
-            raise DataError(
-                f"finish.validation and finish.test: got {self.validation} and {self.test}, expected shares whose sum "
-                f"is below 1"
-            )
 
 
 def split_of(group: str, options: FinishOptions) -> str:

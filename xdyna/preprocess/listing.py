@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from xdyna.config.data import DataError
-from xdyna.data.records import KINDS, VideoSource
+from xdyna.config.data import KINDS, DataError
+from xdyna.data.records import VideoSource
 from xdyna.media import MediaWarning
 from xdyna.preprocess.tables import COLUMNS, LIST_SUFFIXES, VIDEO_SUFFIXES, read_rows
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xdyna.data.records import KINDS, REASONS, SPLITS, ClipRecord, Skip
+from xdyna.config.data import KINDS, SPLITS
+from xdyna.data.records import REASONS, ClipRecord, Skip
 from xdyna.data.store import write_if_changed
 
 REPORT, CARD = "report.html", "README.md"

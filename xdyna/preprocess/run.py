@@ -19,14 +19,14 @@ import fsspec
 
 import xdyna
 from xdyna.config.data import DataError
-from xdyna.config.preprocess import PreprocessOptions
+from xdyna.config.preprocess import FinishOptions, PreprocessOptions
 from xdyna.data.addresses import file_size, is_remote, local_copy
 from xdyna.data.records import VideoOutcome, VideoSource
 from xdyna.data.store import write_if_changed
 from xdyna.media import MediaError, MediaWarning
 from xdyna.perception import PerceptionWarning
 from xdyna.preprocess.engines import Engine, Failure
-from xdyna.preprocess.finish import FinishOptions, finish
+from xdyna.preprocess.finish import finish
 from xdyna.preprocess.report import Summary
 from xdyna.preprocess.work import WORK, WorkFolder, digest, read_failure
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xdyna.config.data import DataError
+from xdyna.config.data import SPLITS, DataError
 from xdyna.core.atomic import atomic_output
 from xdyna.data.addresses import local_copy
-from xdyna.data.records import MANIFEST, SPLITS, ClipArrays, ClipRecord
+from xdyna.data.records import MANIFEST, ClipArrays, ClipRecord
 from xdyna.data.store import read_arrays, read_dataset, write_if_changed
 from xdyna.media import VideoWriter
 from xdyna.preprocess.engines import Engine, Failure

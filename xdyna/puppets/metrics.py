@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.evaluation.clips import ClipProtocol
+from xdyna.config.eval import ClipProtocol
 from xdyna.evaluation.masks import BACKGROUND, FIGURE, FULL, Masker
 from xdyna.evaluation.metric import HIGHER, LOWER, Case, Column, Metric, Record, pooled, pooled_means
 from xdyna.evaluation.metrics.distribution import FrechetMetric

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from xdyna.checkpoints import build
-from xdyna.config.loader import ModelConfig
+from xdyna.config.model import ModelConfig
 from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, merge_residuals, run_controlnet, to_clip
 from xdyna.models.reference_net import ReferenceNet

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from xdyna.config.loader import InferConfig, ModelConfig, load_config, parse_size, validate_size
+from xdyna.config.infer import InferConfig, parse_size, validate_size
+from xdyna.config.loader import load_config
+from xdyna.config.model import ModelConfig
 from xdyna.core.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass

@@ -40,7 +40,7 @@ from xdyna.config.loader import load_config
         ({"source": "footage", "manifests": ["a"], "buckets": [[64, 60]]}, r"data.buckets: got \[64, 60\]"),
         ({"source": "footage", "manifests": ["a"], "buckets": [[64, 64], [128, 128]]}, "sizes of different aspects"),
         ({"buckets": [[64, 64]]}, "data.buckets is for source 'footage'"),
-        ({"pose_width": 0.0}, "data.pose_width: got 0.0, expected a factor above 0"),
+        ({"pose_width": 0.0}, "data.pose_width: got 0.0, expected more than 0"),
     ],
 )
 def test_bad_options_are_named(changes: dict, message: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdyna.evaluation.clips import ClipProtocol
+from xdyna.config.eval import ClipProtocol
 from xdyna.evaluation.masks import Masker
 from xdyna.evaluation.metric import LOWER, Case, Column, Record, Video
 from xdyna.evaluation.metrics.distribution import FrechetMetric

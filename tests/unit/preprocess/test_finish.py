@@ -6,10 +6,10 @@ import pytest
 
 from tests.unit.preprocess.made import outcome_of, record_of
 from xdyna.config.data import DataError
-from xdyna.config.preprocess import PreprocessOptions
+from xdyna.config.preprocess import FinishOptions, PreprocessOptions
 from xdyna.data.records import MANIFEST, VideoOutcome, VideoSource
 from xdyna.data.store import read_dataset, read_manifest, read_skips, write_manifest
-from xdyna.preprocess.finish import FinishOptions, assemble, find_duplicates, finish, split_of
+from xdyna.preprocess.finish import assemble, find_duplicates, finish, split_of
 from xdyna.preprocess.run import versions
 
 

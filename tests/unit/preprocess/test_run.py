@@ -13,13 +13,12 @@ import pytest
 
 from tests.unit.preprocess.made import Here, quick_process
 from xdyna.config.data import DataError
-from xdyna.config.preprocess import PreprocessOptions
+from xdyna.config.preprocess import FinishOptions, PreprocessOptions
 from xdyna.data.addresses import local_copy
 from xdyna.data.records import VideoSource
 from xdyna.data.store import read_dataset, read_skips, validate
 from xdyna.media import MediaError
 from xdyna.preprocess.engines import LocalEngine, failure
-from xdyna.preprocess.finish import FinishOptions
 from xdyna.preprocess.run import Job, Plan, Step, VideoWork, check_addresses, finish_all, plan, process_all
 from xdyna.preprocess.work import WorkFolder
 

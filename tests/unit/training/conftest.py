@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from xdyna.config.loader import ModelConfig, load_config
+from xdyna.config.loader import load_config
+from xdyna.config.model import ModelConfig
 from xdyna.data.samples import Batch
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.untrained import build_pipeline

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from xdyna.checkpoints import build
-from xdyna.config.loader import ModelConfig, load_config
+from xdyna.config.loader import load_config
+from xdyna.config.model import ModelConfig
 from xdyna.training.initial import FIRST_LOG_VARIANCE, has_room, initialise
 from xdyna.training.stages import Components
 

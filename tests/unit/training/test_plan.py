@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from xdyna.config.data import DataConfig
-from xdyna.config.loader import ModelConfig, load_config
+from xdyna.config.loader import load_config
+from xdyna.config.model import ModelConfig
 from xdyna.config.train import OptimConfig, TrainConfig
 from xdyna.training import plan as planning
 from xdyna.training.optim import build_optimizer

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from xdyna.evaluation.clips import ClipProtocol
+from xdyna.config.eval import ClipProtocol
+from xdyna.evaluation.clips import clip_indices, is_short
 from xdyna.evaluation.masks import FULL, Masker, cut
 from xdyna.evaluation.metric import Case, Column, Extractor, Metric, Record, Video
 from xdyna.evaluation.metrics.frechet import Moments, frechet_distance
@@ -61,7 +62,7 @@ class FrechetMetric(Metric):
         )
         short = 0.0
         if self._protocol is not None:
-            short = float(sum(self._protocol.is_short(len(v.frames)) for v in (case.truth, case.generated)))
+            short = float(sum(is_short(self._protocol, len(v.frames)) for v in (case.truth, case.generated)))
         return Record({"short": short}, {"truth": truth, "generated": generated})
 
     def reduce(self, records: Iterable[Record]) -> dict[str, float]:
@@ -99,7 +100,7 @@ class FrechetMetric(Metric):
         if self._protocol is None:
             features = self._extractor.features(frames)
         else:
-            clips = self._protocol.indices(len(frames))
+            clips = clip_indices(self._protocol, len(frames))
             features = np.concatenate([self._extractor.features(frames[clip]) for clip in clips])
         features = np.asarray(features, dtype=np.float32)
         if self._cache is not None:

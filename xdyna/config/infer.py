@@ -1,0 +1,149 @@
+"""Settings of an animation (`configs/infer.yaml`). The defaults are the published settings; they stand here alone."""
+
+from dataclasses import dataclass, field
+
+from xdyna.config.settings import check_settings, setting
+from xdyna.core.errors import ConfigError
+
+SIZE_MULTIPLE = 8  # pixels per latent of the VAE: other sizes have no latent grid
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+ATTENTION = ("sdpa", "xformers")
+SCHEDULES = ("uniform", "uniform_open")
+POSE_BACKENDS = ("mediapipe", "dwpose")
+ALIGNMENTS = ("none", "global")
+CROPS = ("published", "person", "none")
+
+
+@dataclass
+class InferConfig:
+    """Settings of `scripts/infer.py`.
+
+    Attributes:
+        steps: denoising steps (published: 25).
+        guidance: classifier-free guidance scale; at 1 and below the unconditional branch is left out; None takes the
+            checkpoint's own (published: 7.5).
+        seed: of noise, window offsets and everything else random.
+        height: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 896).
+        width: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 512).
+        fps: frames per second of the output; None follows the driving video. Not together with `stride`.
+        frames: at most so many output frames; None for all of the driving video.
+        stride: use every n-th driving frame; None follows `fps`.
+        prompt: text; the published model was used with "".
+        negative_prompt: text of the unconditional branch.
+        context_frames: frames per window (published: 16).
+        context_overlap: frames that neighbouring windows share, below `context_frames` (published: 4).
+        context_schedule: "uniform" (published) ties the end to the beginning, "uniform_open" does not.
+        face: use the face ControlNet; None: when the checkpoint has one and the driving shows faces.
+        pose_backend: what finds keypoints: "mediapipe" or "dwpose".
+        person: which person of a crowd; 0 is the largest.
+        smooth: filter keypoints over time (one-euro filter).
+        max_gap: fill gaps of missing keypoints up to so many frames.
+        align: "global" scales and moves the driving person so that it fits the one in the reference image (not
+            published); "none" leaves it where it is.
+        crop: what of the reference image is kept: "published" (the cut that the checkpoint was trained with), "person"
+            (keeps the person who is found in it) or "none" (the size follows the image's aspect).
+        puppet_face: show the face ControlNet a rendered puppet that makes the driving person's faces, for models that
+            know puppets only. With `align`.
+        head: draw eyes and ears too (the published poses have none).
+        similarity_prior: begin from the noised reference (published) instead of pure noise.
+        scheduler: class of diffusers that takes the steps; None takes the checkpoint's own (published: DDIMScheduler).
+        lora: files with LoRA weights, each "FILE" or "FILE:SCALE".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
+        attention: "sdpa" (PyTorch) or "xformers".
+        vae_chunk: frames decoded at once.
+        keep_audio: copy the driving video's sound into the output.
+
+    Raises:
+        ConfigError: a value out of range, or values that contradict each other.
+    """
+
+    steps: int = setting(25, low=1, high=1000)
+    guidance: float | None = setting(None, low=0, high=100)
+    seed: int = setting(42, low=0, high=2**63 - 1)
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = setting(None, low=0.1, high=240)
+    frames: int | None = setting(None, low=1)
+    stride: int | None = setting(None, low=1)
+    prompt: str = ""
+    negative_prompt: str = ""
+    context_frames: int = setting(16, low=1)
+    context_overlap: int = 4
+    context_schedule: str = setting("uniform", choices=SCHEDULES)
+    face: bool | None = None
+    pose_backend: str = setting("mediapipe", choices=POSE_BACKENDS)
+    person: int = setting(0, low=0)
+    smooth: bool = False
+    max_gap: int = setting(8, low=0)
+    align: str = setting("none", choices=ALIGNMENTS)
+    crop: str = setting("published", choices=CROPS)
+    puppet_face: bool = False
+    head: bool = False
+    similarity_prior: bool = True
+    scheduler: str | None = None
+    lora: list[str] = field(default_factory=list)
+    device: str = "auto"
+    dtype: str = setting("auto", choices=DTYPES)
+    attention: str = setting("sdpa", choices=ATTENTION)
+    vae_chunk: int = setting(4, low=1)
+    keep_audio: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not 0 <= self.context_overlap < self.context_frames:
+            raise ConfigError(
+                f"context_overlap: got {self.context_overlap}, expected 0 to context_frames - 1 = "
+                f"{self.context_frames - 1}"
+            )
+        kind, _, number = self.device.partition(":")
+        if kind not in DEVICES or (number and not number.isdecimal()) or (kind == "auto" and number):
+            raise ConfigError(f"device: got {self.device!r}, expected one of {', '.join(DEVICES)}, or cuda:N")
+        if (self.height is None) != (self.width is None):
+            raise ConfigError(
+                f"height and width: got {self.height} and {self.width}; give both, or neither for the checkpoint's size"
+            )
+        if self.height is not None and self.width is not None:
+            validate_size(self.height, self.width)
+        if self.fps is not None and self.stride is not None:
+            raise ConfigError(f"fps={self.fps:g} and stride={self.stride} contradict each other; give only one of them")
+
+
+def validate_size(height: int, width: int) -> None:
+    """Check the size of a video.
+
+    Args:
+        height: in px.
+        width: in px.
+
+    Raises:
+        ConfigError: not a positive multiple of 8; the message names the nearest valid sizes.
+    """
+    if height >= SIZE_MULTIPLE and width >= SIZE_MULTIPLE and height % SIZE_MULTIPLE == width % SIZE_MULTIPLE == 0:
+        return
+
+    def around(side: int) -> tuple[int, int]:
+        below = max(side // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
+        return below, below if side <= below else below + SIZE_MULTIPLE
+
+    (low_h, high_h), (low_w, high_w) = around(height), around(width)
+    sizes = dict.fromkeys(f"{h}x{w}" for h, w in ((low_h, low_w), (high_h, high_w)))
+    raise ConfigError(
+        f"size {height}x{width} (height x width): both must be positive multiples of {SIZE_MULTIPLE}; "
+        f"nearest valid: {' or '.join(sizes)}"
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in px from "HxW", checked.
+
+    Raises:
+        ConfigError: another form, or not multiples of 8.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"size: got {text!r}, expected HEIGHTxWIDTH in pixels, for example 896x512")
+    height, width = (int(part) for part in parts)
+    validate_size(height, width)
+    return height, width
