@@ -392,7 +392,7 @@ def _video_problems(records: Sequence[ClipRecord]) -> Iterator[str]:
         try:
             with local_copy(path) as local:
                 found = file_sha256(local)
-        except (OSError, ImportError, ValueError) as error:  # a MediaError is a ValueError
+        except (OSError, ImportError, ValueError) as error:  # a FileError is a ValueError
             yield f"video '{path}' cannot be read: {error}"
             continue
         if found != sha256:
