@@ -8,7 +8,7 @@ import pytest
 from xdyna.config.loader import InferConfig, ModelConfig, load_config, parse_size, validate_size
 from xdyna.core.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
