@@ -12,11 +12,11 @@ from tqdm import tqdm
 from xdyna.config.data import KINDS, DataError
 from xdyna.config.loader import load_config
 from xdyna.config.preprocess import ENGINES, REENACTORS, FinishOptions, PreprocessConfig
-from xdyna.core.errors import UsageError
+from xdyna.core.errors import FileError, UsageError
 from xdyna.data.addresses import is_remote
 from xdyna.data.records import REASONS
 from xdyna.data.store import validate
-from xdyna.media import MediaError, probe
+from xdyna.media import probe
 from xdyna.preprocess.engines import Engine, LocalEngine, available_cores
 from xdyna.preprocess.listing import read_sources
 from xdyna.preprocess.report import Summary, duration
@@ -117,7 +117,7 @@ def _job(args: argparse.Namespace) -> tuple[Job, FinishOptions]:
         job = Job(sources, args.out, config.preprocess, _shard(args.shard), args.retry_errors)
         if not args.dry_run:
             WorkFolder(job.folder, job.footage).open()
-    except MediaError:
+    except FileError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -186,7 +186,7 @@ def _dry_run(job: Job, *, workers: int | None) -> int:
     for source, size in local[:: max(1, len(local) // _PROBED)]:
         try:
             info = probe(source.path)
-        except MediaError:
+        except FileError:
             continue
         looked, seconds, frames = looked + size, seconds + info.duration, frames + info.frame_count
     total = sum(size for _, size in found.pending)

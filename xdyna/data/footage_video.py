@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 
 from xdyna.config.data import DataError
+from xdyna.core.errors import FileError
 from xdyna.core.files import file_sha256
 from xdyna.data.records import ClipArrays, ClipRecord
 from xdyna.data.sources import ClipError, Faces, Shot
 from xdyna.data.store import Dataset
 from xdyna.data.transforms import crop_around
-from xdyna.media import CropResize, MediaError, MediaWarning, read_frames
+from xdyna.media import CropResize, MediaWarning, read_frames
 from xdyna.media.errors import check_input_file
 from xdyna.perception import PerceptionError, PoseTrack
 from xdyna.preprocess.faces.cross_faces import read_faces
@@ -157,7 +158,7 @@ class FootageVideo:
             with warnings.catch_warnings():  # a repeated frame is no motion to learn from
                 warnings.filterwarnings("error", ".*each repeats its neighbour", MediaWarning)
                 frames = [crop.image(frame) for frame in read_frames(self.path, positions.tolist())]
-        except (MediaError, MediaWarning, OSError) as error:
+        except (FileError, MediaWarning, OSError) as error:
             raise ClipError(f"video '{self.path}' cannot be read: {error}") from error
         return np.stack(frames)[place]
 

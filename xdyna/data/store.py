@@ -33,6 +33,7 @@ from xdyna.data.records import (
     ClipRecord,
     Skip,
 )
+from xdyna.media.errors import check_input_file
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import read_npz
 
@@ -389,8 +390,8 @@ def _video_problems(records: Sequence[ClipRecord]) -> Iterator[str]:
     for path, sha256 in sorted({(record.path, record.sha256) for record in records}):
         try:
             with local_copy(path) as local:
-                found = file_sha256(local)
-        except (OSError, ImportError, ValueError) as error:  # a MediaError is a ValueError
+                found = file_sha256(check_input_file(local, what="video"))
+        except (OSError, ImportError, ValueError) as error:  # a FileError is a ValueError
             yield f"video '{path}' cannot be read: {error}"
             continue
         if found != sha256:

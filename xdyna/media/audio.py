@@ -14,6 +14,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from xdyna.core.errors import FileError
 from xdyna.media.containers import open_container, video_stream
 from xdyna.media.errors import MediaError, MediaWarning
 
@@ -49,7 +50,7 @@ class AudioTrack:
         except (av.error.FFmpegError, OSError) as error:
             self._input.close()
             raise MediaError(f"the sound of '{source}' cannot be read ({error})") from error
-        except MediaError:
+        except FileError:
             self._input.close()
             raise
 
@@ -74,7 +75,7 @@ class AudioTrack:
         with open_container(self._source) as container:
             try:
                 stream = video_stream(container, self._source)
-            except MediaError:  # sound alone: it starts with itself
+            except FileError:  # sound alone: it starts with itself
                 return (self._in.start_time or 0) * _clock(self._in)
             return (stream.start_time or 0) * _clock(stream)
 
@@ -135,6 +136,6 @@ def open_audio(source: str | os.PathLike[str], output: OutputContainer) -> Audio
     """The sound of `source`, or None with a warning where there is none that can be used."""
     try:
         return AudioTrack(source=Path(source), output=output)
-    except MediaError as error:
+    except FileError as error:
         warnings.warn(f"no sound is kept: {error}", MediaWarning, stacklevel=3)
         return None

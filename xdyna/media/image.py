@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from xdyna.core.atomic import atomic_output
+from xdyna.core.errors import FileError
 from xdyna.media.errors import MediaError, check_input_file
 
 MIN_SIDE = 32
@@ -58,7 +59,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
                 picture = _decode(opened, path)
         except UnidentifiedImageError as error:
             raise MediaError(f"'{path}' is not a picture ({_looks_like(path)}); {_EXPECTED}") from error
-        except MediaError:
+        except FileError:
             raise
         except MemoryError as error:
             raise MediaError(f"picture '{path}' does not fit into memory; reduce it first") from error

@@ -14,7 +14,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from xdyna.core.atomic import discard, prepare_output, publish
-from xdyna.core.errors import writing_error
+from xdyna.core.errors import FileError, writing_error
 from xdyna.media.audio import AudioTrack, open_audio
 from xdyna.media.errors import MediaError
 
@@ -168,7 +168,7 @@ class VideoWriter:
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
-        except MediaError:
+        except FileError:
             raise
         except (av.error.FFmpegError, OSError) as error:
             raise writing_error(_as_os_error(error), self.path) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from xdyna.core.atomic import atomic_output
-from xdyna.media import MediaError
+from xdyna.core.errors import FileError
 from xdyna.perception.errors import PerceptionError, PerceptionWarning
 from xdyna.perception.types import Person, read_npz
 
@@ -87,7 +87,7 @@ class DetectionCache:
                     counts=np.array([len(self.frames[row]) for row in rows], dtype=np.int64),
                     **arrays,
                 )
-        except (OSError, MediaError) as error:
+        except (OSError, FileError) as error:
             warnings.warn(
                 f"key points cannot be cached ({error}); they will be detected again next time. "
                 f"Set XDYNA_CACHE to a folder that you may write to",

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from xdyna.core.atomic import atomic_output
-from xdyna.media import MediaError
+from xdyna.core.errors import FileError
 
 SECONDS_BETWEEN_WRITES = 30.0
 
@@ -72,7 +72,7 @@ class PartialRun:
             with atomic_output(self.path, overwrite=True) as temporary:
                 metadata = {"key": self.key, "steps": str(steps)}
                 save_file({"latents": latents.cpu().contiguous()}, temporary, metadata=metadata)
-        except (OSError, SafetensorError, MediaError) as error:
+        except (OSError, SafetensorError, FileError) as error:
             print(f"warning: the partial result could not be written: {error}", file=sys.stderr)
             return False
         return True

@@ -20,10 +20,11 @@ import fsspec
 import xdyna
 from xdyna.config.data import DataError
 from xdyna.config.preprocess import FinishOptions, PreprocessOptions
+from xdyna.core.errors import FileError
 from xdyna.data.addresses import file_size, is_remote, local_copy
 from xdyna.data.records import VideoOutcome, VideoSource
 from xdyna.data.store import write_if_changed
-from xdyna.media import MediaError, MediaWarning
+from xdyna.media import MediaWarning
 from xdyna.perception import PerceptionWarning
 from xdyna.preprocess.engines import Engine, Failure
 from xdyna.preprocess.finish import finish
@@ -105,7 +106,7 @@ class VideoWork:
                 warnings.simplefilter("ignore", MediaWarning)
                 warnings.simplefilter("ignore", PerceptionWarning)
                 outcome = self._processed(source, local)
-        except (OSError, MediaError) as error:
+        except (OSError, FileError) as error:
             if _is_ours(error):
                 raise
             outcome = read_failure(source, f"{str(error).splitlines()[0] if str(error) else type(error).__name__}")

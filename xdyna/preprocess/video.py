@@ -14,10 +14,12 @@ from PIL import Image
 
 from xdyna.config.data import DataError
 from xdyna.config.preprocess import PreprocessOptions
+from xdyna.core.errors import FileError
 from xdyna.core.files import file_sha256
 from xdyna.data.records import ClipArrays, ClipRecord, Skip, VideoOutcome, VideoSource, place
 from xdyna.data.store import write_arrays, write_if_changed
 from xdyna.media import MediaError, VideoInfo, frame_times, probe
+from xdyna.media.errors import check_input_file
 from xdyna.perception import PerceptionError, PoseTrack
 from xdyna.preprocess import filters, people
 from xdyna.preprocess.filters import Refusal
@@ -54,8 +56,8 @@ def process_video(source: VideoSource, local: Path, options: PreprocessOptions, 
     """
     people.pose_backend(options.backend)  # a missing model is no fault of the video
     try:
-        sha256 = file_sha256(local)
-    except MediaError as error:
+        sha256 = file_sha256(check_input_file(local, what="video"))
+    except FileError as error:
         return _failed(source, "", "read", "unreadable", error)
     try:
         info, times = probe(local), frame_times(local)
@@ -116,7 +118,7 @@ class _Writer:
         self._write_thumbnail(place("thumbnails", clip_id, ".jpg"), window)
         try:
             write_arrays(self._folder / where, arrays)
-        except MediaError as error:
+        except FileError as error:
             raise DataError(str(error)) from error
         self.clips.append(
             ClipRecord(
@@ -138,7 +140,7 @@ class _Writer:
         picture.save(buffer, format="JPEG", quality=80)
         try:
             write_if_changed(self._folder / where, buffer.getvalue())
-        except MediaError as error:
+        except FileError as error:
             raise DataError(str(error)) from error
 
 

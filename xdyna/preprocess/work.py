@@ -24,6 +24,7 @@ from xdyna.core.files import file_sha256
 from xdyna.data.addresses import token_of
 from xdyna.data.records import FORMAT, ClipRecord, Skip, VideoOutcome, VideoSource
 from xdyna.data.store import write_if_changed
+from xdyna.media.errors import check_input_file
 
 try:
     import fcntl
@@ -120,7 +121,7 @@ class WorkFolder:
         Raises:
             MediaError: it cannot be read.
         """
-        token, sha256 = token_of(source.path), file_sha256(local)
+        token, sha256 = token_of(source.path), file_sha256(check_input_file(local, what="video"))
         if token is not None and token_of(source.path) == token:
             write_if_changed(self._seen_path(token), _json({"path": source.path, "sha256": sha256}))
         return sha256

@@ -4,7 +4,8 @@ import os
 import pytest
 
 from xdyna.core.atomic import atomic_output, prepare_output
-from xdyna.media import MediaError, unique_path
+from xdyna.core.errors import FileError
+from xdyna.media import unique_path
 
 
 def names(folder):
@@ -27,7 +28,7 @@ def links(request, monkeypatch):
 def test_a_file_that_appears_meanwhile_is_never_replaced(tmp_path, others):
     kept = tmp_path / f"out_{len(others) + 1}.mp4"
     message = rf"exists already: it appeared while.*kept as '{kept}'"
-    with pytest.raises(MediaError, match=message), atomic_output(tmp_path / "out.mp4") as temporary:  # noqa: PT012
+    with pytest.raises(FileError, match=message), atomic_output(tmp_path / "out.mp4") as temporary:  # noqa: PT012
         temporary.write_bytes(b"work of hours")
         for name in others:
             (tmp_path / name).write_bytes(b"precious")
@@ -38,7 +39,7 @@ def test_a_file_that_appears_meanwhile_is_never_replaced(tmp_path, others):
 
 @pytest.mark.usefixtures("links")
 def test_a_link_that_appears_meanwhile_is_never_replaced(tmp_path):
-    with pytest.raises(MediaError, match="kept as"), atomic_output(tmp_path / "out.mp4") as temporary:  # noqa: PT012
+    with pytest.raises(FileError, match="kept as"), atomic_output(tmp_path / "out.mp4") as temporary:  # noqa: PT012
         temporary.write_bytes(b"work")
         (tmp_path / "out.mp4").symlink_to(tmp_path / "nowhere")
     assert (tmp_path / "out.mp4").is_symlink()
@@ -71,7 +72,7 @@ def test_an_error_of_the_disk_is_no_lack_of_links(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "link", full)
-    with pytest.raises(MediaError, match="is full"), atomic_output(tmp_path / "out.mp4") as temporary:
+    with pytest.raises(FileError, match="is full"), atomic_output(tmp_path / "out.mp4") as temporary:
         temporary.write_bytes(b"work")
     assert names(tmp_path) == []
 
@@ -79,7 +80,7 @@ def test_an_error_of_the_disk_is_no_lack_of_links(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["", ".", "/", "..", "a/.."])
 def test_names_of_no_file(name):
     for refused in (lambda: prepare_output(name, overwrite=True), lambda: unique_path(name)):
-        with pytest.raises(MediaError, match=f"output '{name}' names no file; give a file name"):
+        with pytest.raises(FileError, match=f"output '{name}' names no file; give a file name"):
             refused()
 
 
@@ -100,7 +101,7 @@ def test_long_names(tmp_path, letter):
     assert len(names(tmp_path)) == 2
     for path in (tmp_path / f"b{longest.name}", tmp_path / f"b{longest.name}" / "out.mp4"):
         for refused in (lambda path=path: prepare_output(path, overwrite=False), lambda path=path: unique_path(path)):
-            with pytest.raises(MediaError, match="has a name of 256 bytes; at most 255 are possible: choose a shorter"):
+            with pytest.raises(FileError, match="has a name of 256 bytes; at most 255 are possible: choose a shorter"):
                 refused()
 
 
@@ -117,11 +118,11 @@ def test_long_suffix(tmp_path):
 def test_broken_link_as_target(tmp_path, overwrite):
     path = tmp_path / "out.mp4"
     path.symlink_to(tmp_path / "nowhere.mp4")
-    with pytest.raises(MediaError, match=r"is a broken link; it points to '.*nowhere.mp4', which does not exist"):
+    with pytest.raises(FileError, match=r"is a broken link; it points to '.*nowhere.mp4', which does not exist"):
         prepare_output(path, overwrite=overwrite)
     assert names(tmp_path) == ["out.mp4"]
 
 
 def test_zero_character():
-    with pytest.raises(MediaError, match="zero character"):
+    with pytest.raises(FileError, match="zero character"):
         prepare_output("a\0b.mp4", overwrite=False)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
+from xdyna.core.errors import FileError
 from xdyna.media import CropResize, MediaError, center_crop, read_image, top_quarter_crop, write_png
 
 
@@ -163,7 +164,7 @@ def test_first_frame_of_an_animation(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 400), (400, 31)])
 def test_too_small(tmp_path, size):
-    with pytest.raises(MediaError, match=f"{size[1]} x {size[0]} px; each side needs at least 32 px"):
+    with pytest.raises(FileError, match=f"{size[1]} x {size[0]} px; each side needs at least 32 px"):
         read_image(save(tmp_path / "a.png", gradient(*size)))
     assert read_image(save(tmp_path / "b.png", gradient(32, 32))).shape == (32, 32, 3)
 
@@ -211,14 +212,14 @@ def test_decompression_bomb_is_refused_by_its_header(tmp_path):
     data[16:24] = (40000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(data)
-    with pytest.raises(MediaError, match="40000 x 40000 px; at most 20000"):
+    with pytest.raises(FileError, match="40000 x 40000 px; at most 20000"):
         read_image(tmp_path / "bomb.png")
 
 
 def test_the_limit_of_pillow_is_put_back(tmp_path):
     before = Image.MAX_IMAGE_PIXELS
     read_image(save(tmp_path / "a.png", gradient()))
-    with pytest.raises(MediaError):
+    with pytest.raises(FileError):
         read_image(tmp_path / "none.png")
     assert before == Image.MAX_IMAGE_PIXELS
     assert before is not None
@@ -276,19 +277,19 @@ def test_flipped_bytes_never_escape(tmp_path, kind):
 )
 def test_not_a_picture(tmp_path, name, content, pattern):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(MediaError, match=pattern):
+    with pytest.raises(FileError, match=pattern):
         read_image(tmp_path / name)
 
 
 def test_missing_and_folder(tmp_path):
-    with pytest.raises(MediaError, match="does not exist"):
+    with pytest.raises(FileError, match="does not exist"):
         read_image(tmp_path / "none.png")
-    with pytest.raises(MediaError, match="is a folder"):
+    with pytest.raises(FileError, match="is a folder"):
         read_image(tmp_path)
 
 
 def test_float_pixels_are_refused(tmp_path):
-    with pytest.raises(MediaError, match="save it as 8-bit RGB"):
+    with pytest.raises(FileError, match="save it as 8-bit RGB"):
         read_image(save(tmp_path / "a.tiff", np.zeros((40, 40), np.float32)))
 
 
@@ -303,15 +304,15 @@ def test_avif(tmp_path):
 def test_write_png(tmp_path):
     path = write_png(tmp_path / "new" / "a.png", gradient())
     assert np.array_equal(read_image(path), gradient())
-    with pytest.raises(MediaError, match="exists already"):
+    with pytest.raises(FileError, match="exists already"):
         write_png(path, gradient())
     write_png(path, gradient()[::-1], overwrite=True)
     assert np.array_equal(read_image(path), gradient()[::-1])
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
     for wrong in (gradient().astype(float), gradient()[..., :2], np.zeros((0, 5, 3), np.uint8)):
-        with pytest.raises(MediaError, match="uint8 array"):
+        with pytest.raises(FileError, match="uint8 array"):
             write_png(tmp_path / "b.png", wrong)
-    with pytest.raises(MediaError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         write_png("/proc/xdyna.png", gradient())
 
 
@@ -320,7 +321,7 @@ def test_write_png_without_space_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(MediaError, match="full; nothing was kept"):
+    with pytest.raises(FileError, match="full; nothing was kept"):
         write_png(tmp_path / "a.png", gradient())
     assert list(tmp_path.iterdir()) == []
 
@@ -442,11 +443,11 @@ def test_points_follow_the_picture(interpolation):
 
 
 def test_crop_refuses():
-    with pytest.raises(MediaError, match="does not fit"):
+    with pytest.raises(FileError, match="does not fit"):
         CropResize(box=(10, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.uint8))
-    with pytest.raises(MediaError, match="interpolation 'cubic' is unknown"):
+    with pytest.raises(FileError, match="interpolation 'cubic' is unknown"):
         CropResize(box=(0, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.uint8), interpolation="cubic")
-    with pytest.raises(MediaError, match="needs uint8 or float32; given int64"):
+    with pytest.raises(FileError, match="needs uint8 or float32; given int64"):
         CropResize(box=(0, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.int64), interpolation="bilinear")
-    with pytest.raises(MediaError, match="at least 1 px"):
+    with pytest.raises(FileError, match="at least 1 px"):
         center_crop((0, 4), (8, 8))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from av.audio.resampler import AudioResampler
 
+from xdyna.core.errors import FileError
 from xdyna.media import MediaError, MediaWarning, VideoWriter, probe, read_frames, unique_path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -213,7 +214,7 @@ def test_sound_alone_may_be_the_source(tmp_path, make_sound):
 def test_existing_file_is_refused_before_any_work(tmp_path):
     path = tmp_path / "out.mp4"
     path.write_bytes(b"precious")
-    with pytest.raises(MediaError, match=r"exists already.*overwrit"):
+    with pytest.raises(FileError, match=r"exists already.*overwrit"):
         VideoWriter(path, fps=8, size=(32, 32)).__enter__()
     assert path.read_bytes() == b"precious"
     write(path, smooth(), overwrite=True)
@@ -224,7 +225,7 @@ def test_existing_file_is_refused_before_any_work(tmp_path):
 def test_a_video_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "out.mp4"
     message = r"kept as .*out_2\.mp4"
-    with pytest.raises(MediaError, match=message), VideoWriter(path, fps=8, size=(64, 96)) as writer:  # noqa: PT012
+    with pytest.raises(FileError, match=message), VideoWriter(path, fps=8, size=(64, 96)) as writer:  # noqa: PT012
         for frame in smooth():
             writer.write(frame)
         path.write_bytes(b"precious")
@@ -260,15 +261,15 @@ def test_an_existing_file_survives_a_failed_overwrite(tmp_path):
 
 def test_no_frames_wrong_frames_wrong_arguments(tmp_path):
     path = tmp_path / "out.mp4"
-    with pytest.raises(MediaError, match="no frame was written"), VideoWriter(path, fps=8, size=(32, 32)):
+    with pytest.raises(FileError, match="no frame was written"), VideoWriter(path, fps=8, size=(32, 32)):
         pass
     for frame in (np.zeros((32, 33, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32), np.uint8)):
-        with pytest.raises(MediaError, match="expected uint8"), VideoWriter(path, fps=8, size=(32, 32)) as writer:
+        with pytest.raises(FileError, match="expected uint8"), VideoWriter(path, fps=8, size=(32, 32)) as writer:
             writer.write(frame)
     for kwargs in ({"fps": 0}, {"fps": float("nan")}, {"fps": -3}, {"size": (0, 32)}, {"size": (32, 20000)}):
-        with pytest.raises(MediaError):
+        with pytest.raises(FileError):
             VideoWriter(path, **{"fps": 8, "size": (32, 32), **kwargs})
-    with pytest.raises(MediaError, match="not open"):
+    with pytest.raises(FileError, match="not open"):
         VideoWriter(path, fps=8, size=(32, 32)).write(np.zeros((32, 32, 3), np.uint8))
     assert stray_files(tmp_path) == []
 
@@ -279,12 +280,12 @@ def test_no_frames_wrong_frames_wrong_arguments(tmp_path):
 )
 def test_folder_that_cannot_be_written(tmp_path, target, pattern):
     (tmp_path / "file.txt").write_text("a file, no folder")
-    with pytest.raises(MediaError, match=f"cannot be written: .*({pattern}).*choose a folder"):
+    with pytest.raises(FileError, match=f"cannot be written: .*({pattern}).*choose a folder"):
         write(tmp_path / target, smooth())
 
 
 def test_target_is_a_folder(tmp_path):
-    with pytest.raises(MediaError, match="is a folder"):
+    with pytest.raises(FileError, match="is a folder"):
         write(tmp_path, smooth())
 
 
@@ -305,7 +306,8 @@ def _run(code, folder, **kwargs):
 NOISE = """
     import resource, signal, sys, pathlib
     import numpy as np
-    from xdyna.media import MediaError, VideoWriter
+    from xdyna.core.errors import FileError
+    from xdyna.media import VideoWriter
     rng = np.random.default_rng(0)
     def write(name, count):
         with VideoWriter(pathlib.Path(sys.argv[1]) / name, fps=8, size=(256, 256)) as writer:
@@ -331,7 +333,7 @@ def test_full_disk(tmp_path, share):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         write("out.mp4", 12)
-    except MediaError as error:
+    except FileError as error:
         print("MESSAGE", error)
     """
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdyna.media import MediaError
+from xdyna.core.errors import FileError
 from xdyna.media.image import CropResize
 from xdyna.perception import PerceptionError, PoseTrack
 from xdyna.perception.types import mark_face, mark_outside
@@ -22,7 +22,7 @@ def test_save_load_round_trip(tmp_path: Path, make_track):
     track = make_track()
     track.save(tmp_path / "keys.npz")
     assert_same(track, PoseTrack.load(tmp_path / "keys.npz"))
-    with pytest.raises(MediaError, match="exists"):
+    with pytest.raises(FileError, match="exists"):
         track.save(tmp_path / "keys.npz")
     make_track(3).save(tmp_path / "keys.npz", overwrite=True)
     assert len(PoseTrack.load(tmp_path / "keys.npz")) == 3

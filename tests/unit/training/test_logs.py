@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xdyna.training import curves, files, trackers
+from xdyna.core import atomic
+from xdyna.training import curves, trackers
 from xdyna.training.errors import TrainingError
 from xdyna.training.logs import RunLog, plot_curves, read_metrics
 
@@ -74,7 +75,7 @@ def test_rows_stay_when_they_cannot_be_rewritten(tmp_path: Path, monkeypatch: py
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "flush", full)
+    monkeypatch.setattr(atomic, "flush", full)
     with pytest.raises(TrainingError, match="make room on the disk"):
         run_log(tmp_path, step=2)
     assert (tmp_path / "metrics.csv").read_bytes() == before

@@ -22,11 +22,12 @@ import cv2
 import numpy as np
 
 from xdyna.config.data import DataError
+from xdyna.core.errors import FileError
 from xdyna.data.addresses import local_copy
 from xdyna.data.records import MANIFEST, ClipRecord, place
 from xdyna.data.sources import Faces
 from xdyna.data.store import Dataset, read_dataset, write_if_changed, write_manifest
-from xdyna.media import MediaError, read_frames
+from xdyna.media import read_frames
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import read_npz
 from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, patch_boxes, restlessness, seen
@@ -297,7 +298,7 @@ def _frames(record: ClipRecord, frame_index: np.ndarray, face: np.ndarray) -> tu
     try:
         with local_copy(record.path) as local:
             frames = np.stack([frame[rows, columns] for frame in read_frames(local, frame_index.tolist())])
-    except (MediaError, OSError, ImportError) as error:
+    except (FileError, OSError, ImportError) as error:
         raise ReenactError(f"clip '{record.clip_id}' cannot be read: {error}", reason="unreadable") from error
     if len(frames) != len(frame_index) or frames.shape[1:3] != (bottom - top, right - left) or not frames.size:
         raise ReenactError(
