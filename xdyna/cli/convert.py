@@ -19,12 +19,12 @@ from xdyna.config.model import ModelConfig
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.hub import fetch, load_registry, missing, plan
 from xdyna.core.quiet import quiet_libraries
+from xdyna.core.resources import resource, weights_folder
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.folder import (
     OFFICIAL,
-    PRETRAINED,
     SAMPLING,
     find_checkpoint,
     load_component,
@@ -34,8 +34,8 @@ from xdyna.pipelines.folder import (
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 
-DOWNLOADS, INITIAL = PRETRAINED / "official", PRETRAINED / "xdyna-initial"
-SD15_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "model" / "sd15.yaml"
+DOWNLOADS, INITIAL = weights_folder() / "official", weights_folder() / "xdyna-initial"
+SD15_CONFIG = resource("configs", "model", "sd15.yaml")
 
 
 @dataclass(frozen=True)
