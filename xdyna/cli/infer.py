@@ -23,7 +23,7 @@ from xdyna.media.image import read_image
 from xdyna.models.attention import require_xformers
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines import batch
-from xdyna.pipelines.controls import Conditions, make_conditions, published_crop, read_person
+from xdyna.pipelines.controls import Conditions, make_conditions, read_person
 from xdyna.pipelines.driving import Driving, open_driving
 from xdyna.pipelines.folder import UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
 from xdyna.pipelines.outputs import OutputFiles, describe, free_names, reserve, write_outputs

@@ -16,11 +16,11 @@ from xdyna.checkpoints.io import check_finite, check_folder
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import pretrained
+from xdyna.pipelines.options import PUBLISHED_GUIDANCE
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 OFFICIAL, TINY = pretrained("xdyna"), pretrained("xdyna-tiny")
 SAMPLING = "sampling.json"  # optional file in a checkpoint folder: {"guidance": scale}
-PUBLISHED_GUIDANCE = 7.5
 UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random or unfinished; says which
 
 
