@@ -1,9 +1,19 @@
 """A very small pipeline and a made-up driving figure, for tests of the programs."""
 
+from pathlib import Path
+
 import numpy as np
 
+from xdyna.config.infer import InferConfig
 from xdyna.config.model import ModelConfig
-from xdyna.perception.types import PoseTrack
+from xdyna.core.progress import Watch
+from xdyna.perception.types import Person, PoseTrack
+from xdyna.pipelines.controls import Conditions, perceive, prepare
+from xdyna.pipelines.crop import published_crop
+from xdyna.pipelines.driving import Driving
+from xdyna.pipelines.folder import Checkpoint
+from xdyna.pipelines.outputs import OutputFiles
+from xdyna.pipelines.plan import Plan, Request
 
 BLOCKS = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8}
 SMALL = ModelConfig(
@@ -65,3 +75,30 @@ def standing_figure(*, frames: int, fps: float = 10, size: tuple[int, int] = (96
         frame_index=np.arange(frames),
         source="standing figure",
     )
+
+
+def make_conditions(
+    driving: Driving,
+    settings: InferConfig,
+    *,
+    reference: np.ndarray,
+    size: tuple[int, int],
+    face: bool,
+    cache_dir: Path | None,
+    person: Person | None = None,
+) -> Conditions:
+    """Control images of a driving file, by the two steps of the library, with the published crop."""
+    checkpoint = Checkpoint(Path("none"), size, has_face=True, untrained=True, vae_scale=8, max_context=16)
+    plan = Plan(
+        Request(reference, driving.path),
+        settings,
+        checkpoint,
+        reference,
+        size,
+        published_crop(reference.shape, size, face=face),
+        driving,
+        OutputFiles(Path("out.mp4")),
+        face,
+        person,
+    )
+    return prepare(perceive(plan, cache_dir=cache_dir, watch=Watch(tell=print)), plan, watch=Watch(tell=print))

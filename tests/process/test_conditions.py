@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.process.small import standing_figure
+from tests.process.small import make_conditions, standing_figure
 from xdyna.config.infer import InferConfig
 from xdyna.media.image import CropResize
 from xdyna.media.video import VideoWriter
@@ -16,7 +16,8 @@ from xdyna.perception.face_patch import face_boxes, global_patch, local_patch
 from xdyna.perception.smooth import OneEuro
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines import controls as module
-from xdyna.pipelines.controls import Conditions, driving_pictures, make_conditions
+from xdyna.pipelines.controls import Conditions
+from xdyna.pipelines.writing import driving_pictures
 from xdyna.pipelines.driving import Driving, open_driving
 
 HEIGHT, WIDTH, FRAMES = 96, 64, 5
@@ -64,7 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"path": path, "frame_indices": np.asarray(frame_indices).tolist(), **options})
         return known_track().select(frame_indices)
 
-    monkeypatch.setattr(module, "perceive", perceive)
+    monkeypatch.setattr(module, "perceive_video", perceive)
     return calls
 
 
@@ -115,7 +116,7 @@ def test_joints_land_where_the_crop_puts_them(video, asked, drawn, face, size, b
 def test_hands_are_moved_as_well(video, asked, drawn, monkeypatch):
     track = known_track()
     track.hands[:, 1] = (20, 40, 1)
-    monkeypatch.setattr(module, "perceive", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
     make(driving_of(video, list(range(FRAMES))), face=False, size=(32, 32))
     for frame, call in enumerate(drawn):
         np.testing.assert_allclose(call["hands"], moved(track.hands[frame], (0, 16, 64, 64), (32, 32)), atol=1e-4)
@@ -230,7 +231,7 @@ def test_settings_reach_perception(video, asked, change, expected):
 def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
     track = known_track()
     track.body[:, 14:18] = (28, 50, 1)
-    monkeypatch.setattr(module, "perceive", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
     made = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
     assert [call["head"] for call in drawn] == [head] * FRAMES
     track.body[:, 14:18] = 0

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xdyna.core.atomic import unique_path
+from xdyna.core.resources import resource
 from xdyna.media.image import write_png
 from xdyna.media.writer import VideoWriter
 from xdyna.puppets.world import PuppetClip, render_clip
 
-ROOT = Path(__file__).resolve().parents[2]
-ASSETS = ROOT / "assets" / "demo"
+ASSETS = resource("assets", "demo")
 FOLDER = Path("outputs") / "demo"
 SIZE = (256, 256)  # (H, W) of the sample in px
 FRAMES = 48  # of the driving video: 4 s

@@ -7,6 +7,8 @@ from typing import Any
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.infer import DRIVE_KINDS, InferConfig, parse_size
 
+PUPPET_FACES = "xdyna.puppets.actor.PuppetFaces"
+
 PROGRAM = Program(
     name="animate",
     root="infer",
@@ -46,12 +48,18 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     short = p.add_argument_group("other names of settings")
     short.add_argument("--size", metavar="HxW", help="height x width, multiples of 8 (default: the checkpoint's)")
+    short.add_argument(
+        "--puppet-face",
+        action=argparse.BooleanOptionalAction,
+        help=f"with --align: a puppet makes the driving person's faces, for models that know puppets only (face_source="
+        f"{PUPPET_FACES})",
+    )
     short.add_argument("--audio", dest="audio", action=argparse.BooleanOptionalAction, help="as --keep-audio")
     return p
 
 
 def prepare(flags: argparse.Namespace) -> None:
-    """Put --size and --audio among the settings; of fps and stride, the one that is given wins over a preset's.
+    """Put --size, --puppet-face and --audio among the settings. Of fps and stride, the one given wins over a preset's.
 
     Raises:
         ConfigError: --size is none.
@@ -59,6 +67,8 @@ def prepare(flags: argparse.Namespace) -> None:
     if flags.size is not None:
         height, width = parse_size(flags.size)
         flags.overrides += [f"height={height}", f"width={width}"]
+    if flags.puppet_face is not None:
+        flags.overrides.append(f"face_source={PUPPET_FACES if flags.puppet_face else 'null'}")
     if flags.audio is not None:
         flags.overrides.append(f"keep_audio={str(flags.audio).lower()}")
     given = {word.partition("=")[0].lstrip("+") for word in flags.overrides}

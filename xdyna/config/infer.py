@@ -44,11 +44,13 @@ class InferConfig:
             published); "none" leaves it where it is.
         crop: what of the reference image is kept: "published" (the cut that the checkpoint was trained with), "person"
             (keeps the person who is found in it) or "none" (the size follows the image's aspect).
-        puppet_face: show the face ControlNet a rendered puppet that makes the driving person's faces, for models that
+        face_source: what makes the faces that the face ControlNet sees, as a dotted name of a `FaceSource`; None: the
+            driving video's own. "xdyna.puppets.actor.PuppetFaces" lets a rendered puppet make them, for models that
             know puppets only. With `align`.
         head: draw eyes and ears too (the published poses have none).
         similarity_prior: begin from the noised reference (published) instead of pure noise.
-        scheduler: class of diffusers that takes the steps; None takes the checkpoint's own (published: DDIMScheduler).
+        scheduler: what takes the steps: ddim, dpmsolver++, unipc, euler, lcm, ... or a scheduler class of diffusers;
+            None takes the checkpoint's own (published: ddim).
         lora: files with LoRA weights, each "FILE" or "FILE:SCALE".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
@@ -80,7 +82,7 @@ class InferConfig:
     max_gap: int = setting(8, low=0)
     align: str = setting("none", choices=ALIGNMENTS, bare="global")
     crop: str = setting("published", choices=CROPS)
-    puppet_face: bool = False
+    face_source: str | None = None
     head: bool = False
     similarity_prior: bool = True
     scheduler: str | None = None

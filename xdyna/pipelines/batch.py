@@ -8,6 +8,7 @@ from typing import Any
 
 from xdyna.config.infer import DRIVE_KINDS
 from xdyna.core.errors import UsageError
+from xdyna.pipelines.plan import Request
 
 # Our own names, and those of the published examples/example.json.
 KEYS = {
@@ -83,7 +84,22 @@ def _read_entry(entry: dict[str, Any], number: int, path: Path) -> dict[str, Any
     return read
 
 
-def run_all(jobs: Sequence[Any], run: Callable[[Any], Any]) -> int:
+def read_requests(path: Path) -> list[Request]:
+    """The animations of a list of pairs; see `read_pairs`."""
+    return [
+        Request(
+            entry["ref"],
+            entry["drive"],
+            out=Path(entry["out"]) if "out" in entry else None,
+            kind=entry.get("kind", "auto"),
+            face_video=entry.get("face_video"),
+            prompt=entry.get("prompt"),
+        )
+        for entry in read_pairs(path)
+    ]
+
+
+def run_all(jobs: Sequence[Request], run: Callable[[Request], Any]) -> int:
     """Run every job; one that fails is told and does not stop the others.
 
     Returns:
@@ -91,11 +107,11 @@ def run_all(jobs: Sequence[Any], run: Callable[[Any], Any]) -> int:
     """
     failures: list[str] = []
     for number, job in enumerate(jobs, start=1):
-        print(f"[{number}/{len(jobs)}] {job.reference} + {job.drive}")
+        print(f"[{number}/{len(jobs)}] {job.reference} + {job.driving}")
         try:
             run(job)
         except Exception as error:  # one job's failure, whatever it is, must not cost the others
-            failures.append(f"[{number}] {job.reference} + {job.drive}: {error}")
+            failures.append(f"[{number}] {job.reference} + {job.driving}: {error}")
             expected = isinstance(error, ValueError | OSError)
             print(f"error: {error}" if expected else f"error: {type(error).__name__}: {error}", file=sys.stderr)
     _summarise(failures, len(jobs))

@@ -1,17 +1,18 @@
 """Condition pictures of an animation: skeletons and face patches at the size of the video."""
 
 import hashlib
+import importlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
+from xdyna.core.progress import Watch
 from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
 from xdyna.perception.align import AlignmentReport, align_track
@@ -20,11 +21,10 @@ from xdyna.perception.draw import draw_pose
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
-from xdyna.perception.track import perceive
+from xdyna.perception.track import perceive as perceive_video
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 from xdyna.pipelines.crop import published_crop
-from xdyna.pipelines.driving import Driving
-from xdyna.puppets.actor import Acted, act
+from xdyna.pipelines.plan import Plan
 
 IN_MEMORY_BYTES = 512 * 2**20  # condition pictures beyond this go to a temporary file
 Interpolation = Literal["area", "bilinear"]
@@ -74,69 +74,134 @@ class Conditions:
         return digest.hexdigest()
 
 
-def make_conditions(
-    driving: Driving,
-    config: InferConfig,
-    *,
-    reference: np.ndarray,
-    size: tuple[int, int],
-    face: bool,
-    cache_dir: Path | None,
-    person: Person | None = None,
-) -> Conditions:
-    """Skeleton pictures and face patches for every output frame.
+@dataclass(frozen=True)
+class ActedFaces:
+    """Faces that were made for a track.
 
-    Args:
-        driving: the driving file.
-        config: perception settings.
-        reference: the reference picture, uint8 (H, W, 3); the driving person is aligned to it where asked for.
-        size: (H, W) of the video to be made.
-        face: make face patches.
-        cache_dir: where key points are cached; None for the default folder.
-        person: the person in the reference, for alignment; None looks for it.
+    Attributes:
+        track: with the landmarks of these faces, in px of the video.
+        frames: uint8 (T, H, W, 3), of use around the face only.
+    """
 
-    Returns:
-        Conditions: at `size`.
+    track: PoseTrack
+    frames: np.ndarray
+
+
+class FaceSource(Protocol):
+    """Makes the faces that the face ControlNet sees, in place of the driving video's own (`face_source`)."""
+
+    def __call__(self, track: PoseTrack, reference: np.ndarray) -> ActedFaces:
+        """Make them.
+
+        Args:
+            track: the driving person, T frames, fitted to the reference, in px of the video.
+            reference: (18, 3) body of the person in the reference, in px of the video.
+
+        Raises:
+            NoFaceError: there is no face to follow.
+        """
+
+
+def face_source(name: str) -> FaceSource:
+    """The face source of a dotted name.
 
     Raises:
-        ValueError: no person in any frame; no face for face patches; alignment that cannot work.
+        UsageError: there is none of that name.
     """
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"face_source={name}: {error}; expected the dotted name of a class like xdyna.puppets.actor.PuppetFaces"
+        ) from error
+
+
+def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None = None) -> PoseTrack | None:
+    """The person in the driving file, frame by frame; detections are cached under the video's hash.
+
+    Args:
+        plan: the animation.
+        cache_dir: where keypoints are cached; None for the default folder.
+        watch: told of each frame as "finding the person".
+
+    Returns:
+        PoseTrack: of the distinct frames that are used, in px of the driving file; None for a pose video whose faces
+        are not needed.
+
+    Raises:
+        PerceptionError: no person in any frame, or a backend that is not there.
+    """
+    driving, settings, watch = plan.driving, plan.settings, watch or Watch()
+    rows = np.unique(driving.rows)
+    if driving.track is not None:
+        return driving.track.select(rows)
+    if driving.face_video is None or (driving.kind == "pose" and not plan.face):
+        return None
+    return perceive_video(
+        driving.face_video,
+        frame_indices=rows,
+        backend=settings.pose_backend,
+        person=settings.person,
+        cache_dir=cache_dir,
+        progress=lambda done, total: watch.step("finding the person", done, total),
+        smooth=OneEuro() if settings.smooth else None,
+        max_gap=settings.max_gap,
+    )
+
+
+def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) -> Conditions:
+    """Control images of every output frame: pose maps and face patches, aligned and drawn.
+
+    Args:
+        track: what `perceive` gave.
+        plan: the animation.
+        watch: told of the alignment.
+
+    Returns:
+        Conditions: at the video's size.
+
+    Raises:
+        ValueError: no face for face patches; alignment that cannot work.
+    """
+    driving, settings, size, watch = plan.driving, plan.settings, plan.size, watch or Watch()
     rows, repeats = np.unique(driving.rows, return_inverse=True)
-    track = _find_person(driving, rows, config, face=face, cache_dir=cache_dir)
-    placement = Placement(published_crop(driving.size, size, face=face))
-    aligned = track
-    if config.align != "none" and track is not None:
-        person = person or _find_reference(reference, config)
-        aligned, report = _align(track, reference, person)
-        placement = Placement(published_crop(reference.shape, size, face=face), report)
+    placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
+    if settings.align != "none" and track is not None:
+        person = person or _find_reference(plan.reference, settings)
+        aligned, report = _align(track, plan.reference, person, watch)
+        placement = Placement(plan.crop, report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
-    acted: Acted | None = None
-    if config.puppet_face and face:
+    acted: ActedFaces | None = None
+    if settings.face_source is not None and plan.face:
         assert placed is not None
         assert person is not None
-        acted = act(placed, _placed_body(person, placement.crop, reference.shape))
+        acted = face_source(settings.face_source)(placed, _placed_body(person, placement.crop, plan.reference.shape))
         placed = acted.track
-    skeletons: Iterable[np.ndarray]
-    if driving.kind == "pose":
-        read = read_frames(driving.path, rows.tolist())
-        skeletons = (placement.image(frame, interpolation="bilinear") for frame in read)
-    else:
+    pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3)
+    face = None
+    if plan.face:
         assert placed is not None
-        people = zip(placed.body, placed.hands, strict=True)
-        skeletons = (draw_pose(body, hands, size=size, head=config.head) for body, hands in people)
-    drawn = _collect(skeletons, repeats, size=size, channels=3)
-    patches = None
-    if face:
-        assert placed is not None
-        assert driving.face_video is not None
-        pictures: Iterable[np.ndarray] = (
-            acted.pictures
-            if acted is not None
-            else (placement.image(frame) for frame in read_frames(driving.face_video, driving.video_frames(rows)))
-        )
-        pairs = iter_face_patches(pictures, placed.face, size=size)
-        patches = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
-    return Conditions(drawn, patches, placement, track.summary if track else None, track)
+        frames = acted.frames if acted is not None else _driving_frames(plan, placement, rows)
+        pairs = iter_face_patches(frames, placed.face, size=size)
+        face = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
+    return Conditions(pose, face, placement, track.summary if track else None, track)
+
+
+def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows: np.ndarray) -> Iterator[np.ndarray]:
+    if plan.driving.kind == "pose":
+        for frame in read_frames(plan.driving.path, rows.tolist()):
+            yield placement.image(frame, interpolation="bilinear")
+        return
+    assert placed is not None
+    for body, hands in zip(placed.body, placed.hands, strict=True):
+        yield draw_pose(body, hands, size=plan.size, head=plan.settings.head)
+
+
+def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Iterator[np.ndarray]:
+    assert plan.driving.face_video is not None
+    for frame in read_frames(plan.driving.face_video, plan.driving.video_frames(rows)):
+        yield placement.image(frame)
 
 
 def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
@@ -163,40 +228,6 @@ def _collect(
     return collected
 
 
-def driving_pictures(driving: Driving, placement: Placement) -> Iterator[np.ndarray | None]:
-    """The driving person at the video's size, one per output frame; None where there are no pictures of a person."""
-    if driving.face_video is None:
-        yield from (None for _ in driving.rows)
-    else:
-        for frame in read_frames(driving.face_video, driving.video_frames(driving.rows)):
-            yield placement.image(frame)
-
-
-def _find_person(
-    driving: Driving, rows: np.ndarray, config: InferConfig, *, face: bool, cache_dir: Path | None
-) -> PoseTrack | None:
-    if driving.track is not None:
-        return driving.track.select(rows)
-    if driving.face_video is None or (driving.kind == "pose" and not face):
-        return None
-    with tqdm(desc="finding the person", unit="frame") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return perceive(
-            driving.face_video,
-            frame_indices=rows,
-            backend=config.pose_backend,
-            person=config.person,
-            cache_dir=cache_dir,
-            progress=advance,
-            smooth=OneEuro() if config.smooth else None,
-            max_gap=config.max_gap,
-        )
-
-
 def _find_reference(reference: np.ndarray, config: InferConfig) -> Person:
     people = get_backend(config.pose_backend).detect(reference)
     if not people:
@@ -207,39 +238,12 @@ def _find_reference(reference: np.ndarray, config: InferConfig) -> Person:
     return people[0]
 
 
-def read_person(path: Path, size: tuple[int, ...]) -> Person:
-    """The person in a reference picture, from a file instead of a detector.
-
-    Args:
-        path: key points (.npz); the first frame counts.
-        size: (H, W) of the picture, px.
-
-    Returns:
-        Person: with the box around its body.
-
-    Raises:
-        UsageError: the file is missing, belongs to another size, or its first frame shows nobody.
-    """
-    if not path.exists():
-        raise UsageError(f"--ref-keypoints {path}: no such file; expected key points of the picture (.npz)")
-    track = PoseTrack.load(path)
-    seen = track.body[0, track.body[0, :, 2] > 0, :2]
-    if track.size != tuple(size) or not len(seen):
-        who = "somebody" if len(seen) else "nobody"
-        raise UsageError(
-            f"--ref-keypoints {path} shows {who} in a picture of {track.size[0]}x{track.size[1]} (HxW); expected a "
-            f"person in one of {size[0]}x{size[1]}, the size of --ref"
-        )
-    box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])
-    return Person(body=track.body[0], hands=track.hands[0], face=track.face[0], box=box, score=1.0)
-
-
-def _align(track: PoseTrack, reference: np.ndarray, person: Person) -> tuple[PoseTrack, AlignmentReport]:
+def _align(track: PoseTrack, reference: np.ndarray, person: Person, watch: Watch) -> tuple[PoseTrack, AlignmentReport]:
     height, width = reference.shape[:2]
     aligned, report = align_track(track, person, size=(height, width))
-    print(f"alignment: {report}")
+    watch.say(f"alignment: {report}")
     for note in report.warnings:
-        print(f"warning: {note}")
+        watch.say(f"warning: {note}")
     if not report.usable:
         raise PerceptionError(
             f"the driving person cannot be aligned well enough to the reference (score {report.score:.2f}); choose "

@@ -48,7 +48,7 @@ class Driving:
 
 
 def open_driving(
-    path: Path,
+    given: str | Path | PoseTrack,
     *,
     kind: str = "auto",
     face_video: Path | None = None,
@@ -59,7 +59,7 @@ def open_driving(
     """Look at a driving file and decide which of its frames are used, by time, so that its duration is kept.
 
     Args:
-        path: video, pose video or key points.
+        given: video, pose video or keypoints; or a track.
         kind: one of `DRIVE_KINDS`; "auto" goes by the file's ending.
         face_video: for a pose video or key points: the video they were made from, to take the faces from. A pose video
             goes with it frame by frame, key points by their `frame_index`.
@@ -76,7 +76,10 @@ def open_driving(
     """
     if fps is not None and stride is not None:
         raise UsageError(f"--fps {fps:g} and --stride {stride} contradict each other; give only one of them")
-    if not path.exists():
+    path = Path("keypoints") if isinstance(given, PoseTrack) else Path(given)
+    if isinstance(given, PoseTrack):
+        kind = "keypoints"
+    elif not path.exists():
         raise UsageError(f"--drive {path}: no such file; expected a video, a pose video or a key point file (.npz)")
     if kind == "auto":
         kind = "keypoints" if path.suffix.lower() == ".npz" else "video"
@@ -86,7 +89,7 @@ def open_driving(
         )
     track = None
     if kind == "keypoints":
-        track = PoseTrack.load(path)
+        track = given if isinstance(given, PoseTrack) else PoseTrack.load(path)
         times, size, audio = track.times - track.times[0], track.size, False
         if not track.found.any():
             raise PerceptionError(f"{path} holds no person in any of its {len(times)} frames; detect key points again")

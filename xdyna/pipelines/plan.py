@@ -1,17 +1,90 @@
-"""What a run will do, known before perception and sampling; `--dry-run` prints it."""
+"""What an animation will do, known before perception and sampling; `--dry-run` prints it."""
 
+import dataclasses
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from xdyna.config.infer import InferConfig
+from xdyna.core.errors import UsageError
+from xdyna.core.files import file_sha256
 from xdyna.diffusion.windows import window_schedule
-from xdyna.perception.types import Person
-from xdyna.pipelines.driving import Driving
+from xdyna.media.image import CropResize, read_image
+from xdyna.perception.base import get_backend
+from xdyna.perception.errors import PerceptionError
+from xdyna.perception.types import Person, PoseTrack
+from xdyna.pipelines import crop as crops
+from xdyna.pipelines.driving import Driving, open_driving
 from xdyna.pipelines.estimate import Workload, estimate
 from xdyna.pipelines.folder import Checkpoint
-from xdyna.pipelines.outputs import OutputFiles
+from xdyna.pipelines.outputs import OutputFiles, free_names
+
+ImageLike = str | Path | Image.Image | np.ndarray
+DrivingLike = str | Path | PoseTrack
+
+
+@dataclass(frozen=True)
+class Request:
+    """One animation that is asked for.
+
+    Attributes:
+        reference: image of the person: a file, a PIL image or uint8 (H, W, 3).
+        driving: driving video, pose video or keypoints (.npz); or a track.
+        out: video to write; None for an automatic name in `folder`.
+        folder: for `out` = None.
+        kind: what the driving file is, see `DRIVE_KINDS`.
+        face_video: for pose videos and keypoints: where the faces come from.
+        ref_keypoints: keypoints of the person in the reference; None looks for it where it is needed.
+        prompt: text; None takes that of the settings.
+    """
+
+    reference: ImageLike
+    driving: DrivingLike
+    out: Path | None = None
+    folder: Path = Path("outputs")
+    kind: str = "auto"
+    face_video: Path | None = None
+    ref_keypoints: Path | None = None
+    prompt: str | None = None
+
+    def named(self) -> dict[str, Path]:
+        """Files that the run reads, by what they are."""
+        entries = {
+            "reference": self.reference,
+            "driving": self.driving,
+            "face_video": self.face_video,
+            "ref_keypoints": self.ref_keypoints,
+        }
+        return {name: Path(entry) for name, entry in entries.items() if isinstance(entry, str | Path)}
+
+    def inputs(self) -> list[Path]:
+        """Files that the run reads."""
+        return list(self.named().values())
+
+    def names(self) -> dict[str, Path]:
+        """What automatic output names are made of."""
+        named = self.named()
+        return {
+            "reference": named.get("reference", Path("image")),
+            "driving": named.get("driving", Path("keypoints")),
+            "folder": self.folder,
+        }
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Path and SHA-256 of everything that goes in; of values that came without a file, the hash alone."""
+        entries = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in self.named().items()}
+        if "reference" not in entries:
+            entries["reference"] = {"sha256": hashlib.sha256(read_reference(self.reference).tobytes()).hexdigest()}
+        if isinstance(self.driving, PoseTrack):
+            parts = (self.driving.body, self.driving.hands, self.driving.face, self.driving.times)
+            entries["driving"] = {"sha256": hashlib.sha256(b"".join(p.tobytes() for p in parts)).hexdigest()}
+        return entries
 
 
 @dataclass(frozen=True)
@@ -19,66 +92,287 @@ class Plan:
     """One animation, checked and ready to be made.
 
     Attributes:
+        request: what is asked for.
+        settings: all settings; the guidance is a number.
+        checkpoint: the weights.
         reference: uint8 (H, W, 3), as it was read.
-        size: (H, W) of the video.
+        size: (H, W) of the video in px.
+        crop: what of the reference is kept.
         driving: the driving file and the frames used.
         files: names of the outputs.
         face: whether face control is used.
-        person: the person in the reference where a file tells it; None where a detector would look for it.
+        person: the person in the reference where it is known; None where nobody looked or nobody was found.
+        notes: what the caller should know before it begins, a sentence each.
     """
 
+    request: Request
+    settings: InferConfig
+    checkpoint: Checkpoint
     reference: np.ndarray
     size: tuple[int, int]
+    crop: CropResize
     driving: Driving
     files: OutputFiles
     face: bool
     person: Person | None = None
+    notes: tuple[str, ...] = ()
+
+    def fitted(self) -> np.ndarray:
+        """The reference as it is animated, uint8 of `size`."""
+        return crops.fit_image(self.reference, self.crop, face=self.face)
+
+    def without_face(self) -> "Plan":
+        """The same without face control, whose published crop is another."""
+        crop, _ = choose_crop(
+            self.settings.crop, self.reference, self.size, face=False, person=self.person, look=lambda: None
+        )
+        return dataclasses.replace(self, face=False, crop=crop)
+
+    def windows(self) -> list[list[int]]:
+        """Frame numbers of the windows of a step whose offset is 0."""
+        schedule = window_schedule(self.settings.context_schedule)
+        return schedule(
+            len(self.driving.rows),
+            context=self.settings.context_frames,
+            overlap=self.settings.context_overlap,
+            offset=0,
+        )
 
 
-def print_plan(
-    plan: Plan, checkpoint: Checkpoint, config: InferConfig, *, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Print frames, windows, sizes, weights with their hashes, and the expected cost."""
-    assert config.guidance is not None, "the checkpoint's own was put in"
-    frames = len(plan.driving.rows)
-    schedule = window_schedule(config.context_schedule)
-    windows = schedule(frames, context=config.context_frames, overlap=config.context_overlap, offset=0)
+def read_reference(reference: ImageLike) -> np.ndarray:
+    """The reference image, uint8 (H, W, 3).
+
+    Raises:
+        UsageError: no such file, or an array of another form.
+        ValueError: a file that is no image.
+    """
+    if isinstance(reference, str | Path):
+        if not Path(reference).exists():
+            raise UsageError(f"--ref {reference}: no such file; expected a picture of a person (jpg, png, webp, ...)")
+        return read_image(reference)
+    array = np.asarray(reference.convert("RGB") if isinstance(reference, Image.Image) else reference)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise UsageError(f"the reference is an array {array.dtype} {array.shape}; expected uint8 (H, W, 3)")
+    return array
+
+
+def plan_animation(
+    request: Request, settings: InferConfig, checkpoint: Checkpoint, *, files: OutputFiles | None = None,
+    overwrite: bool = False,
+) -> Plan:  # fmt: skip
+    """Everything that can be known before perception and sampling; checks the inputs.
+
+    Args:
+        request: the animation.
+        settings: all settings; a guidance of None takes the checkpoint's own.
+        checkpoint: the weights.
+        files: names that were reserved for it; None takes those that are free now.
+        overwrite: whether existing outputs may be replaced.
+
+    Raises:
+        UsageError: a missing file or options that contradict each other.
+        ValueError: an unreadable reference or driving file, an output that is in the way.
+    """
+    if settings.guidance is None:
+        settings = dataclasses.replace(settings, guidance=checkpoint.guidance)
+    if request.prompt is not None:
+        settings = dataclasses.replace(settings, prompt=request.prompt)
+    reference = read_reference(request.reference)
+    driving = open_driving(
+        request.driving,
+        kind=request.kind,
+        face_video=request.face_video,
+        fps=settings.fps,
+        stride=settings.stride,
+        frames=settings.frames,
+    )
+    context = min(len(driving.rows), settings.context_frames)
+    if context > checkpoint.max_context:
+        raise UsageError(
+            f"context_frames is {context}, but the motion modules of {checkpoint.folder} know "
+            f"{checkpoint.max_context} frames; use at most that"
+        )
+    person = None
+    if request.ref_keypoints is not None:
+        if settings.align == "none" and settings.crop != "person":
+            raise UsageError(
+                "--ref-keypoints tell what to align to (--align) or to keep (--crop person); give one of them, or "
+                "leave the keypoints out"
+            )
+        person = read_person(request.ref_keypoints, reference.shape[:2])
+    files = files or free_names(request.out, **request.names())
+    files.check_free(overwrite=overwrite, inputs=request.inputs())
+    face = _use_face(driving, settings, checkpoint)
+    size = _size(settings, reference, checkpoint)
+    look = _Look(reference, settings.pose_backend)
+    crop, person = choose_crop(settings.crop, reference, size, face=face, person=person, look=look)
+    notes = [*look.notes, *_crop_notes(crop, reference, person)]
+    return Plan(
+        request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
+    )
+
+
+def choose_crop(
+    policy: str, reference: np.ndarray, size: tuple[int, int], *, face: bool, person: Person | None, look: Any
+) -> tuple[CropResize, Person | None]:
+    """What of the reference is kept. It is looked at for a person where something has to go.
+
+    Args:
+        policy: "published", "person" or "none".
+        reference: uint8 (H, W, 3).
+        size: (H, W) of the video.
+        face: whether face control runs.
+        person: in the reference, where it is known.
+        look: finds it where it is not; called at most once, without arguments; gives a `Person` or None.
+
+    Returns:
+        The crop, and the person where one is known now.
+    """
+    crop = crops.published_crop(reference.shape, size, face=face)
+    if crops.is_whole(crop, reference.shape):
+        return crop, person
+    person = person or look()
+    if policy == "person" and person is not None:
+        crop = crops.person_crop(reference.shape, size, crops.person_box(person, reference.shape))
+    return crop, person
+
+
+class _Look:
+    """Looks for a person in the reference, and notes what came of it."""
+
+    def __init__(self, reference: np.ndarray, backend: str) -> None:
+        self.reference, self.backend, self.notes = reference, backend, list[str]()
+
+    def __call__(self) -> Person | None:
+        try:
+            people = get_backend(self.backend).detect(self.reference)
+        except PerceptionError as error:  # the package or its models are missing
+            self.notes.append(f"the reference was not searched for a person, so its crop was not checked: {error}")
+            return None
+        if not people:
+            self.notes.append("nobody was found in the reference; it is cropped as published")
+            return None
+        return people[0]
+
+
+def _crop_notes(crop: CropResize, reference: np.ndarray, person: Person | None) -> Iterator[str]:
+    if person is None:
+        return
+    if cut := crops.what_is_cut(crop, crops.person_box(person, reference.shape)):
+        yield (
+            f"warning: the crop cuts the person in the reference ({cut}); crop=person keeps as much as fits, crop=none "
+            "keeps the whole image"
+        )
+
+
+def _size(settings: InferConfig, reference: np.ndarray, checkpoint: Checkpoint) -> tuple[int, int]:
+    if settings.crop == "none":
+        if settings.height is not None:
+            raise UsageError("crop=none takes the size from the reference; leave the size out, or choose another crop")
+        return crops.size_of_aspect(reference.shape, checkpoint.size)
+    return settings.height or checkpoint.size[0], settings.width or checkpoint.size[1]
+
+
+def _use_face(driving: Driving, settings: InferConfig, checkpoint: Checkpoint) -> bool:
+    wanted = settings.face
+    if settings.align != "none" and driving.kind == "pose":
+        raise UsageError("--align needs keypoints; it cannot move the skeletons of a pose video")
+    if settings.face_source is not None and (settings.align == "none" or driving.face_video is None):
+        raise UsageError(
+            f"face_source={settings.face_source} makes the faces of a person in a video for the figure in the picture; "
+            "give --align too, and drive with a video of a person"
+        )
+    if wanted and not checkpoint.has_face:
+        raise UsageError(f"--face: {checkpoint.folder} has no face ControlNet; leave out --face")
+    if wanted and driving.face_video is None:
+        raise UsageError(
+            f"--face: {driving.path} holds no faces (it is a {driving.kind} file); drive with a video of a person, "
+            "or name the video it was made from with --face-video"
+        )
+    possible = checkpoint.has_face and driving.face_video is not None
+    return possible if wanted is None else wanted
+
+
+def read_person(path: Path, size: tuple[int, ...]) -> Person:
+    """The person in a reference image, from a file instead of a detector.
+
+    Args:
+        path: keypoints (.npz); the first frame counts.
+        size: (H, W) of the image, px.
+
+    Returns:
+        Person: with the box around its body.
+
+    Raises:
+        UsageError: the file is missing, belongs to another size, or its first frame shows nobody.
+    """
+    if not path.exists():
+        raise UsageError(f"--ref-keypoints {path}: no such file; expected keypoints of the picture (.npz)")
+    track = PoseTrack.load(path)
+    seen = track.body[0, track.body[0, :, 2] > 0, :2]
+    if track.size != tuple(size) or not len(seen):
+        who = "somebody" if len(seen) else "nobody"
+        raise UsageError(
+            f"--ref-keypoints {path} shows {who} in a picture of {track.size[0]}x{track.size[1]} (HxW); expected a "
+            f"person in one of {size[0]}x{size[1]}, the size of --ref"
+        )
+    box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])
+    return Person(body=track.body[0], hands=track.hands[0], face=track.face[0], box=box, score=1.0)
+
+
+def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
+    """Lines that tell frames, windows, sizes, crop, weights with their hashes, and the expected cost.
+
+    Args:
+        plan: the animation.
+        device: where the networks run.
+        dtype: of the networks.
+    """
+    settings, driving, checkpoint = plan.settings, plan.driving, plan.checkpoint
+    assert settings.guidance is not None, "the checkpoint's own was put in"
+    frames, windows = len(driving.rows), plan.windows()
     work = Workload(
         frames=frames,
         windows=len(windows),
-        context=min(frames, config.context_frames),
-        steps=config.steps,
-        halves=2 if config.guidance > 1 else 1,
+        context=min(frames, settings.context_frames),
+        steps=settings.steps,
+        halves=2 if settings.guidance > 1 else 1,
         size=plan.size,
         face=plan.face,
-        decode_chunk=config.vae_chunk,
+        decode_chunk=settings.vae_chunk,
     )
     cost = estimate(checkpoint, work, device=device, dtype=dtype)
     height, width = plan.reference.shape[:2]
-    driving = plan.driving
-    print(f"reference  {height}x{width} (HxW)")
-    print(
+    left, top, across, down = plan.crop.box
+    kept = "all of it" if crops.is_whole(plan.crop, plan.reference.shape) else (
+        f"{down}x{across} (HxW) from x = {left}, y = {top}"
+    )  # fmt: skip
+    yield f"reference  {height}x{width} (HxW), kept {kept} (crop={settings.crop})"
+    for note in plan.notes:
+        yield f"  {note}"
+    yield (
         f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
         f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
     )
-    print(
+    yield (
         f"video      {frames} frames of {plan.size[0]}x{plan.size[1]} (HxW) at {float(driving.fps):.4g} fps = "
         f"{frames / float(driving.fps):.2f} s, face control {'on' if plan.face else 'off'}"
     )
-    print(
-        f"sampling   {config.steps} steps x {len(windows)} windows of {work.context} frames (overlap "
-        f"{config.context_overlap}, {config.context_schedule}), guidance {config.guidance:g}, seed {config.seed}"
+    yield (
+        f"sampling   {settings.steps} steps x {len(windows)} windows of {work.context} frames (overlap "
+        f"{settings.context_overlap}, {settings.context_schedule}), guidance {settings.guidance:g}, seed "
+        f"{settings.seed}, scheduler {settings.scheduler or 'of the checkpoint'}"
     )
-    print(f"device     {device}, {str(dtype).removeprefix('torch.')}, attention {config.attention}")
-    print(f"checkpoint {checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''}")
+    for entry in settings.lora:
+        yield f"lora       {entry}"
+    yield f"device     {device}, {str(dtype).removeprefix('torch.')}, attention {settings.attention}"
+    yield f"checkpoint {checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''}"
     for name, digest in checkpoint.hashes().items():
-        print(f"  {digest}  {name}")
-    print(
-        f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
-    )
-    print("would write:")
-    for path in plan.files.all(keypoints=plan.driving.kind == "video"):
-        print(f"  {path}")
+        yield f"  {digest}  {name}"
+    yield f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
+    yield "would write:"
+    for path in plan.files.all(keypoints=driving.kind == "video"):
+        yield f"  {path}"
 
 
 def _duration(seconds: float) -> str:

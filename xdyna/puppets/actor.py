@@ -4,7 +4,7 @@ The person's mouth, eyes, brows and turn of the head are read off the 68 landmar
 head is put where the person's is, at the size of that in the reference picture: puppets have large heads.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from xdyna.evaluation.metrics.people import expression_coefficients
 from xdyna.perception.errors import NoFaceError
 from xdyna.perception.face_patch import filled_landmarks
 from xdyna.perception.types import PoseTrack, mark_face, mark_outside
+from xdyna.pipelines.controls import ActedFaces
 from xdyna.puppets.world.motion import EXPRESSIONS
 from xdyna.puppets.world.render import render_clip
 
@@ -27,20 +28,15 @@ _MOST_YAW = 0.6  # rad
 _LARGEST = 512  # px, of what is rendered
 
 
-@dataclass(frozen=True)
-class Acted:
-    """A person's track with a puppet's head, and the pictures of it.
+class PuppetFaces:
+    """The face source of models that know puppets only (`face_source`): see `act`."""
 
-    Attributes:
-        track: body and face in px of the pictures.
-        pictures: uint8 (T, H, W, 3), of use around the face only.
-    """
-
-    track: PoseTrack
-    pictures: np.ndarray
+    def __call__(self, track: PoseTrack, reference: np.ndarray) -> ActedFaces:
+        """See `FaceSource`."""
+        return act(track, reference)
 
 
-def act(track: PoseTrack, reference: np.ndarray) -> Acted:
+def act(track: PoseTrack, reference: np.ndarray) -> ActedFaces:
     """Let a puppet make the faces of a track.
 
     Args:
@@ -48,7 +44,7 @@ def act(track: PoseTrack, reference: np.ndarray) -> Acted:
         reference: (18, 3) body of that figure, in px of the same picture; ears and neck must be there.
 
     Returns:
-        Acted: of the track's size; where no face was found, the last one stays (the first one before it).
+        ActedFaces: of the track's size; where no face was found, the last one stays (the first one before it).
 
     Raises:
         NoFaceError: no face in any frame, or no head in the reference.
@@ -74,7 +70,7 @@ def act(track: PoseTrack, reference: np.ndarray) -> Acted:
         body[k, HEAD] = _moved(clip.body[k, HEAD], matrix)
         face[k] = mark_face(_moved(clip.face[k], matrix), track.size)
     placed = replace(track, body=mark_outside(body, track.size), face=face)
-    return Acted(placed, pictures)
+    return ActedFaces(placed, pictures)
 
 
 def expressions(face: np.ndarray) -> np.ndarray:

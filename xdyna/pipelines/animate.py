@@ -1,0 +1,394 @@
+"""A reference image and a driving video -> a video: the whole way.
+
+    plan     = plan_animation(...)      size, crop, rate, frames, windows          pipelines/plan.py
+    track    = perceive(plan)           keypoints per frame, cached                pipelines/controls.py
+    controls = prepare(track, plan)     pose maps and face patches                 pipelines/controls.py
+    latents  = sample(...)              denoising, window by window                pipelines/xdyna.py
+    write_outputs(...)                  decoding, files                            pipelines/writing.py
+
+Each step can be called by itself.
+"""
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from xdyna.config.infer import InferConfig
+from xdyna.core.errors import FileError
+from xdyna.core.files import file_sha256
+from xdyna.core.manifest import peak_memory, write_manifest
+from xdyna.core.progress import Progress, Watch
+from xdyna.media.video import probe, read_frames
+from xdyna.perception.errors import NoFaceError
+from xdyna.pipelines.controls import Conditions, perceive, prepare
+from xdyna.pipelines.model import Model, load
+from xdyna.pipelines.outputs import OutputFiles, reserve
+from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
+from xdyna.pipelines.resume import PartialRun, fingerprint
+from xdyna.pipelines.writing import write_outputs
+from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
+
+
+class Frames(Sequence[np.ndarray]):
+    """The frames of a video file, read when they are asked for: uint8 (H, W, 3) RGB each.
+
+    Args:
+        path: the video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._count = probe(path).frame_count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        chosen = range(self._count)[index]  # an IndexError where it is out of range
+        if isinstance(chosen, range):
+            wanted = sorted(chosen)
+            found = dict(zip(wanted, read_frames(self.path, wanted), strict=True))
+            return [found[number] for number in chosen]
+        return next(read_frames(self.path, [chosen]))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return read_frames(self.path)
+
+    def numpy(self) -> np.ndarray:
+        """All frames at once, uint8 (T, H, W, 3)."""
+        return np.stack(list(self))
+
+
+@dataclass
+class Animation:
+    """A finished animation.
+
+    Attributes:
+        files: names of the video, the side-by-side video, the contact sheet, the manifest (and the keypoints).
+        plan: what was done.
+        manifest: everything that is needed to repeat it, as in the manifest's file.
+        written: the files that were written, the manifest last.
+        notes: what was said on the way.
+    """
+
+    files: OutputFiles
+    plan: Plan
+    manifest: dict[str, Any]
+    written: tuple[Path, ...]
+    notes: list[str] = field(default_factory=list)
+    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The video."""
+        return self.files.video
+
+    @property
+    def frames(self) -> Frames:
+        """The video's frames, read from the file."""
+        return Frames(self.path)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Move the video and the files beside it.
+
+        Args:
+            path: new name of the video.
+            overwrite: whether existing files may be replaced.
+
+        Returns:
+            The video's path.
+
+        Raises:
+            FileError: a file is in the way.
+        """
+        files = OutputFiles(Path(path) if Path(path).suffix.lower() == ".mp4" else Path(f"{path}.mp4"))
+        if (taken := files.taken()) and not overwrite:
+            raise FileError(f"{taken[0]} exists already; choose another name, or give overwrite=True")
+        files.video.parent.mkdir(parents=True, exist_ok=True)
+        keypoints = self.files.keypoints in self.written
+        targets = files.all(keypoints=keypoints)
+        for source, target in zip(self.files.all(keypoints=keypoints), targets, strict=True):
+            shutil.move(source, target)
+        self.files, self.written = files, targets
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+        return files.video
+
+
+def animate(
+    reference: ImageLike,
+    driving: DrivingLike,
+    *,
+    out: str | Path | None = None,
+    settings: InferConfig | None = None,
+    model: Model | str | Path | None = None,
+    kind: str = "auto",
+    face_video: Path | None = None,
+    ref_keypoints: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Animation:
+    """Animate the person in an image with the motion and the expression of a driving video.
+
+    Args:
+        reference: the person: a file, a PIL image or uint8 (H, W, 3).
+        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.perception.perceive`.
+        out: the video to write, beside which the other files go; None: temporary files, which `Animation.save` moves.
+        settings: all settings; None for the published ones.
+        model: what `xdyna.load` gave, for several animations with the same weights; or a pipeline folder, or its name.
+        kind: what the driving file is: "auto" (by its ending), "video", "pose" or "keypoints".
+        face_video: for pose videos and keypoints: the video they were made from.
+        ref_keypoints: keypoints of the person in the reference, where no detector sees it.
+        overwrite: whether existing files may be replaced.
+        progress: called as (stage, done, total).
+        cancel: asked often; True ends the work with a `CancelledError`. As after an interruption, the same call with
+            the same `out` goes on from there.
+
+    Returns:
+        Animation: its frames and files.
+
+    Raises:
+        UsageError: arguments that contradict each other, or a missing file.
+        ValueError: an input that cannot be used; the message says what to do.
+        CancelledError: see `cancel`.
+    """
+    settings = settings or InferConfig()
+    if not isinstance(model, Model):
+        model = load(model, settings)
+    notes: list[str] = []
+    temporary = tempfile.TemporaryDirectory(prefix="xdyna-") if out is None else None
+    folder = Path(temporary.name) if temporary is not None else Path("outputs")
+    request = Request(
+        reference, driving, Path(out) if out is not None else None, folder, kind, face_video, ref_keypoints
+    )
+    watch = Watch(progress, cancel, notes.append)
+    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch)
+    return dataclasses.replace(made, notes=notes, _temporary=temporary)
+
+
+def make(
+    request: Request,
+    model: Model,
+    *,
+    settings: InferConfig,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    cache_dir: Path | None = None,
+    argv: Sequence[str] = (),
+) -> Animation:
+    """Make one animation; what `animate` and the programs call.
+
+    Args:
+        request: files that go in and come out.
+        model: the weights.
+        settings: all settings.
+        overwrite: whether existing outputs may be replaced.
+        watch: the caller's callbacks.
+        cache_dir: where keypoints are cached; None for the default folder.
+        argv: arguments of the program, for the manifest.
+
+    Returns:
+        Animation: complete.
+
+    Raises:
+        ValueError: see `animate`.
+    """
+    start, watch = time.perf_counter(), watch or Watch()
+    with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **request.names()) as files:
+        plan = plan_animation(request, settings, model.checkpoint, files=files, overwrite=overwrite)
+        for note in plan.notes:
+            watch.say(note)
+        plan, conditions = _controls(plan, cache_dir, watch)
+        result, inputs = _deciding(plan, conditions, model, watch)
+        partial = PartialRun(files.video, fingerprint(result))
+        fitted = plan.fitted()
+        try:
+            before = time.perf_counter()
+            latents = sample(model.pipeline, plan, fitted, conditions, partial=partial, watch=watch)
+            sampling = time.perf_counter() - before
+            write_outputs(
+                plan.files,
+                _decoded(model.pipeline, latents, plan.settings.vae_chunk),
+                reference=fitted,
+                driving=plan.driving,
+                conditions=conditions,
+                keep_audio=plan.settings.keep_audio,
+                overwrite=overwrite,
+                watch=watch,
+            )
+        except BaseException:
+            if partial.save():
+                watch.say(f"partial result kept in {partial.path}; the same command goes on from there")
+            raise
+        partial.remove()
+        written = files.all(keypoints=plan.driving.kind == "video")
+        cost = {
+            "seconds": round(time.perf_counter() - start, 2),
+            "sampling_seconds": round(sampling, 2),
+            "peak_memory_bytes": peak_memory(model.device),
+        }
+        entries = {**result, "inputs": inputs, **cost, **_circumstances(plan, conditions, model, written)}
+        write_manifest(files.manifest, entries, argv=argv, overwrite=overwrite)
+        return Animation(files, plan, entries, written)
+
+
+def _controls(plan: Plan, cache_dir: Path | None, watch: Watch) -> tuple[Plan, Conditions]:
+    """Control images; without face control where no face is found and nobody insists on it."""
+    track = perceive(plan, cache_dir=cache_dir, watch=watch)
+    try:
+        conditions = prepare(track, plan, watch=watch)
+    except NoFaceError as error:
+        if plan.settings.face is not None:
+            raise
+        watch.say(f"note: going on without face control: {error}")
+        plan = plan.without_face()
+        conditions = prepare(track, plan, watch=watch)
+    if conditions.summary is not None:
+        watch.say(f"driving: {conditions.summary}")
+    return plan, conditions
+
+
+def _deciding(
+    plan: Plan, conditions: Conditions, model: Model, watch: Watch
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """What decides the result, for the fingerprint of a partial result; and the inputs with their paths."""
+    inputs = plan.request.digests()
+    inputs["driving"]["kind"] = plan.driving.kind
+    without_paths = {name: {k: v for k, v in entry.items() if k != "path"} for name, entry in inputs.items()}
+    result = {
+        "config": dataclasses.asdict(plan.settings),
+        "size": plan.size,
+        "crop": plan.crop.box,
+        "rows": plan.driving.rows.tolist(),
+        "face": conditions.face is not None,
+        "conditions": conditions.digest(),
+        "inputs": without_paths,
+        "weights": model.hashes(watch),
+        "dtype": str(model.dtype),
+    }
+    return result, inputs
+
+
+def _circumstances(plan: Plan, conditions: Conditions, model: Model, written: Sequence[Path]) -> dict[str, Any]:
+    alignment = conditions.placement.alignment
+    return {
+        "checkpoint": {"folder": str(model.checkpoint.folder), "untrained": model.checkpoint.untrained},
+        "device": str(model.device),
+        "fps": float(plan.driving.fps),
+        "driving_fps": plan.driving.source_fps,
+        "alignment": dataclasses.asdict(alignment) if alignment else None,
+        "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
+        "outputs": {path.name: file_sha256(path) for path in written[:-1]},
+    }
+
+
+def sample(
+    pipeline: XDynaPipeline,
+    plan: Plan,
+    fitted: np.ndarray,
+    conditions: Conditions,
+    *,
+    partial: PartialRun | None = None,
+    watch: Watch | None = None,
+) -> torch.Tensor:
+    """Denoise; goes on from a partial result of the same run.
+
+    Args:
+        pipeline: the networks.
+        plan: the animation.
+        fitted: the reference at the video's size, uint8 (H, W, 3).
+        conditions: control images.
+        partial: where finished steps are kept; None for nowhere.
+        watch: told of each window as "denoising".
+
+    Returns:
+        Tensor: (1, 4, T, h, w) latents, scaled.
+    """
+    settings, watch = plan.settings, watch or Watch()
+    assert settings.guidance is not None, "the checkpoint's own was put in"
+    generator = torch.Generator("cpu").manual_seed(settings.seed)
+    # Other schedulers keep a history of steps, which is not stored: their runs start over.
+    resumable = partial is not None and isinstance(pipeline.scheduler, DDIMScheduler)
+    done, latents = (partial.load() if resumable and partial is not None else None) or (0, None)
+    if done and partial is not None:
+        watch.say(f"going on after step {done} of {settings.steps} (found {partial.path})")
+
+    def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if resumable and partial is not None:
+            partial.update(step + 1, state["latents"])
+        return state
+
+    with _reporting(pipeline, watch):
+        sampled = pipeline(
+            plan.reference,
+            conditions.pose,
+            conditions.face,
+            prompt=settings.prompt,
+            negative_prompt=settings.negative_prompt,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            context_frames=settings.context_frames,
+            context_overlap=settings.context_overlap,
+            context_schedule=settings.context_schedule,
+            similarity_prior=settings.similarity_prior,
+            generator=generator,
+            latents=latents,
+            precomputed=Precomputed(
+                reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator), start_step=done
+            ),
+            callback_on_step_end=after_step,
+            output_type="latent",
+        )
+    return sampled.frames
+
+
+def _decoded(pipeline: XDynaPipeline, latents: torch.Tensor, chunk: int) -> Iterator[np.ndarray]:
+    for frames in pipeline.decode_frames(latents, chunk=chunk):
+        yield from to_uint8(frames)
+
+
+class _WindowCounter:
+    """Stands in for the pipeline's bar, and hands its counts on."""
+
+    def __init__(self, total: int, watch: Watch) -> None:
+        self.done, self.total, self.watch = 0, total, watch
+
+    def __enter__(self) -> "_WindowCounter":
+        self.watch.step("denoising", 0, self.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        self.watch.step("denoising", self.done, self.total)
+
+
+@contextmanager
+def _reporting(pipeline: XDynaPipeline, watch: Watch) -> Iterator[None]:
+    """While the block runs, the pipeline reports its windows to the watch instead of showing a bar."""
+    pipeline.progress_bar = lambda iterable=None, total=None: _WindowCounter(total, watch)
+    try:
+        yield
+    finally:
+        del pipeline.progress_bar

@@ -1,0 +1,154 @@
+"""What animates: a pipeline folder on a device, with the scheduler and the LoRA weights that were asked for."""
+
+import difflib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from xdyna.config.infer import InferConfig
+from xdyna.core.errors import UsageError
+from xdyna.core.files import file_sha256
+from xdyna.core.progress import Watch
+from xdyna.models.attention import require_xformers
+from xdyna.pipelines.folder import Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.pipelines.untrained import build_untrained
+from xdyna.pipelines.xdyna import XDynaPipeline
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Short names of diffusers' classes."""
+
+
+class Model:
+    """Weights that are loaded when the first animation needs them.
+
+    Args:
+        checkpoint: the pipeline folder.
+        settings: device, dtype, attention, face, scheduler and lora count.
+
+    Attributes:
+        checkpoint: as given.
+        device: where the networks run.
+        dtype: of the networks.
+
+    Raises:
+        UsageError: a device, scheduler or LoRA file that is not there.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: InferConfig) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        if settings.attention == "xformers":
+            require_xformers()
+        self.device = pick_device(settings.device)
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.scheduler = scheduler_class(settings.scheduler) if settings.scheduler is not None else None
+        self.lora = [parse_lora(entry) for entry in settings.lora]
+
+    @cached_property
+    def pipeline(self) -> XDynaPipeline:
+        """The pipeline itself, loaded strictly."""
+        settings = self.settings
+        face = self.checkpoint.has_face and settings.face is not False
+        pipeline = load_pipeline(
+            self.checkpoint, device=self.device, dtype=self.dtype, face=face, attention=settings.attention
+        )
+        if self.scheduler is not None:
+            pipeline.scheduler = self.scheduler.from_config(pipeline.scheduler.config)
+        names = [f"lora_{number}" for number in range(len(self.lora))]
+        for name, (path, _) in zip(names, self.lora, strict=True):
+            _load_lora(pipeline, path, name)
+        if names:
+            pipeline.set_adapters(names, [scale for _, scale in self.lora])
+        return pipeline
+
+    def hashes(self, watch: Watch | None = None) -> dict[str, str]:
+        """SHA-256 of every weight file, LoRA files included."""
+        if not hasattr(self, "_hashes"):
+            files, watch = self.checkpoint.weight_files(), watch or Watch()
+
+            def told() -> Any:
+                for number, path in enumerate(files):
+                    watch.step("hashing weights", number, len(files))
+                    yield path
+                watch.step("hashing weights", len(files), len(files))
+
+            self._hashes = self.checkpoint.hashes(told())
+            self._hashes |= {f"lora {path.name}": file_sha256(path) for path, _ in self.lora}
+        return self._hashes
+
+
+def load(checkpoint: str | Path | None = None, settings: InferConfig | None = None) -> Model:
+    """Choose the weights of one or many animations.
+
+    Args:
+        checkpoint: pipeline folder, or the name of one in pretrained/ ("xdyna-tiny"); None takes the converted official
+            weights where they are, else xdyna-tiny.
+        settings: see `Model`.
+
+    Returns:
+        Model: checked for completeness; loaded when it is first used.
+
+    Raises:
+        UsageError: no such folder.
+        WeightsError: the folder is incomplete or holds another kind of pipeline.
+    """
+    folder = Path(checkpoint) if checkpoint is not None else None
+    return Model(find_checkpoint(folder, build_untrained), settings or InferConfig())
+
+
+def scheduler_class(name: str) -> type[Any]:
+    """diffusers' scheduler class of a name: one of `SCHEDULERS`, or the class itself.
+
+    Raises:
+        UsageError: an unknown name; the message has the nearest.
+    """
+    found = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
+        return found
+    known = [*SCHEDULERS, *(entry for entry in dir(diffusers) if entry.endswith("Scheduler"))]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(
+        f"scheduler={name}: unknown; expected one of {', '.join(SCHEDULERS)}, or a scheduler class of diffusers{hint}"
+    )
+
+
+def parse_lora(entry: str) -> tuple[Path, float]:
+    """File and scale of "FILE" or "FILE:SCALE".
+
+    Raises:
+        UsageError: no such file, or a scale that is no number.
+    """
+    name, colon, scale = entry.rpartition(":")
+    path, factor = Path(entry), 1.0
+    if colon and not path.exists():
+        path = Path(name)
+        try:
+            factor = float(scale)
+        except ValueError as error:
+            raise UsageError(f"--lora {entry}: {scale!r} is no number; expected FILE or FILE:SCALE") from error
+    if not path.is_file():
+        raise UsageError(f"--lora {entry}: no such file {path}; expected LoRA weights (.safetensors)")
+    if path.suffix != ".safetensors":
+        raise UsageError(f"--lora {entry}: expected a .safetensors file")
+    return path, factor
+
+
+def _load_lora(pipeline: XDynaPipeline, path: Path, name: str) -> None:
+    try:
+        pipeline.load_lora_weights(str(path.parent.resolve()), weight_name=path.name, adapter_name=name)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--lora {path}: these weights do not fit this model ({reason})") from error
