@@ -24,13 +24,14 @@ from xdyna.models.attention import require_xformers
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines import batch
 from xdyna.pipelines.controls import Conditions, make_conditions, read_person
+from xdyna.pipelines.crop import fit_image, published_crop
 from xdyna.pipelines.driving import Driving, open_driving
 from xdyna.pipelines.folder import UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
 from xdyna.pipelines.outputs import OutputFiles, describe, free_names, reserve, write_outputs
 from xdyna.pipelines.plan import Plan, print_plan
 from xdyna.pipelines.resume import PartialRun, fingerprint
 from xdyna.pipelines.untrained import build_untrained
-from xdyna.pipelines.xdyna import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
+from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
 
 OUTPUTS = Path("outputs")
 
@@ -183,7 +184,7 @@ class Runner:
             print(f"driving: {conditions.summary}")
         face = conditions.face is not None
         crop = published_crop(plan.reference.shape, plan.size, face=face)
-        fitted = crop.image(plan.reference, interpolation="area" if face else "bilinear")
+        fitted = fit_image(plan.reference, crop, face=face)
         inputs = {
             "reference": {"path": str(job.reference), "sha256": file_sha256(job.reference)},
             "driving": {"path": str(job.drive), "sha256": file_sha256(job.drive), "kind": plan.driving.kind},
@@ -301,6 +302,7 @@ class Runner:
         partial: PartialRun,
     ) -> torch.Tensor:
         """Latents of the clip; goes on from a partial result of the same run."""
+        assert config.guidance is not None, "the checkpoint's own was put in"
         generator = torch.Generator("cpu").manual_seed(config.seed)
         # Other schedulers keep a history of steps, which is not stored: their runs start over.
         resumable = isinstance(pipeline.scheduler, DDIMScheduler)
@@ -308,9 +310,7 @@ class Runner:
         if done:
             print(f"going on after step {done} of {config.steps} (found {partial.path})")
         given = Precomputed(
-            reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator),
-            latents=latents,
-            start_step=done,
+            reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator), start_step=done
         )
 
         def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -324,8 +324,14 @@ class Runner:
             conditions.face,
             prompt=config.prompt,
             negative_prompt=config.negative_prompt,
-            options=sampling_options(config),
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            context_frames=config.context_frames,
+            context_overlap=config.context_overlap,
+            context_schedule=config.context_schedule,
+            similarity_prior=config.similarity_prior,
             generator=generator,
+            latents=latents,
             precomputed=given,
             callback_on_step_end=after_step,
             output_type="latent",
@@ -345,20 +351,6 @@ class Runner:
             "outputs": {path.name: file_sha256(path) for path in self._written(plan)[:-1]},
         }
         write_manifest(plan.files.manifest, entries, argv=self.argv, overwrite=self.overwrite)
-
-
-def sampling_options(config: InferConfig) -> SamplingOptions:
-    """The pipeline's part of the settings."""
-    assert config.guidance is not None, "the checkpoint's own was put in"
-    return SamplingOptions(
-        steps=config.steps,
-        guidance=config.guidance,
-        context_frames=config.context_frames,
-        context_overlap=config.context_overlap,
-        context_schedule=config.context_schedule,
-        similarity_prior=config.similarity_prior,
-        decode_chunk=config.vae_chunk,
-    )
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
