@@ -1,4 +1,4 @@
-"""The command line that all programs share: settings in Hydra's grammar, flags made from the schema, Hydra's own options.
+"""The command line of all programs: settings in Hydra's grammar, flags made from the schema, Hydra's own options.
 
 `steps=10` and `--steps 10` are the same; of several, the last one wins. Files and actions are flags of each program.
 """
@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,6 @@ class Program(Generic[Schema]):
 
     Attributes:
         name: sub-command of `xdyna`.
-        script: its file in scripts/.
         root: of its configuration: configs/ROOT.yaml.
         schema: of its settings.
         description: for --help.
@@ -54,7 +54,6 @@ class Program(Generic[Schema]):
     """
 
     name: str
-    script: str
     root: str
     schema: type[Schema]
     description: str
@@ -65,13 +64,14 @@ class Program(Generic[Schema]):
     def parser(self) -> argparse.ArgumentParser:
         """A parser with the settings and Hydra's options; the program adds its files and actions."""
         p = argparse.ArgumentParser(
-            prog=f"xdyna {self.name}",
+            prog=_name(self.name),
             description=self.description,
             epilog=f"example: {self.example}" if self.example else None,
             usage=f"%(prog)s [options] [key=value ...]{' INPUT ...' if self.inputs else ''}",
             allow_abbrev=False,
         )
         p.set_defaults(overrides=[])
+        p.register("action", "override", _Override)
         _add_hydra(p, guidance="guidance" in self.schema.__dataclass_fields__)  # type: ignore[attr-defined]
         _add_settings(p, self.schema, self.lists)
         p.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -84,7 +84,7 @@ class Program(Generic[Schema]):
         work: Callable[[Command[Schema]], int],
         *,
         prepare: Callable[[argparse.Namespace], None] | None = None,
-        placeholders: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None,
+        placeholders: Callable[[argparse.Namespace], Mapping[str, Any] | None] | None = None,
         numbered: Callable[[Command[Schema], int], list[str]] | None = None,
     ) -> int:
         """Do what a command line asks for.
@@ -189,6 +189,12 @@ def _split(program: Any, parser: argparse.ArgumentParser, argv: Sequence[str]) -
     return words
 
 
+def _name(command: str) -> str:
+    """What the user has typed: a script of scripts/, or `xdyna COMMAND`."""
+    started = Path(sys.argv[0])
+    return started.name if started.parent.name == "scripts" and started.suffix == ".py" else f"xdyna {command}"
+
+
 class _Setting(argparse.Action):
     """A flag that stands for a setting: `--steps 10` is `steps=10`."""
 
@@ -288,7 +294,8 @@ def _add_settings(p: argparse.ArgumentParser, schema: type[Any], lists: Sequence
         elif field.name in lists:
             group.add_argument(f"--{name}", nargs="+", metavar="X", **options)
         elif bare is not None:
-            group.add_argument(f"--{name}", nargs="?", const=bare, metavar="|".join(field.metadata["choices"]), **options)
+            metavar = "|".join(field.metadata["choices"])
+            group.add_argument(f"--{name}", nargs="?", const=bare, metavar=metavar, **options)
             options["help"] = f"as --{name} {field.default}"
             group.add_argument(f"--no-{name}", nargs=0, const=field.default, **options)
         else:
@@ -311,4 +318,3 @@ def quoted(text: str) -> str:
     plain = re.sub(r"(\\*)'", lambda found: f"{found[1] * 2}\\'", plain)
     plain = re.sub(r"(\\+)\Z", lambda found: found[1] * 2, plain)
     return f"'{plain}'"
-

@@ -13,7 +13,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
-from xdyna.cli.infer_args import parser, settings
+from xdyna.cli.arguments import Command
+from xdyna.cli.infer_args import PROGRAM, numbered, parser, prepare
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
@@ -44,7 +45,7 @@ class Job:
         reference: picture of the person.
         drive: driving file.
         out: video to write; None for an automatic name.
-        kind: kind of driving file, see `driving.KINDS`.
+        kind: kind of driving file, see `DRIVE_KINDS`.
         face_video: for pose videos and key points: where the faces come from.
         ref_keypoints: key points of the person in the reference; None looks for it where it is needed.
         prompt: text; None takes the config's.
@@ -70,9 +71,13 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/infer.py`. Args: argv: without the program's name. Returns: exit code."""
-    args = parser().parse_args(argv)
+    return PROGRAM.main(parser(), argv, work, prepare=prepare, numbered=numbered)
+
+
+def work(command: Command[InferConfig]) -> int:
+    """Make the animations. Args: command: what is asked for. Returns: exit code."""
+    args, config = command.flags, command.config
     quiet_libraries()
-    config = settings(args)
     if config.attention == "xformers":
         require_xformers()
     jobs = _jobs(args)
@@ -87,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         dtype=pick_dtype(config.dtype, device),
         cache_dir=args.cache_dir,
         overwrite=args.overwrite,
-        argv=list(argv),
+        argv=command.argv,
     )
     if args.dry_run:
         for job in jobs:

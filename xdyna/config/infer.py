@@ -12,6 +12,7 @@ ATTENTION = ("sdpa", "xformers")
 SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
+DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
 CROPS = ("published", "person", "none")
 
 

@@ -26,12 +26,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xdyna.config import mistakes
+from xdyna.config.convert import ConvertConfig
+from xdyna.config.model import ModelConfig
 from xdyna.core.errors import ConfigError
 
 Schema = TypeVar("Schema")
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-CFG_KINDS = ("job", "hydra", "all")
 
 
 class Composed(NamedTuple, Generic[Schema]):
@@ -84,6 +85,19 @@ def compose(
         merged = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), composed))
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
         return Composed(typing.cast(Schema, OmegaConf.to_object(merged)), tree)
+
+
+def load_model(name: str, config_dir: str | os.PathLike[str] | None = None) -> ModelConfig:
+    """Sizes of the networks of `configs/model/NAME.yaml`.
+
+    Args:
+        name: "sd15", "tiny", ...
+        config_dir: as for `compose`.
+
+    Raises:
+        ConfigError: there is none of that name, or something in it is wrong.
+    """
+    return compose(ConvertConfig, "convert", [f"model={name}"], config_dir=config_dir).config.model
 
 
 def show(
@@ -139,7 +153,7 @@ def sweep(
     with _prepared(schema, root, overrides, config_dir) as (hydra, given):
         whole = hydra.compose_config(root, given, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
         params = OmegaConf.select(whole, "hydra.sweeper.params") or {}
-        words = [*(f"{key}={value}" for key, value in params.items()), *given]
+        words = [*(f"{key}={value}" for key, value in params.items()), *overrides]
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(words)
         plain = [each.input_line for each in parsed if not each.is_sweep_override()]
         (jobs,) = BasicSweeper.split_arguments([each for each in parsed if each.is_sweep_override()], None)

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from xdyna.config.settings import descriptions
 from xdyna.core.errors import ConfigError
 
 UNKNOWN = (ConfigAttributeError, ConfigKeyError)
@@ -68,9 +69,10 @@ def bad_file(path: Path | None, error: Exception) -> ConfigError:
 
 def missing_value(schema: Any, key: str) -> ConfigError:
     """The error for a value that must be given and is not. Args: schema; key: with dots."""
-    kind = _type_name(schema, key)
-    example = "'{}=[...]'" if kind == "a list" else "{}=VALUE"
-    return ConfigError(f"{key} has no value yet, and this needs one ({kind}); give {example.format(key)}")
+    *parents, last = key.split(".")
+    told = _described(schema, parents).get(last, "").partition(";")[0].rstrip(".")
+    example = f"'{key}=[...]'" if _type_name(schema, key) == "a list" else f"{key}=VALUE"
+    return ConfigError(f"{key} must be given{f' ({told})' if told else ''}: add {example}")
 
 
 def check_keys(schema: Any, tree: Any, where: str = "", prefix: str = "") -> None:
@@ -242,6 +244,12 @@ def _fields_at(schema: Any, parents: Sequence[str]) -> dict[str, Any]:
         if dataclasses.is_dataclass(hints.get(parent)):
             hints = typing.get_type_hints(hints[parent])
     return hints
+
+
+def _described(schema: Any, parents: Sequence[str]) -> dict[str, str]:
+    for parent in parents:
+        schema = typing.get_type_hints(schema).get(parent, schema)
+    return descriptions(schema)
 
 
 def _is_free(schema: Any, parents: Sequence[str]) -> bool:

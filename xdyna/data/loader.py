@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from types import FrameType
 from typing import Any
-from weakref import WeakSet
 
 import cv2
 import torch
@@ -82,18 +87,50 @@ class _Guarded(Dataset[Sample | _Failure]):
             return _Failure(f"sample {index} cannot be made: {type(error).__name__}: {error}")
 
 
-_running: WeakSet[Any] = WeakSet()
-"""PyTorch's iterators with workers that are in use."""
+class _Iteration:
+    """The workers of one iterator over a loader, and their end.
+
+    Args:
+        batches: PyTorch's iterator.
+        in_use: what the workers were told to watch (`_WorkerStart`); None without workers.
+    """
+
+    def __init__(self, batches: Any, in_use: Event | None) -> None:
+        self.batches, self.in_use = batches, in_use
+        self.workers: list[BaseProcess] = list(getattr(batches, "_workers", ()))
+
+    def end(self) -> None:
+        """End the workers, whatever state they are in: nobody needs to wait for them afterwards."""
+        if self in _running:
+            _running.remove(self)
+        if self.in_use is None:
+            return
+        self.in_use.clear()
+        for worker in self.workers:
+            _quietly(worker.terminate)
+        for worker in self.workers:
+            _quietly(worker.join, 2)
+        self.batches._shutdown_workers()
+        for worker in self.workers:  # one that hangs in a library does not see signals
+            _quietly(worker.kill)
+            _quietly(worker.join, 5)
+
+
+def _quietly(action: Callable[..., Any], *arguments: Any) -> None:
+    with contextlib.suppress(ValueError, ProcessLookupError, RuntimeError):  # gone already, or PyTorch's word of that
+        action(*arguments)
+
+
+_running: list[_Iteration] = []
+"""Not weak: an iterator that was lost in an exception leaves workers behind that somebody must end."""
 
 
 @atexit.register
 def _end_workers() -> None:
-    """At its exit Python sends SIGTERM to the workers and waits for them, but they do not heed it (`_start_worker`): so
-    they are ended before."""
-    for batches in list(_running):
-        batches._shutdown_workers()
-        for worker in batches._workers:
-            worker.kill()
+    """At its exit Python sends SIGTERM to the workers and waits for them, but while their loader is in use they leave
+    SIGTERM to the training process (`_WorkerStart`): so they are ended before."""
+    for iteration in list(_running):
+        iteration.end()
 
 
 class ClipLoader(DataLoader[Batch]):
@@ -108,22 +145,33 @@ class ClipLoader(DataLoader[Batch]):
         Raises:
             DataError: a sample could not be made, or a worker died.
         """
+        in_use = self.multiprocessing_context.Event() if self.num_workers else None
+        self.worker_init_fn = _WorkerStart(in_use)
+        if in_use is not None:
+            in_use.set()
         batches = super().__iter__()
-        if self.num_workers:
-            _running.add(batches)
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise DataError(
-                    f"a process that makes training data died ({str(error).splitlines()[0]}); it may have run out of "
-                    f"memory: lower data.workers or data.prefetch"
-                ) from error
-            if isinstance(batch, _Failure):
-                raise DataError(batch.message)
-            yield batch
+        iteration = _Iteration(batches, in_use)
+        _running.append(iteration)
+        try:
+            while True:
+                batch = _next_batch(batches)
+                if isinstance(batch, _Failure):
+                    raise DataError(batch.message)
+                yield batch
+        finally:  # also where this iterator is dropped, or lost in an exception
+            iteration.end()
+
+
+def _next_batch(batches: Iterator[Any]) -> Any:
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a process that makes training data died ({str(error).splitlines()[0]}); it may have run out of "
+            f"memory: lower data.workers or data.prefetch"
+        ) from error
 
 
 def build_loader(
@@ -137,6 +185,7 @@ def build_loader(
     accumulation: int = 1,
     vae: str | None = None,
     tokens: str | None = None,
+    start_method: str | None = None,
 ) -> ClipLoader:
     """Batches of one rank; the same for any number of workers.
 
@@ -150,6 +199,7 @@ def build_loader(
         accumulation: micro-steps of one optimizer step.
         vae: see `build_dataset`.
         tokens: see `build_dataset`.
+        start_method: "fork", "spawn" or "forkserver"; None takes Python's own for this system.
 
     Returns:
         Endless iterable of `Batch`, one per micro-step.
@@ -167,7 +217,7 @@ def build_loader(
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
         collate_fn=_collate_guarded,
-        worker_init_fn=_start_worker,
+        multiprocessing_context=multiprocessing.get_context(start_method) if config.workers else None,
     )
 
 
@@ -178,12 +228,37 @@ def _collate_guarded(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
     return collate([sample for sample in samples if isinstance(sample, Sample)])
 
 
-def _start_worker(worker: int) -> None:
-    """One thread each, in a process group of its own: Ctrl-C and SIGTERM are for the training process, which saves
-    first, also where they are sent to all processes (Slurm). Workers end when it ends (`_end_workers`)."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
+@dataclass(frozen=True)
+class _WorkerStart:
+    """What a worker does first. It runs one thread, in a process group of its own: Ctrl-C and SIGTERM are for the
+    training process, which saves first, also where they are sent to all processes (Slurm).
+
+    A worker ends when its loader is gone (then SIGTERM counts again) and when its parent dies, however that was.
+
+    Attributes:
+        in_use: set while the loader's iterator is; None without workers.
+    """
+
+    in_use: Event | None
+
+    def __call__(self, worker: int) -> None:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminated)
+        if hasattr(os, "setpgrp"):  # not on Windows
+            os.setpgrp()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        if self.in_use is None or not self.in_use.is_set():
+            os._exit(0)  # another code would be an error to PyTorch
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end. Under forkserver it is not the process that this one was forked from: Python knows it
+    by a pipe, which a kill -9 closes too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

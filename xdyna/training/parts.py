@@ -21,7 +21,7 @@ from xdyna.evaluation.metrics.regions import RegionQuality
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import untrained as tiny
-from xdyna.pipelines.folder import find_checkpoint, load_pipeline, save_pipeline
+from xdyna.pipelines.folder import find_checkpoint, load_pipeline, named_folder, save_pipeline
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.training.errors import TrainingWarning
 from xdyna.training.handover import hand_over
@@ -53,7 +53,7 @@ def build_components(config: TrainConfig) -> Components:
             )
         pipeline = tiny.build_pipeline(config.model, seed=config.seed)
     else:
-        folder = Path(config.init)
+        folder = named_folder(config.init)
         if not folder.is_dir():
             raise UsageError(
                 f"init: {folder} does not exist; run the stage before this one first, or give init=FOLDER "
@@ -130,7 +130,7 @@ def initial_hashes(config: TrainConfig) -> dict[str, str]:
     """sha256 of the weight files that a run starts from."""
     if config.init is None:
         return {}
-    return find_checkpoint(Path(config.init), tiny.build_untrained).hashes()
+    return find_checkpoint(named_folder(config.init), tiny.build_untrained).hashes()
 
 
 def as_pipeline(components: Components) -> XDynaPipeline:
