@@ -232,9 +232,7 @@ def test_the_value_range_is_that_of_all_frames(pipeline, wide, monkeypatch, net)
 
     monkeypatch.setattr(getattr(pipeline, net), "forward", spy)
     clip = {"pose_video": frames} if channels == 3 else {"pose_video": poses(), "face_video": frames}
-    pipeline(
-        wide, **clip, **OPTIONS, generator=seeded(), precomputed=Precomputed(offsets=[0])
-    )
+    pipeline(wide, **clip, **OPTIONS, generator=seeded(), precomputed=Precomputed(offsets=[0]))
     expected = torch.from_numpy((frames[:4].astype(np.float32) - low) / (205 - low)).permute(0, 3, 1, 2)
     torch.testing.assert_close(given[0], expected)
     assert torch.cat(given).max() == 1
