@@ -13,7 +13,7 @@ from xdyna.cli.convert import main
 from xdyna.core.program import run
 from xdyna.pipelines.folder import find_checkpoint, load_pipeline, save_pipeline
 from xdyna.pipelines.untrained import build_pipeline, build_untrained
-from xdyna.pipelines.xdyna import SamplingOptions, XDynaPipeline
+from xdyna.pipelines.xdyna import XDynaPipeline
 
 
 def published_resampler(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,7 +89,8 @@ def test_converted_folder_computes_the_same(published, capsys):
     for pipeline in (source, ours):
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)
-        videos.append(pipeline(reference, pose, face, options=SamplingOptions(steps=2), generator=generator).frames)
+        options = {"num_inference_steps": 2, "output_type": "np"}
+        videos.append(pipeline(reference, pose, face, **options, generator=generator).frames)
     np.testing.assert_array_equal(videos[0], videos[1])
 
 
@@ -112,7 +113,7 @@ def test_download_then_convert(published, monkeypatch, capsys):
             (root / "elsewhere.ckpt").rename(file.target(folder))
 
     (root / "unet/unet-checkpoint-epoch-5.ckpt").rename(root / "elsewhere.ckpt")
-    monkeypatch.setattr("xdyna.cli.convert.fetch", stand_in)
+    monkeypatch.setattr("xdyna.pipelines.convert.fetch", stand_in)
     assert convert(root, "--download") == 0
     assert "X-Dyna/unet-checkpoint-epoch-5.ckpt" in fetched
     assert not [name for name in fetched if name.startswith("animatediff")]  # of no use for animation

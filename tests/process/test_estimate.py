@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xdyna.pipelines.estimate import Workload, estimate
 from xdyna.pipelines.folder import find_checkpoint, load_pipeline
-from xdyna.pipelines.xdyna import Precomputed, SamplingOptions
+from xdyna.pipelines.xdyna import Precomputed
 
 FRAMES, SIDE, CPU = 7, 64, torch.device("cpu")
 
@@ -16,18 +16,23 @@ FRAMES, SIDE, CPU = 7, 64, torch.device("cpu")
 def counted(pipeline, *, face: bool, guidance: float, prompt: str = "") -> float:
     rng = np.random.default_rng(0)
     pose, faces = (rng.integers(0, 256, (FRAMES, SIDE, SIDE, c), dtype=np.uint8) for c in (3, 6))
-    tokens = pipeline.encode_text(["", prompt])
-    given = Precomputed(
-        reference_latents=torch.randn(1, 4, SIDE // 8, SIDE // 8),
-        text_tokens=tokens,
-        image_tokens=torch.randn(2, 16, 8),
-    )
-    options = SamplingOptions(steps=2, guidance=guidance, context_frames=4, context_overlap=2)
+    text, no_text = pipeline.encode_prompt(prompt)
+    image, no_image = torch.randn(2, 1, 16, 8)
+    arguments = {
+        "num_inference_steps": 2,
+        "guidance_scale": guidance,
+        "context_frames": 4,
+        "context_overlap": 2,
+        "prompt_embeds": text,
+        "negative_prompt_embeds": no_text,
+        "image_embeds": image,
+        "negative_image_embeds": no_image,
+        "precomputed": Precomputed(reference_latents=torch.randn(1, 4, SIDE // 8, SIDE // 8)),
+        "output_type": "latent",
+    }
     # Fused CPU attention is not counted; its plain form is made of countable matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        latents = pipeline(
-            None, pose, faces if face else None, options=options, precomputed=given, output_type="latent"
-        ).frames
+        latents = pipeline(None, pose, faces if face else None, **arguments).frames
         list(pipeline.decode_frames(latents))
     return counter.get_total_flops()
 

@@ -1,6 +1,7 @@
 """Every setting gets to where it acts: the pipeline's arguments, the sound of the video, files beside a batch file."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ from xdyna.pipelines import folder as checkpoint_module
 from xdyna.pipelines.batch import read_pairs
 from xdyna.pipelines.driving import open_driving
 from xdyna.pipelines.folder import PUBLISHED_GUIDANCE, find_checkpoint
-from xdyna.pipelines.xdyna import SamplingOptions, XDynaPipeline, XDynaPipelineOutput
+from xdyna.pipelines.xdyna import XDynaPipeline, XDynaPipelineOutput
 
 # Every value differs from its default and from every other number here.
 OTHER = {
@@ -38,7 +39,16 @@ OTHER = {
     "prompt": "a person dances",
     "negative_prompt": "blurry",
 }
-PIPELINE_OPTIONS = ("steps", "guidance", "context_frames", "context_overlap", "context_schedule", "similarity_prior")
+PIPELINE_OPTIONS = {  # settings -> arguments of the pipeline's call
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "context_frames": "context_frames",
+    "context_overlap": "context_overlap",
+    "context_schedule": "context_schedule",
+    "similarity_prior": "similarity_prior",
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+}
 
 
 @dataclasses.dataclass
@@ -59,11 +69,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     seen: list[Call] = []
     decode = XDynaPipeline.decode_frames
 
-    def call(self, reference, pose_frames, face_frames=None, **options):
+    def call(self, image, pose_video, face_video=None, **options):
         options["seed"] = options["generator"].initial_seed()
-        seen.append(Call(self, reference, pose_frames, face_frames, options))
-        height, width = pose_frames.shape[1:3]
-        return XDynaPipelineOutput(frames=torch.zeros(1, 4, len(pose_frames), height // 8, width // 8))
+        seen.append(Call(self, image, pose_video, face_video, options))
+        height, width = pose_video.shape[1:3]
+        return XDynaPipelineOutput(frames=torch.zeros(1, 4, len(pose_video), height // 8, width // 8))
 
     def decode_frames(self, latents, *, chunk=4):
         seen[-1].chunk = chunk
@@ -78,18 +88,18 @@ def check(call: Call, **changes: Any) -> None:
     """Everything that reached the pipeline is as published, but for the changes."""
     defaults = {field.name: field.default for field in dataclasses.fields(InferConfig) if field.name in OTHER}
     expected = defaults | {"guidance": PUBLISHED_GUIDANCE} | changes  # what the file leaves to the checkpoint
-    options = {name: value for name, value in expected.items() if name in PIPELINE_OPTIONS}
-    assert call.options["options"] == SamplingOptions(**options, decode_chunk=expected["vae_chunk"])
-    assert {name: call.options[name] for name in ("prompt", "negative_prompt", "seed")} == {
-        name: expected[name] for name in ("prompt", "negative_prompt", "seed")
+    names = {**PIPELINE_OPTIONS, "seed": "seed"}
+    assert {name: call.options[argument] for name, argument in names.items()} == {
+        name: expected[name] for name in names
     }
     assert call.chunk == expected["vae_chunk"]
 
 
 def test_the_defaults_are_those_of_the_pipeline():
-    for name in PIPELINE_OPTIONS:
+    arguments = inspect.signature(XDynaPipeline.__call__).parameters
+    for name, argument in PIPELINE_OPTIONS.items():
         ours = PUBLISHED_GUIDANCE if name == "guidance" else getattr(InferConfig(), name)
-        assert ours == getattr(SamplingOptions(), name), name
+        assert ours == (arguments[argument].default or ""), name
         assert OTHER[name] != getattr(InferConfig(), name), name
 
 
@@ -97,8 +107,10 @@ def test_the_defaults_are_those_of_the_pipeline():
 def test_each_sampling_setting_of_a_file_reaches_the_pipeline(infer, calls, tmp_path, name):
     """The setting changes what it should and nothing else; None: the published settings."""
     change = {name: OTHER[name]} if name else {}
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"steps": 25, **change}))
-    assert infer("--config", "my.yaml", "--out", "a.mp4", "--steps", change.get("steps", 25)) == 0
+    (tmp_path / "own" / "preset").mkdir(parents=True)
+    written = yaml.safe_dump({"steps": 25, **change})
+    (tmp_path / "own" / "preset" / "my.yaml").write_text(f"# @package _global_\n{written}")
+    assert infer("--config-dir", "own", "preset=my", "--out", "a.mp4", "--steps", change.get("steps", 25)) == 0
     check(calls[0], **change)
 
 

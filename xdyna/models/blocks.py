@@ -400,8 +400,10 @@ def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor]
     """
     end = len(skips)
     for block in blocks:
-        start = end - len(block.resnets)
-        size = skips[start - 1].shape[-2:] if start else None
+        resnets = block.resnets
+        assert isinstance(resnets, nn.ModuleList)
+        start = end - len(resnets)
+        size = (skips[start - 1].shape[-2], skips[start - 1].shape[-1]) if start else None
         x_ZCHW = block(x_ZCHW, skips[start:end], context, size)
         end = start
     return x_ZCHW

@@ -131,10 +131,12 @@ def _stacked(frames: Sequence[Any], name: str) -> np.ndarray | Tensor:
     """Frames of one video, each an image, as one array or tensor."""
     if not frames:
         raise ValueError(f"{name} has an empty list of frames; expected at least one frame")
-    entries = [np.asarray(frame.convert("RGB")) if isinstance(frame, Image.Image) else frame for frame in frames]
-    shapes = {tuple(entry.shape) if isinstance(entry, np.ndarray | Tensor) else _kind(entry) for entry in entries}
-    if len(shapes) > 1 or not isinstance(entries[0], np.ndarray | Tensor):
-        raise ValueError(f"the frames of {name} are {sorted(map(str, shapes))}; expected images of one size")
+    entries: list[Any] = [
+        np.asarray(frame.convert("RGB")) if isinstance(frame, Image.Image) else frame for frame in frames
+    ]
+    kinds = {f"{_kind(entry)} {tuple(getattr(entry, 'shape', ()))}" for entry in entries}
+    if len(kinds) > 1 or not isinstance(entries[0], np.ndarray | Tensor):
+        raise ValueError(f"the frames of {name} are {', '.join(sorted(kinds))}; expected images of one kind and size")
     return torch.stack(entries) if isinstance(entries[0], Tensor) else np.stack(entries)
 
 

@@ -22,8 +22,7 @@ from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import untrained as tiny
 from xdyna.pipelines.folder import find_checkpoint, load_pipeline, named_folder, save_pipeline
-from xdyna.pipelines.options import SamplingOptions
-from xdyna.pipelines.xdyna import XDynaPipeline
+from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.training.errors import TrainingWarning
 from xdyna.training.handover import hand_over
 from xdyna.training.initial import initialise
@@ -178,12 +177,21 @@ def sampler(config: TrainConfig, components: Components) -> Callable[[int], Samp
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: int) -> np.ndarray:
     settings = config.validation
-    options = SamplingOptions(steps=settings.steps, guidance=settings.guidance, decode_chunk=16)
     face = _pictures(clip.face) if config.stage == "face" else None
     generator = torch.Generator().manual_seed(seed)
     reference = _pictures(clip.pixels[:1])[0]
-    frames = pipeline(reference, _pictures(clip.pose), face, options=options, generator=generator).frames
-    return np.asarray(frames)
+    videos = pipeline(
+        reference,
+        _pictures(clip.pose),
+        face,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        decode_chunk_size=16,
+        generator=generator,
+        output_type="pt",
+    ).frames
+    assert isinstance(videos, Tensor)
+    return to_uint8(videos[0])
 
 
 def _sheet(reference: np.ndarray, pose: np.ndarray, frames: np.ndarray, target: np.ndarray) -> np.ndarray:

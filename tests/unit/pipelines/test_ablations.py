@@ -1,12 +1,10 @@
 """The pipeline without the Dynamics-Adapter: with a ReferenceNet (`w/RefNet`), with image tokens alone (`w/IP-A`)."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from tests.unit.pipelines.test_animate import OPTIONS, clip, make_pipeline, run  # noqa: F401  (clip is a fixture)
+from tests.unit.pipelines.test_xdyna import OPTIONS, clip, make_pipeline, run  # noqa: F401  (clip is a fixture)
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.xdyna import XDynaPipeline
@@ -52,7 +50,7 @@ def test_the_reference_is_read_once_per_clip_with_the_tokens_of_each_half(clip, 
     guided = run(pipeline, clip, output_type="latent")
     assert [tuple(shape[:1]) for call in calls for shape in call] == [(2,)] * 3
     calls.clear()
-    run(pipeline, clip, options=dataclasses.replace(OPTIONS, guidance=1.0))
+    run(pipeline, clip, guidance_scale=1.0)
     assert [tuple(shape[:1]) for call in calls for shape in call] == [(1,)] * 3
     plain = run(without_adapter(reference_net=False), clip, output_type="latent")
     assert not torch.allclose(guided, plain, atol=1e-3)
