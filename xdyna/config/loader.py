@@ -60,7 +60,7 @@ def compose(
 
     Args:
         schema: a dataclass; its defaults hold for everything that is not given.
-        root: name of a file in `configs` (or in `config_dir`), without ".yaml".
+        root: name of a file right in `configs` (or in `config_dir`), without ".yaml".
         overrides: in Hydra's grammar: "key=value", "group=name", "+key=value", "++key=value", "~key".
         config_dir: a folder of the user's own, laid out like `configs` and searched first.
         placeholders: stand in for values that must be given ("???") and are not, by dotted key.
@@ -236,8 +236,8 @@ def _prepared(
             listed = override.value() if group and not override.is_sweep_override() else None
             if isinstance(listed, list) and not set(listed) <= set(names(key, config_dir)):
                 # Hydra takes a list for several configs of the group; here it is the key of the same name.
-                store_group(key, "given", {key: listed})
-                words.append(f"{key}=given")
+                store_group(f"value_of_{key}", "given", {key: listed})
+                words.append(f"+value_of_{key}=given")
             else:
                 words.append(str(override.input_line))
         yield hydra, words
