@@ -17,8 +17,8 @@ from xdyna.perception.smooth import OneEuro
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines import controls as module
 from xdyna.pipelines.controls import Conditions
-from xdyna.pipelines.writing import driving_pictures
 from xdyna.pipelines.driving import Driving, open_driving
+from xdyna.pipelines.writing import driving_pictures
 
 HEIGHT, WIDTH, FRAMES = 96, 64, 5
 GREYS = np.arange(FRAMES) * 40 + 50  # of the driving frames

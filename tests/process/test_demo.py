@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdyna.cli import demo, infer
+from xdyna.cli import demo
 from xdyna.cli.demo import ASSETS, DRIVING, FRAMES, REFERENCE, SampleFiles, driving_clip, reference_clip, write_sample
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.types import PoseTrack
+from xdyna.pipelines import animate
 from xdyna.pipelines import controls as conditions
 from xdyna.pipelines import folder as weights
 from xdyna.puppets.world import DYNAMIC_SCENES, EXPRESSIONS, SPLITS
@@ -77,14 +78,14 @@ def test_the_demo_animates_without_a_detector(checkpoint, tmp_path, monkeypatch,
         raise AssertionError("a detector was asked for")
 
     monkeypatch.setattr(conditions, "get_backend", refuse)
-    monkeypatch.setattr(conditions, "perceive", refuse)
+    monkeypatch.setattr(conditions, "perceive_video", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "TINY", checkpoint)  # and not the published weights, where those are installed
     if not there:
         monkeypatch.setattr(demo, "ASSETS", tmp_path / "none")
     plans = []
-    original = infer.Runner.plan
-    monkeypatch.setattr(infer.Runner, "plan", lambda *args: plans.append(original(*args)) or plans[-1])
+    original = animate.plan_animation
+    monkeypatch.setattr(animate, "plan_animation", lambda *a, **k: plans.append(original(*a, **k)) or plans[-1])
     assert demo.main(["--frames", "3", "--steps", "1"]) == 0
     told = capsys.readouterr().out
     assert "3 frames, 32x32, 12 fps" in told

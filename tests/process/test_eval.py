@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,9 @@ import torch
 
 from tests.unit.evaluation.test_inputs import frames, write
 from tests.unit.training.processes import together
-from xdyna.cli import infer_args
+from xdyna.cli.arguments import Command
 from xdyna.config.eval import EvalConfig
+from xdyna.config.infer import InferConfig
 from xdyna.config.loader import compose, names
 from xdyna.core.errors import WeightsError
 from xdyna.core.program import run
@@ -25,7 +27,7 @@ from xdyna.evaluation.networks.mtcnn import ONet, PNet, RNet
 from xdyna.evaluation.networks.registry import WeightFile
 from xdyna.evaluation.paper import TABLES
 from xdyna.evaluation.weights import fetch
-from xdyna.pipelines.batch import read_pairs
+from xdyna.pipelines.plan import Request
 
 ROOT = Path(__file__).parents[2]
 FAST = "mae,psnr,ssim,temporal_ratio,warping_error"
@@ -223,29 +225,28 @@ def test_downloads_are_checked(tmp_path: Path) -> None:
 def test_generate_makes_what_is_missing_and_measures_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inference is replaced by a copy of the truth; its options are those of scripts/infer.py."""
+    """Inference is replaced by a copy of the truth; its settings are those of scripts/infer.py."""
     truth = write(tmp_path / "truth.mp4", frames(1))
     cv2.imwrite(str(tmp_path / "ref.png"), frames(2)[0])
     rows = [{"id": name, "ref": "ref.png", "drive": "truth.mp4", "truth": "truth.mp4"} for name in ("one", "two")]
     (tmp_path / "list.json").write_text(json.dumps(rows))
-    calls: list[list[str]] = []
+    calls: list[tuple[list[str], int, int]] = []
 
-    def infer(argv: list[str]) -> int:
-        args = infer_args.parser().parse_args(argv)
-        calls.append(argv)
-        for pair in read_pairs(args.batch):
-            shutil.copy(truth, pair["out"])
+    def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
+        calls.append(([r.out.name for r in requests], command.config.steps, command.config.seed))
+        for request in requests:
+            shutil.copy(truth, request.out)
         return 0
 
-    monkeypatch.setattr("xdyna.cli.infer.main", infer)
+    monkeypatch.setattr("xdyna.cli.infer.make_all", make_all)
     argv = ["--generate", str(tmp_path / "list.json"), "--infer", "--steps 3", "--out", str(tmp_path / "out")]
     assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr"]) == 0
     assert values(tmp_path)["psnr"] == 100
-    assert calls[0][-4:] == ["--seed", "42", "--steps", "3"]
+    assert calls[0] == (["one.mp4", "two.mp4"], 3, 42)
     (tmp_path / "out" / "generated" / "two.mp4").unlink()
     assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 0
-    assert [pair["out"].endswith("two.mp4") for pair in read_pairs(Path(calls[1][1]))] == [True]
-    monkeypatch.setattr("xdyna.cli.infer.main", lambda argv: 1)
+    assert calls[1][0] == ["two.mp4"]
+    monkeypatch.setattr("xdyna.cli.infer.make_all", lambda requests, command: 1)
     (tmp_path / "out" / "generated" / "one.mp4").unlink()
     capsys.readouterr()
     assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 1

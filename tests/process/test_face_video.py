@@ -12,9 +12,9 @@ from xdyna.media.video import VideoWriter
 from xdyna.perception.face_patch import global_patch
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines import controls as module
+from xdyna.pipelines.driving import open_driving
 from xdyna.pipelines.plan import read_person
 from xdyna.pipelines.writing import driving_pictures
-from xdyna.pipelines.driving import open_driving
 
 HEIGHT, WIDTH, FRAMES = 96, 64, 6
 GREYS = np.arange(FRAMES) * 35 + 50  # of the video's frames
@@ -76,7 +76,9 @@ def test_faces_come_from_the_frames_the_points_were_found_in(tmp_path, files, ke
 def test_it_equals_a_run_that_found_the_same_points(infer, files, tmp_path, monkeypatch):
     points, video = files
     assert infer("--drive", points, "--face-video", video, "--out", "points.mp4") == 0
-    monkeypatch.setattr(module, "perceive_video", lambda *a, frame_indices, **k: track_with_faces().select(frame_indices))
+    monkeypatch.setattr(
+        module, "perceive_video", lambda *a, frame_indices, **k: track_with_faces().select(frame_indices)
+    )
     assert infer("--drive", video, "--out", "video.mp4") == 0
     assert infer("--drive", points, "--out", "faceless.mp4") == 0
     runs = {n: json.loads((tmp_path / f"{n}.run.json").read_text()) for n in ("points", "video", "faceless")}

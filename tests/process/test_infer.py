@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from xdyna.cli.infer import Runner, main
+from xdyna.cli.infer import main
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import WeightsError
 from xdyna.core.files import file_sha256
@@ -19,6 +19,7 @@ from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines.folder import find_checkpoint
+from xdyna.pipelines.plan import Request, plan_animation
 from xdyna.pipelines.untrained import build_untrained
 
 
@@ -61,14 +62,13 @@ def test_same_command_same_bytes(infer, tmp_path):
 
 
 def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
-    from xdyna.cli import infer as module
-    from xdyna.pipelines import controls as conditions
+    from xdyna.pipelines import animate, controls
 
     assert infer("--out", "a.mp4") == 0
-    monkeypatch.setattr(conditions, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(controls, "IN_MEMORY_BYTES", 0)
     seen = []
-    original = module.make_conditions
-    monkeypatch.setattr(module, "make_conditions", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
+    original = animate.prepare
+    monkeypatch.setattr(animate, "prepare", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
     assert infer("--out", "b.mp4") == 0
     assert isinstance(seen[0].pose, np.memmap)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
@@ -303,7 +303,7 @@ def test_debug_shows_the_traceback(infer, capsys):
 
 
 def test_unexpected_errors_are_one_message(infer, capsys, monkeypatch):
-    from xdyna.cli import infer as module
+    from xdyna.pipelines import animate as module
 
     def broken(*args, **kwargs):
         raise ZeroDivisionError("division by zero")
@@ -321,23 +321,17 @@ def test_key_points_track_round_trip(media):
     assert track.body.shape == (7, 18, 3)
 
 
-def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, tmp_path):
+def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, media, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint, folder)
     assert find_checkpoint(folder, build_untrained).guidance == 7.5
     (folder / "sampling.json").write_text('{"guidance": 1.5}')
     found = find_checkpoint(folder, build_untrained)
     for given, used in ((None, 1.5), (3.0, 3.0)):
-        runner = Runner(
-            found,
-            InferConfig(guidance=given),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            cache_dir=tmp_path,
-            overwrite=False,
-            argv=[],
+        plan = plan_animation(
+            Request(media / "ref.png", media / "driving.npz", tmp_path / "out.mp4"), InferConfig(guidance=given), found
         )
-        assert runner.config.guidance == used
+        assert plan.settings.guidance == used
     for wrong in ("{", '{"guidance": "high"}', '{"guidance": -1}', "{}"):
         (folder / "sampling.json").write_text(wrong)
         with pytest.raises(WeightsError, match=r"sampling\.json"):

@@ -103,7 +103,7 @@ def test_batch_entries_may_not_share_a_name(infer, media, tmp_path, capsys):
 
 
 def test_partial_result_survives_a_failure_while_writing(infer, tmp_path, capsys, monkeypatch):
-    from xdyna.cli import infer as module
+    from xdyna.pipelines import animate as module
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

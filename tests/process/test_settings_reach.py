@@ -138,7 +138,9 @@ def test_pictures_that_reach_the_pipeline(infer, calls, media, monkeypatch):
     track = standing_figure(frames=7)
     angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
     track.face[:] = np.stack([32 + 4 * np.cos(angles), 14 + 5 * np.sin(angles), np.ones(68)], axis=-1)
-    monkeypatch.setattr(conditions, "perceive", lambda path, *, frame_indices, **kwargs: track.select(frame_indices))
+    monkeypatch.setattr(
+        conditions, "perceive_video", lambda path, *, frame_indices, **kwargs: track.select(frame_indices)
+    )
     reference = read_image(media / "ref.png")
     fitted = []
     original = XDynaPipeline.encode_reference
@@ -163,7 +165,7 @@ def test_pictures_that_reach_the_pipeline(infer, calls, media, monkeypatch):
 
 
 def test_dtype_and_attention_reach_the_loading(infer, calls, monkeypatch):
-    from xdyna.cli import infer as module
+    from xdyna.pipelines import model as module
 
     loaded = []
     original = module.load_pipeline

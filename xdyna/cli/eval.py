@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from xdyna.cli.arguments import Command, Program, quoted
 from xdyna.config.eval import EvalConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
+from xdyna.pipelines.plan import Request
 
 if TYPE_CHECKING:
     from xdyna.evaluation.inputs import Inputs
@@ -138,7 +140,7 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
     if args.pairs is not None:
         found = from_list(args.pairs)
     elif args.generate is not None:
-        found = generate(args.generate, args.out / "generated", options=args.infer)
+        found = generate(args.generate, args.out / "generated", lambda requests: _animate(requests, args.infer))
     else:
         found = from_folders(args.generated, args.truth, args.driving, args.masks_dir)
     found.entries = found.entries[: args.quick]
@@ -158,3 +160,12 @@ def _ending(report: "Report", *, allow_skipped: bool) -> int:
     empty = [r.metric.name for r in report.results if any(v != v for v in r.values.values())]
     print(f"not computed: {', '.join([*(entry.name for entry in report.skipped), *empty])}")
     return 0 if allow_skipped and not empty else FAILURE
+
+
+def _animate(requests: list[Request], options: str) -> int:
+    """Make videos with the settings of scripts/infer.py. Args: options: of its command line."""
+    from xdyna.cli import infer  # heavy, and not needed when everything is there
+
+    return infer.PROGRAM.main(
+        infer.parser(), shlex.split(options), lambda command: infer.make_all(requests, command), prepare=infer.prepare
+    )

@@ -25,15 +25,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def work(command: Command[InferConfig]) -> int:
-    """Make the animations. Args: command: what is asked for. Returns: exit code."""
+    """Make the animations, or tell the plan. Args: command: what is asked for. Returns: exit code."""
+    return make_all(_requests(command.flags), command)
+
+
+def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
+    """Make animations with one set of weights.
+
+    Args:
+        requests: files that go in and come out.
+        command: settings and flags.
+
+    Returns:
+        Exit code: 0 when all were made.
+    """
     args, settings = command.flags, command.config
     quiet_libraries()
-    requests = _requests(args)
     model = load(args.checkpoint, settings)
     folder = model.checkpoint.folder
     if model.checkpoint.untrained:
         print(f"note: {folder}: {(folder / UNTRAINED_MARK).read_text().strip()}")
-
     if args.dry_run:
         for request in requests:
             plan = plan_animation(request, settings, model.checkpoint, overwrite=args.overwrite)

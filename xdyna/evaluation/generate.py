@@ -2,16 +2,15 @@
 
 import json
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from xdyna.core.errors import UsageError
 from xdyna.evaluation.inputs import VIDEOS, Entry, Inputs
+from xdyna.pipelines.plan import Request
 
 KEYS = ("id", "ref", "drive", "truth", "face_video", "prompt", "drive_kind")
-SEED = 42
 
 
 def read_tests(path: Path) -> list[dict[str, str]]:
@@ -56,16 +55,13 @@ def read_tests(path: Path) -> list[dict[str, str]]:
     return [tests[name] for name in sorted(tests)]
 
 
-def generate(
-    path: Path, folder: Path, *, options: str = "", infer: Callable[[Sequence[str]], int] | None = None
-) -> Inputs:
+def generate(path: Path, folder: Path, make: Callable[[list[Request]], Any]) -> Inputs:
     """Make the videos of a test list that are not there yet.
 
     Args:
         path: the list.
         folder: gets ID.mp4 for each entry.
-        options: more options for scripts/infer.py, as on its command line; the seed is 42 unless they say otherwise.
-        infer: runs it; default: `xdyna.cli.infer.main`.
+        make: makes the animations that are asked for; one that fails does not stop the others.
 
     Returns:
         Inputs: the generated videos with their truth and driving videos.
@@ -80,10 +76,7 @@ def generate(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [test for test in tests if not _video(folder, test).exists()]
     if missing:
-        run = infer or _infer()
-        batch = folder / "batch.json"
-        batch.write_text(json.dumps([_job(folder, test) for test in missing], indent=1) + "\n")
-        run(["--batch", str(batch), "--seed", str(SEED), *shlex.split(options)])
+        make([_request(folder, test) for test in missing])
         if lost := [test["id"] for test in missing if not _video(folder, test).exists()]:
             raise ValueError(
                 f"{len(lost)} of {len(tests)} videos could not be made ({', '.join(lost[:5])}); see the messages "
@@ -92,19 +85,19 @@ def generate(
     return Inputs([_entry(folder, test) for test in tests])
 
 
-def _infer() -> Callable[[Sequence[str]], int]:
-    from xdyna.cli.infer import main  # heavy, and not needed when everything is there
-
-    return main
-
-
 def _video(folder: Path, test: dict[str, str]) -> Path:
     return folder / f"{test['id']}.mp4"
 
 
-def _job(folder: Path, test: dict[str, str]) -> dict[str, Any]:
-    kept = {key: value for key, value in test.items() if key not in ("id", "truth")}
-    return {**kept, "out": str(_video(folder, test).resolve())}
+def _request(folder: Path, test: dict[str, str]) -> Request:
+    return Request(
+        Path(test["ref"]),
+        Path(test["drive"]),
+        out=_video(folder, test),
+        kind=test.get("drive_kind", "auto"),
+        face_video=Path(test["face_video"]) if "face_video" in test else None,
+        prompt=test.get("prompt"),
+    )
 
 
 def _entry(folder: Path, test: dict[str, str]) -> Entry:
