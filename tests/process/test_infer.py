@@ -210,7 +210,7 @@ def test_dry_run_writes_nothing(infer, tmp_path, capsys):
 
 def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
     """Ctrl-C in the middle of sampling keeps the latents; the same command then gives the bytes of an unbroken run."""
-    from xdyna.pipelines import xdyna as animate
+    from xdyna.pipelines import sampler as animate
 
     assert infer("--out", "whole.mp4", "--steps", "4") == 0
     original, calls = animate.predict_noise, []
@@ -235,7 +235,7 @@ def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
 
 
 def test_partial_result_of_another_run_is_not_used(infer, tmp_path, capsys, monkeypatch):
-    from xdyna.pipelines import xdyna as animate
+    from xdyna.pipelines import sampler as animate
 
     original, calls = animate.predict_noise, []
 
@@ -255,7 +255,7 @@ def test_partial_result_of_another_run_is_not_used(infer, tmp_path, capsys, monk
 
 
 def test_ctrl_c_while_writing_leaves_no_half_video(infer, tmp_path, monkeypatch):
-    from xdyna.pipelines import outputs as module
+    from xdyna.pipelines import writing as module
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -196,8 +196,8 @@ def plan_animation(
     if request.ref_keypoints is not None:
         if settings.align == "none" and settings.crop != "person":
             raise UsageError(
-                "--ref-keypoints tell what to align to (--align) or to keep (--crop person); give one of them, or "
-                "leave the keypoints out"
+                "--ref-keypoints tell what to align to, or what to keep (--crop person); give --align too, or leave "
+                "them out"
             )
         person = read_person(request.ref_keypoints, reference.shape[:2])
     files = files or free_names(request.out, **request.names())
@@ -246,7 +246,7 @@ class _Look:
     def __call__(self) -> Person | None:
         try:
             people = get_backend(self.backend).detect(self.reference)
-        except PerceptionError as error:  # the package or its models are missing
+        except (PerceptionError, OSError) as error:  # the package or its models are missing, or cannot be unpacked
             self.notes.append(f"the reference was not searched for a person, so its crop was not checked: {error}")
             return None
         if not people:
