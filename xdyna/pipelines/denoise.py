@@ -1,7 +1,7 @@
 """The sampling loop: noise prediction over overlapping windows, guidance, scheduler steps.
 
 Shape legend: H halves of guidance (2 = [unconditional, conditional], or 1), T generated frames, h w latent grid.
-Nothing here draws random numbers: noise and window offsets come in (see `animate.py`).
+Nothing here draws random numbers: noise and window offsets come in (see `prepare.py`).
 """
 
 from collections import Counter
@@ -110,13 +110,15 @@ class ControlResidualCache:
             outputs = []
             for condition, low, high in self.conditions:
                 pictures = scale_condition(condition.pictures[frames].to(sample.device), low, high)
-                outputs.append(run_controlnet(condition.controlnet, sample, timestep, text, pictures.to(sample.dtype)))
+                dtype = condition.controlnet.dtype  # need not be the UNet's
+                inputs = sample.to(dtype), timestep, text.to(dtype), pictures.to(dtype)
+                outputs.append(run_controlnet(condition.controlnet, *inputs))
             per_text.append(merge_residuals(outputs))
         for i in range(len(frames)):
             rows = [r.select([i]) for r in per_text]
             yield ControlResiduals(
-                tuple(torch.cat(level) for level in zip(*(r.down for r in rows), strict=True)),
-                torch.cat([r.mid for r in rows]),
+                tuple(torch.cat(level).to(sample.dtype) for level in zip(*(r.down for r in rows), strict=True)),
+                torch.cat([r.mid for r in rows]).to(sample.dtype),
             )
 
 
@@ -137,7 +139,8 @@ def read_reference(net: ReferenceNet, reference: Tensor, tokens: Tokens) -> tupl
         tuple[Tensor, ...]: one (H, L, C) per spatial self-attention.
     """
     halves = tokens.text.shape[0]
-    return net(reference[:, :, 0].to(net.dtype).expand(halves, -1, -1, -1), tokens.text, tokens.image)
+    image = tokens.image.to(net.dtype) if tokens.image is not None else None
+    return net(reference[:, :, 0].to(net.dtype).expand(halves, -1, -1, -1), tokens.text.to(net.dtype), image)
 
 
 def predict_noise(

@@ -164,7 +164,8 @@ class VideoSampler:
         if self._controls is None or self._controls.tokens is not tokens:
             self._controls = ControlResidualCache(self.conditions, tokens)
             if self.reference_net is not None:
-                self._features = read_reference(self.reference_net, self.reference, tokens)
+                features = read_reference(self.reference_net, self.reference, tokens)
+                self._features = tuple(feature.to(self.unet.dtype) for feature in features)
         prediction = predict_noise(
             self.unet,
             self.scheduler.scale_model_input(latents, timestep),

@@ -25,6 +25,7 @@ from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import Tokens
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
+from xdyna.pipelines.lora import LoraLoaderMixin
 from xdyna.pipelines.options import PUBLISHED_GUIDANCE, Precomputed, Windows
 from xdyna.pipelines.prepare import PreparationMixin
 from xdyna.pipelines.sampler import Embeddings, VideoSampler
@@ -49,7 +50,7 @@ class XDynaPipelineOutput(BaseOutput):
     frames: np.ndarray | Tensor | list[list[Image.Image]]
 
 
-class XDynaPipeline(DiffusionPipeline, PreparationMixin):
+class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
     """Animate the person in an image (X-Dyna, CVPR 2025).
 
     Args:
