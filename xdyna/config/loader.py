@@ -29,10 +29,11 @@ from xdyna.config import mistakes
 from xdyna.config.convert import ConvertConfig
 from xdyna.config.model import ModelConfig
 from xdyna.core.errors import ConfigError
+from xdyna.core.resources import resource
 
 Schema = TypeVar("Schema")
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = resource("configs")
 
 
 class Composed(NamedTuple, Generic[Schema]):
