@@ -1,21 +1,64 @@
-"""xdyna: animate a picture of a person with the motion and the expression of a driving video.
+"""xdyna: animate an image of a person with the motion and the expression of a driving video.
 
-Importing the package loads nothing heavy; its names are imported when they are first used.
+    import xdyna
+
+    animation = xdyna.animate("person.jpg", "dance.mp4")
+    animation.save("out.mp4")
+
+Importing the package loads nothing heavy: each name below is loaded when it is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xdyna.config.eval import EvalConfig
+    from xdyna.config.infer import InferConfig
+    from xdyna.config.train import TrainConfig
+    from xdyna.evaluation.evaluate import evaluate
+    from xdyna.perception.track import perceive
+    from xdyna.pipelines.animate import Animation, animate
+    from xdyna.pipelines.controls import prepare
+    from xdyna.pipelines.model import load
+    from xdyna.pipelines.plan import plan_animation
     from xdyna.pipelines.xdyna import XDynaPipeline
 
-__all__ = ["XDynaPipeline"]
 __version__ = "0.1.0.dev0"
 
-_MODULES = {"XDynaPipeline": "xdyna.pipelines.xdyna"}
+__all__ = [
+    "Animation",
+    "EvalConfig",
+    "InferConfig",
+    "TrainConfig",
+    "XDynaPipeline",
+    "animate",
+    "evaluate",
+    "load",
+    "perceive",
+    "plan_animation",
+    "prepare",
+]
+
+_PLACES = {
+    "Animation": "xdyna.pipelines.animate",
+    "EvalConfig": "xdyna.config.eval",
+    "InferConfig": "xdyna.config.infer",
+    "TrainConfig": "xdyna.config.train",
+    "XDynaPipeline": "xdyna.pipelines.xdyna",
+    "animate": "xdyna.pipelines.animate",
+    "evaluate": "xdyna.evaluation.evaluate",
+    "load": "xdyna.pipelines.model",
+    "perceive": "xdyna.perception.track",
+    "plan_animation": "xdyna.pipelines.plan",
+    "prepare": "xdyna.pipelines.controls",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    if name not in _PLACES:
+        raise AttributeError(f"module 'xdyna' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,155 @@
+"""The library: `xdyna.animate`, its steps by themselves, what comes back, and how it is cancelled."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+from PIL import Image
+
+import xdyna
+from tests.process.small import SMALL, standing_figure
+from xdyna.config.infer import InferConfig
+from xdyna.core.errors import FileError, UsageError
+from xdyna.core.progress import CancelledError
+from xdyna.media.image import read_image
+from xdyna.media.video import read_frames
+from xdyna.perception.types import PoseTrack
+from xdyna.pipelines.controls import perceive, prepare
+from xdyna.pipelines.model import parse_lora
+from xdyna.pipelines.plan import Request, plan_animation
+
+QUICK = InferConfig(steps=2)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, xdyna; print([m for m in ('torch', 'diffusers', 'cv2', 'numpy', 'hydra') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_name_is_there() -> None:
+    for name in xdyna.__all__:
+        assert getattr(xdyna, name).__name__ == name
+    assert set(xdyna.__all__) <= set(dir(xdyna))
+    with pytest.raises(AttributeError, match="no attribute 'animated'"):
+        xdyna.animated  # noqa: B018
+
+
+def test_it_gives_the_bytes_of_the_program(infer, checkpoint, media, tmp_path) -> None:
+    assert infer("--out", "program.mp4") == 0
+    made = xdyna.animate(media / "ref.png", media / "driving.npz", out="library.mp4", settings=QUICK, model=checkpoint)
+    assert made.path == Path("library.mp4")
+    assert made.path.read_bytes() == Path("program.mp4").read_bytes()
+    assert made.manifest["conditions"]
+    assert [path.name for path in made.written] == [
+        "library.mp4", "library.grid.mp4", "library.sheet.png", "library.run.json",
+    ]  # fmt: skip
+
+
+def test_frames_are_read_back(checkpoint, media) -> None:
+    made = xdyna.animate(media / "ref.png", media / "driving.npz", out="a.mp4", settings=QUICK, model=checkpoint)
+    decoded = list(read_frames(made.path))
+    assert len(made.frames) == 7
+    for number, frame in enumerate(made.frames):
+        np.testing.assert_array_equal(frame, decoded[number])
+    np.testing.assert_array_equal(made.frames[-1], decoded[6])
+    np.testing.assert_array_equal(np.stack(made.frames[5:1:-2]), np.stack([decoded[5], decoded[3]]))
+    np.testing.assert_array_equal(made.frames.numpy(), np.stack(decoded))
+    with pytest.raises(IndexError):
+        made.frames[7]
+
+
+def test_without_a_name_it_is_temporary_until_it_is_saved(checkpoint, media, tmp_path) -> None:
+    reference = read_image(media / "ref.png")
+    track = PoseTrack.load(media / "driving.npz")
+    made = xdyna.animate(Image.fromarray(reference), track, settings=QUICK, model=checkpoint)
+    first, content = made.path, made.path.read_bytes()
+    named = xdyna.animate(media / "ref.png", media / "driving.npz", out="named.mp4", settings=QUICK, model=checkpoint)
+    assert named.path.read_bytes() == content
+    with pytest.raises(FileError, match=r"named\.mp4 exists already"):
+        made.save("named.mp4")
+    assert made.save("mine/saved") == Path("mine/saved.mp4")
+    assert Path("mine/saved.mp4").read_bytes() == content
+    assert sorted(path.name for path in Path("mine").iterdir()) == [
+        "saved.grid.mp4", "saved.mp4", "saved.run.json", "saved.sheet.png",
+    ]  # fmt: skip
+    assert not first.exists()
+    assert not first.parent.exists()
+    assert len(made.frames) == 7
+
+
+def test_progress_and_cancelling(checkpoint, media) -> None:
+    settings = InferConfig(steps=4)
+    files = (media / "ref.png", media / "driving.npz")
+    whole = xdyna.animate(*files, out="whole.mp4", settings=settings, model=checkpoint)
+    seen: list[tuple[str, int, int]] = []
+
+    def stop_in_the_third_window() -> bool:
+        return seen[-1] == ("denoising", 2, 4)
+
+    with pytest.raises(CancelledError, match="cancelled while denoising"):
+        xdyna.animate(
+            *files, out="cut.mp4", settings=settings, model=checkpoint,
+            progress=lambda *step: seen.append(step), cancel=stop_in_the_third_window,
+        )  # fmt: skip
+    assert not Path("cut.mp4").exists()
+    seen.clear()
+    again = xdyna.animate(
+        *files, out="cut.mp4", settings=settings, model=checkpoint, progress=lambda *step: seen.append(step)
+    )
+    assert [step for step in seen if step[0] == "denoising"] == [("denoising", n, 2) for n in range(3)] or [
+        step for step in seen if step[0] == "denoising"
+    ] == [("denoising", n, 3) for n in range(4)]  # what was done is not done again
+    assert [step[1:] for step in seen if step[0] == "decoding"] == [(n, 7) for n in range(1, 8)]
+    assert any("going on after step" in note for note in again.notes)
+    assert again.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_each_step_by_itself(checkpoint, media) -> None:
+    model = xdyna.load(checkpoint, QUICK)
+    plan = plan_animation(Request(media / "ref.png", media / "driving.npz"), QUICK, model.checkpoint)
+    track = perceive(plan)
+    controls = prepare(track, plan)
+    assert controls.pose.shape == (7, 32, 32, 3)
+    np.testing.assert_array_equal(track.body, standing_figure(frames=7).body)
+    video = model.pipeline(
+        plan.fitted(), controls.pose, num_inference_steps=2, guidance_scale=1.0, output_type="pil",
+        generator=torch.Generator().manual_seed(0),
+    ).frames[0]  # fmt: skip
+    assert [frame.size for frame in video] == [(32, 32)] * 7
+
+
+def test_another_scheduler(checkpoint, media) -> None:
+    settings = dataclasses.replace(QUICK, scheduler="unipc")
+    model = xdyna.load(checkpoint, settings)
+    assert isinstance(model.pipeline.scheduler, UniPCMultistepScheduler)
+    assert model.pipeline.scheduler.config.beta_schedule == SMALL.scheduler["beta_schedule"]
+    files = (media / "ref.png", media / "driving.npz")
+    other = xdyna.animate(*files, out="unipc.mp4", settings=settings, model=model)
+    ddim = xdyna.animate(*files, out="ddim.mp4", settings=QUICK, model=checkpoint)
+    assert other.path.read_bytes() != ddim.path.read_bytes()
+    with pytest.raises(UsageError, match="did you mean dpmsolver"):
+        xdyna.load(checkpoint, dataclasses.replace(QUICK, scheduler="dpmsolver"))
+    with pytest.raises(UsageError, match="scheduler=UNet2DModel: unknown"):
+        xdyna.load(checkpoint, dataclasses.replace(QUICK, scheduler="UNet2DModel"))
+
+
+def test_names_of_lora_files(tmp_path: Path) -> None:
+    path = tmp_path / "a:1.safetensors"
+    path.write_bytes(b"x")
+    assert parse_lora(str(path)) == (path, 1.0)
+    assert parse_lora(f"{path}:0.5") == (path, 0.5)
+    with pytest.raises(UsageError, match="'half' is no number"):
+        parse_lora(f"{path}:half")
+    with pytest.raises(UsageError, match=r"no such file .*b\.safetensors"):
+        parse_lora(str(tmp_path / "b.safetensors:0.5"))
