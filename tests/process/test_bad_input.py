@@ -327,7 +327,7 @@ def test_full_disk(checkpoint, media, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     command = [sys.executable, SCRIPT, "--ref", media / "ref.png", "--drive", media / "driving.npz", "--steps", "1"]
-    command += ["--checkpoint", checkpoint, "--out", tmp_path / "out.mp4", "--size", "256x256"]
+    command += ["--checkpoint", checkpoint, "--out", tmp_path / "out.mp4", "--size", "192x128"]
     done = subprocess.run([str(c) for c in command], preexec_fn=limited, capture_output=True, text=True, check=False)
     message = done.stderr.strip().splitlines()[-1]
     print(message)
