@@ -51,9 +51,9 @@ def _split_names(flags: argparse.Namespace) -> None:
 
 
 def _sampling(command: Command[BenchConfig]) -> int:
+    from xdyna.core.device import pick_device
     from xdyna.core.quiet import quiet_libraries
     from xdyna.pipelines.bench import bench_sampling
-    from xdyna.pipelines.folder import pick_device
 
     config = command.config
     quiet_libraries()
@@ -103,8 +103,8 @@ def _no_data(flags: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _train(command: Command[TrainConfig]) -> int:
+    from xdyna.core.device import pick_device
     from xdyna.core.quiet import quiet_libraries
-    from xdyna.pipelines.folder import pick_device
     from xdyna.training.bench import bench_training
 
     args = command.flags

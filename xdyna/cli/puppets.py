@@ -1,4 +1,4 @@
-"""The rendered world: `scripts/puppets.py report|eval|sensitivity|train-extractors|train-reader`."""
+"""The rendered world: `scripts/puppets.py report|eval|faces|sensitivity|train-extractors|train-reader`."""
 
 import importlib
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from xdyna.core.errors import UsageError
 ACTIONS = {
     "report": ("xdyna.puppets.report", "measure a small model on held-out clips, with contact sheets"),
     "eval": ("xdyna.puppets.eval_tiny", "evaluate xdyna-tiny on held-out clips; writes docs/eval_tiny.md"),
+    "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),
     "train-extractors": ("xdyna.puppets.train_extractors", "train the networks that metrics look through"),
     "train-reader": ("xdyna.puppets.train_reader", "train the network that reads mouth and eye opening"),

@@ -120,8 +120,6 @@ class DataConfig:
                 f"and with no other"
             )
         self._check_footage()
-        if self.source == "puppet":
-            self.check_length()
 
     def _check_footage(self) -> None:
         self.manifests = [_checked_manifest(entry) for entry in self.manifests]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -22,10 +22,8 @@ from safetensors import SafetensorError, safe_open
 from xdyna.config.data import DataConfig, DataError
 from xdyna.data.footage_video import FootageVideo
 from xdyna.data.schedule import Bucket, Slot, Stock
-from xdyna.data.sources import Faces, Latents, PuppetVideo, Shot, Video
-from xdyna.media import CropResize
+from xdyna.data.sources import Faces, Latents, Shot, Video, named
 from xdyna.perception import PoseTrack
-from xdyna.puppets.world import FPS
 
 FORMAT = "xdyna-clips-1"
 SHARD_CLIPS = 64
@@ -203,8 +201,55 @@ class StoredClip:
     fps: float
     has_faces: bool
 
+    def without_faces(self) -> StoredClip:
+        """The same without another identity's face."""
+        return replace(self, has_faces=False)
 
-Origin = PuppetVideo | StoredClip
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """A cache keeps no masks.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(f"clip '{self.clip_id}' of a cache has no masks; read it with data.source=footage")
+
+
+RENDERED = "xdyna.puppets.source.PuppetVideo"
+"""What made the clips of a cache that are not of footage; it renders their masks again."""
+
+
+class Origin(Protocol):
+    """What a cached clip was made from."""
+
+    @property
+    def kind(self) -> str:
+        """ "human" or "scene"."""
+
+    @property
+    def clip_id(self) -> str:
+        """See `Video`."""
+
+    @property
+    def length(self) -> int:
+        """See `Video`."""
+
+    @property
+    def caption(self) -> str:
+        """See `Video`."""
+
+    @property
+    def fps(self) -> float:
+        """Frames/s."""
+
+    @property
+    def has_faces(self) -> bool:
+        """Whether another identity's face is there."""
+
+    def without_faces(self) -> Origin:
+        """The same without another identity's face."""
+
+    def mask(self, rows: np.ndarray) -> np.ndarray:
+        """See `Video`."""
 
 
 class CachedVideo:
@@ -245,10 +290,10 @@ class CachedVideo:
         arrays, chosen = self._arrays, np.concatenate([[reference], rows])
         mean, std = (arrays[name][chosen].astype(np.float32) for name in LATENTS)
         body, hands, face = (arrays[name][rows] for name in POINTS)
-        fps = self.origin.fps if isinstance(self.origin, StoredClip) else FPS
+        fps = self.origin.fps
         track = PoseTrack(body, hands, face, self._size, times=rows / fps, frame_index=rows)
         faces = None
-        if _has_faces(self.origin):
+        if self.origin.has_faces:
             faces = Faces(self._pictures("other_pictures", "other_ends", rows), arrays["other_face"][rows])
         picture = self._pictures("pictures", "picture_ends", np.array([reference]))[0]
         tokens = arrays[TOKENS][reference].astype(np.float32) if self._tokens else None
@@ -264,8 +309,6 @@ class CachedVideo:
         Raises:
             DataError: real footage, whose masks a cache does not hold.
         """
-        if isinstance(self.origin, StoredClip):
-            raise DataError(f"clip '{self.clip_id}' of a cache has no masks; read it with data.source=footage")
         return self.origin.mask(rows)
 
     @cached_property
@@ -307,7 +350,7 @@ class CachedClips:
         self._recipes: dict[str, list[tuple[int, int, Origin]]] = {"human": [], "scene": []}
         for number in range(len(self.header.shard_sizes())):
             for row, recipe in enumerate(self._shard(number).recipes):
-                video = _without_faces(_video(recipe)) if config.face != "cross" else _video(recipe)
+                video = _video(recipe).without_faces() if config.face != "cross" else _video(recipe)
                 if video.length >= config.shortest:
                     self._recipes[video.kind].append((number, row, video))
         for kind, recipes in self._recipes.items():
@@ -370,30 +413,17 @@ class CachedClips:
 
 def recipe(video: Video) -> dict[str, Any]:
     """What a cache says about a video, as JSON values."""
-    if isinstance(video, PuppetVideo):
-        return asdict(video)
-    assert isinstance(video, FootageVideo)
+    if not isinstance(video, FootageVideo):
+        rendered: dict[str, Any] = video.recipe()  # type: ignore[attr-defined]
+        return rendered
     record = video.record
     has_faces = video.faces and bool(record.faces)
     stored = StoredClip(video.clip_id, record.kind, record.frames, record.caption, record.fps, has_faces)
     return {"footage": asdict(stored)}
 
 
-def _has_faces(origin: Origin) -> bool:
-    """Whether another identity's face belongs to the video."""
-    if isinstance(origin, StoredClip):
-        return origin.has_faces
-    return origin.face_identity is not None and origin.kind == "human"
-
-
-def _without_faces(origin: Origin) -> Origin:
-    if isinstance(origin, StoredClip):
-        return replace(origin, has_faces=False)
-    return replace(origin, face_identity=None, face_scene=None)
-
-
 def _video(recipe: Mapping[str, Any]) -> Origin:
     if "footage" in recipe:
         return StoredClip(**recipe["footage"])
-    crop = CropResize(box=tuple(recipe["crop"]["box"]), size=tuple(recipe["crop"]["size"]))
-    return PuppetVideo(**{**recipe, "render_size": tuple(recipe["render_size"]), "crop": crop})
+    origin: Origin = named(RENDERED).from_recipe(recipe)
+    return origin

@@ -14,20 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xdyna.config.data import DataConfig, DataError, DataWarning
-from xdyna.data.cached import CachedClips
 from xdyna.data.conditions import face_pictures, pose_pictures
-from xdyna.data.footage import FootageSource
 from xdyna.data.samples import Sample
 from xdyna.data.schedule import Schedule, Sizes, Slot, sample_rng
-from xdyna.data.sources import ClipError, Latents, PuppetSource, Shot, Source, Video
+from xdyna.data.sources import ClipError, Latents, Shot, Source, Video, open_source
 from xdyna.perception.errors import NoFaceError
 
-SOURCES: dict[str, Callable[[DataConfig, str | None, str | None], Source]] = {
-    "puppet": lambda config, vae, tokens: PuppetSource(config),
-    "footage": lambda config, vae, tokens: FootageSource(config),
-    "cache": lambda config, vae, tokens: CachedClips(config, vae=vae, tokens=tokens),
-}
-"""How each source of `DataConfig.source` is opened, from the options and the digests of the run's encoders."""
 ATTEMPTS = 100  # clips that are tried for one sample
 
 Made = TypeVar("Made")
@@ -58,7 +50,7 @@ def build_dataset(
     """
     if seed < 0:
         raise DataError(f"seed: got {seed}, expected 0 or more")
-    return ClipDataset(config, SOURCES[config.source](config, vae, tokens), seed=seed, step=step)
+    return ClipDataset(config, open_source(config, vae=vae, tokens=tokens), seed=seed, step=step)
 
 
 @dataclass(frozen=True)

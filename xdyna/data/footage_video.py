@@ -15,6 +15,7 @@ import numpy as np
 from xdyna.config.data import DataError
 from xdyna.core.errors import FileError
 from xdyna.core.files import file_sha256
+from xdyna.data.face_files import read_faces
 from xdyna.data.records import ClipArrays, ClipRecord
 from xdyna.data.sources import ClipError, Faces, Shot
 from xdyna.data.store import Dataset
@@ -22,7 +23,6 @@ from xdyna.data.transforms import crop_around
 from xdyna.media import CropResize, MediaWarning, read_frames
 from xdyna.media.errors import check_input_file
 from xdyna.perception import PerceptionError, PoseTrack
-from xdyna.preprocess.faces.cross_faces import read_faces
 
 _ROOM = 0.1  # boxes go from joint to joint; hair and hands reach farther by so many heights of the person
 

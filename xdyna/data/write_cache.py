@@ -9,12 +9,13 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from xdyna.checkpoints.component import load_component
 from xdyna.config.preprocess import CacheConfig
+from xdyna.core.device import pick_device
 from xdyna.core.errors import UsageError
 from xdyna.data.cache import TokenMaker, token_digest, vae_digest, write_cache
 from xdyna.data.clips import build_dataset
 from xdyna.models.image_tokens import image_tokens
-from xdyna.pipelines.folder import load_component, pick_device
 
 _FRAMES_AT_ONCE = 16  # fixed: rounding depends on it, and a continued cache must have the same bytes
 

@@ -37,7 +37,7 @@ from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
 from xdyna.pipelines.resume import PartialRun, fingerprint
 from xdyna.pipelines.writing import write_outputs
-from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
+from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, XDynaPipelineOutput, to_uint8
 
 
 class Frames(Sequence[np.ndarray]):
@@ -358,6 +358,8 @@ def sample(
             callback_on_step_end=after_step,
             output_type="latent",
         )
+    assert isinstance(sampled, XDynaPipelineOutput)
+    assert isinstance(sampled.frames, torch.Tensor)
     return sampled.frames
 
 

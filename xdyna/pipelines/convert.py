@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from xdyna.checkpoints import build, official
+from xdyna.checkpoints.component import load_component
 from xdyna.checkpoints.io import check_finite, load_state_dict
 from xdyna.config.convert import PARTS
 from xdyna.config.model import ModelConfig
@@ -20,13 +21,7 @@ from xdyna.core.resources import weights_folder
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.folder import (
-    SAMPLING,
-    find_checkpoint,
-    load_component,
-    load_pipeline,
-    save_pipeline,
-)
+from xdyna.pipelines.folder import SAMPLING, find_checkpoint, load_pipeline, save_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 

@@ -1,6 +1,5 @@
 """Which weights a program uses, and loading them strictly."""
 
-import importlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable
@@ -12,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from xdyna.checkpoints.io import check_finite, check_folder
+from xdyna.checkpoints.component import load_component
+from xdyna.checkpoints.io import check_folder
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import pretrained
@@ -122,37 +122,6 @@ def _guidance(folder: Path) -> float:
     return scale
 
 
-def pick_device(name: str) -> torch.device:
-    """Device by name; "auto" takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        UsageError: when the device does not exist here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:N, mps or auto"
-        ) from error
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Data type by name; "auto" takes float16 on CUDA and float32 elsewhere.
-
-    Raises:
-        UsageError: for float16 on the CPU.
-    """
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name == "float16" and device.type == "cpu":
-        raise UsageError("--dtype float16 does not run on the CPU; use float32 or bfloat16")
-    return getattr(torch, name)
-
-
 def load_pipeline(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, face: bool, attention: str = "sdpa"
 ) -> XDynaPipeline:
@@ -186,50 +155,6 @@ def load_pipeline(
     if attention == "xformers":
         pipeline.enable_xformers_memory_efficient_attention()
     return pipeline
-
-
-def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
-    """Load one network from its folder strictly.
-
-    Args:
-        folder: with config.json and safetensors.
-        library: "diffusers", "transformers" or a module of xdyna.
-        class_name: name of the class there.
-        dtype: floating-point type to load in.
-
-    Returns:
-        Module: in evaluation mode, on the CPU.
-
-    Raises:
-        WeightsError: another library, or missing, unexpected, mis-shaped or non-finite weights.
-    """
-    if library not in ("diffusers", "transformers") and not library.startswith("xdyna."):
-        raise WeightsError(
-            f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna"
-        )
-    component = getattr(importlib.import_module(library), class_name, None)
-    if component is None:
-        raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which does not exist")
-    options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
-    options["dtype" if library == "transformers" else "torch_dtype"] = dtype
-    try:
-        module, info = component.from_pretrained(folder, **options)
-    except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].split(" If you want")[0]  # diffusers' advice is not for users
-        raise WeightsError(
-            f"{folder} cannot be loaded as {class_name}: {reason} (is this another architecture, or a damaged copy?)"
-        ) from error
-    problems = {
-        kind: [name for name in sorted(map(str, names)) if not name.endswith(".position_ids")]  # computed, not learned
-        for kind, names in info.items()
-        if kind != "error_msgs"
-    }
-    problems = {kind: names for kind, names in problems.items() if names}
-    if problems:
-        text = "; ".join(f"{kind} ({len(names)}): {', '.join(names[:10])}" for kind, names in problems.items())
-        raise WeightsError(f"{folder}: the weights do not fit {class_name}: {text}")
-    check_finite(module.state_dict(), what=str(folder))
-    return module.eval()
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool = False) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import diffusers
 
 from xdyna.config.infer import InferConfig
+from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.core.progress import Watch
 from xdyna.models.attention import require_xformers
-from xdyna.pipelines.folder import Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.pipelines.folder import Checkpoint, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from xdyna import __version__
 from xdyna.config.loader import compose
 from xdyna.core.atomic import atomic_output
+from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.core.manifest import versions
 from xdyna.core.quiet import quiet_libraries
@@ -32,15 +33,7 @@ from xdyna.evaluation.metric import HIGHER, LOWER, Metric
 from xdyna.evaluation.report import Report, shown_value, write_report
 from xdyna.evaluation.store import Store
 from xdyna.media.image import write_png
-from xdyna.pipelines.folder import (
-    TINY,
-    UNTRAINED_MARK,
-    Checkpoint,
-    find_checkpoint,
-    load_pipeline,
-    pick_device,
-    pick_dtype,
-)
+from xdyna.pipelines.folder import TINY, UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.puppets.evaluate import PuppetNets, puppet_metrics
 from xdyna.puppets.heldout import HELD_OUT, HeldOut, load_held_out

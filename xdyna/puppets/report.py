@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from xdyna import __version__
 from xdyna.core.atomic import atomic_output
+from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import UsageError
 from xdyna.core.quiet import quiet_libraries
-from xdyna.pipelines.folder import TINY, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
+from xdyna.pipelines.folder import TINY, Checkpoint, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.puppets.expression import ExpressionReader
 from xdyna.puppets.heldout import HeldOut, load_held_out

@@ -11,8 +11,8 @@ from xdyna.config.data import DataConfig, DataError
 from xdyna.data import sources
 from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.samples import collate
-from xdyna.data.sources import PuppetVideo
 from xdyna.perception import draw_pose, face_patches
+from xdyna.puppets.source import PuppetVideo
 from xdyna.puppets.world import SPLITS, PuppetClip, render_clip
 
 Small = Callable[..., DataConfig]

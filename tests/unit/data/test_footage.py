@@ -17,6 +17,7 @@ from tests.unit.data.footage_sets import BORDER, FIRST, build_set, record, write
 from tests.unit.data.test_loader import assert_equal
 from xdyna.config.data import DataConfig, DataError, DataWarning
 from xdyna.data.clips import ClipDataset, build_dataset
+from xdyna.data.face_files import write_faces
 from xdyna.data.footage_video import FootageVideo
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
@@ -24,7 +25,6 @@ from xdyna.data.sources import Faces
 from xdyna.data.store import read_arrays, read_dataset, write_arrays
 from xdyna.media import CropResize, read_frames
 from xdyna.perception import PoseTrack, draw_pose, face_patches
-from xdyna.preprocess.faces.cross_faces import write_faces
 from xdyna.puppets.world import render_clip
 
 Options = Callable[..., DataConfig]

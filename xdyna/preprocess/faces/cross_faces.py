@@ -11,28 +11,24 @@ which nobody's face works stays without and is counted.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from xdyna.config.data import DataError
 from xdyna.core.errors import FileError
 from xdyna.data.addresses import local_copy
+from xdyna.data.face_files import FORMAT, damaged, read_arrays, seen, write_faces
 from xdyna.data.records import MANIFEST, ClipRecord, place
 from xdyna.data.sources import Faces
 from xdyna.data.store import Dataset, read_dataset, write_if_changed, write_manifest
 from xdyna.media import read_frames
-from xdyna.perception.errors import PerceptionError
-from xdyna.perception.types import read_npz
-from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, patch_boxes, restlessness, seen
+from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, restlessness
 
-FORMAT = "xdyna-faces-1"
 SUMMARY = "faces/faces.json"
 REASONS = {
     "no_face": "the clip shows no face",
@@ -42,7 +38,6 @@ REASONS = {
 }
 """Why a clip has no other face."""
 
-_KEYS = ("format", "recipe", "size", "landmarks", "boxes", "pictures", "ends")
 _TRIES = 4  # others that a clip asks before it stays without
 _SMALL = 100.0  # px; faces of smaller extent are worse portraits, by `_SMALL_COST` per halving
 _SMALL_COST = 0.15
@@ -113,98 +108,6 @@ def add_faces(
     summary = FacesSummary(made, len(faces) - made, failed)
     _write_summary(folder / SUMMARY, settings, clips=len(faces), failed=failed)
     return summary
-
-
-def write_faces(path: Path, faces: Faces, *, recipe: dict[str, object]) -> None:
-    """Write faces; the same faces give the same bytes. Pictures are kept where a face patch may show them.
-
-    Args:
-        path: the .npz; an existing one is replaced.
-        faces: of a whole clip.
-        recipe: what they were made from, as JSON values.
-
-    Raises:
-        MediaError: it cannot be written.
-    """
-    size = (faces.frames.shape[1], faces.frames.shape[2])
-    boxes = patch_boxes(faces.landmarks, size=size)
-    files = [
-        cv2.imencode(".png", cv2.cvtColor(frame[top:bottom, left:right], cv2.COLOR_RGB2BGR))[1].reshape(-1)
-        if left < right and top < bottom
-        else np.zeros(0, dtype=np.uint8)
-        for frame, (left, top, right, bottom) in zip(faces.frames, boxes, strict=True)
-    ]
-    buffer = io.BytesIO()
-    np.savez(  # its entries carry a fixed date
-        buffer,
-        format=np.array(FORMAT),
-        recipe=np.array(json.dumps(recipe, sort_keys=True)),
-        size=np.array(size, dtype=np.int64),
-        landmarks=faces.landmarks.astype(np.float32),
-        boxes=boxes,
-        pictures=np.concatenate(files),
-        ends=np.cumsum([len(file) for file in files]).astype(np.int64),
-    )
-    write_if_changed(path, buffer.getvalue())
-
-
-def read_faces(path: Path, rows: Sequence[int] | np.ndarray | None = None) -> Faces:
-    """Read faces.
-
-    Args:
-        path: an .npz of `write_faces`.
-        rows: frames that are wanted; None: all.
-
-    Returns:
-        The faces of these frames, in px of the clip's cropped picture.
-
-    Raises:
-        DataError: missing, damaged or truncated file, another format, or no such rows.
-    """
-    arrays = _read(path)
-    count = len(arrays["ends"])
-    chosen = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
-    if chosen.ndim != 1 or not chosen.size or chosen.min() < 0 or chosen.max() >= count:
-        raise DataError(f"faces '{path}': rows {chosen.tolist()[:8]} asked for, there are {count} from 0 on")
-    height, width = arrays["size"].tolist()
-    frames = np.zeros((len(chosen), height, width, 3), dtype=np.uint8)
-    for frame, row in zip(frames, chosen, strict=True):
-        left, top, right, bottom = arrays["boxes"][row].tolist()
-        start, end = int(arrays["ends"][row - 1]) if row else 0, int(arrays["ends"][row])
-        if start == end:
-            continue
-        picture = cv2.imdecode(arrays["pictures"][start:end], cv2.IMREAD_COLOR)
-        if picture is None or picture.shape != (bottom - top, right - left, 3):
-            raise _damaged(path, f"picture {row} cannot be decoded")
-        frame[top:bottom, left:right] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    return Faces(frames, arrays["landmarks"][chosen])
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, checked."""
-    try:
-        arrays = read_npz(path, keys=_KEYS)
-    except PerceptionError as error:
-        raise _damaged(path, str(error)) from error
-    if str(arrays["format"]) != FORMAT:
-        raise DataError(f"faces '{path}' have format '{arrays['format']}', expected '{FORMAT}'; make them again")
-    count = len(np.atleast_1d(arrays["ends"]))
-    shapes = {"size": (2,), "landmarks": (count, 68, 3), "boxes": (count, 4), "ends": (count,)}
-    kinds = {"size": np.int64, "landmarks": np.float32, "boxes": np.int64, "ends": np.int64, "pictures": np.uint8}
-    for name, kind in kinds.items():
-        if arrays[name].dtype != kind or arrays[name].shape != shapes.get(name, (arrays[name].size,)):
-            raise _damaged(path, f"{name} is {arrays[name].dtype} {arrays[name].shape}")
-    boxes, ends, size = arrays["boxes"], arrays["ends"], arrays["size"]
-    if not count or (np.diff(ends, prepend=0) < 0).any() or ends[-1] != arrays["pictures"].size:
-        raise _damaged(path, "the ends of its pictures do not fit")
-    inside = (boxes >= 0).all() and (boxes[:, [2, 3]] <= size[::-1]).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
-    if size.min() < 1 or not inside or not np.isfinite(arrays["landmarks"]).all():
-        raise _damaged(path, "its boxes or landmarks do not fit its size")
-    return arrays
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"faces '{path}' are damaged ({reason}); remove the file and make the faces again")
 
 
 class _Pool:
@@ -349,9 +252,9 @@ def _whole(part: Faces, record: ClipRecord, corner: tuple[int, int]) -> Faces:
 
 def _check_frames(path: Path, record: ClipRecord) -> None:
     """See that a file that is kept belongs to its clip."""
-    arrays = _read(path)
+    arrays = read_arrays(path)
     if len(arrays["ends"]) != record.frames or arrays["size"].tolist() != [record.height, record.width]:
-        raise _damaged(path, f"it is not of the {record.frames} frames of {record.height} x {record.width} px")
+        raise damaged(path, f"it is not of the {record.frames} frames of {record.height} x {record.width} px")
 
 
 def _check_settings(path: Path, settings: dict[str, object]) -> None:

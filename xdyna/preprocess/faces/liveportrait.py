@@ -22,19 +22,11 @@ import torch
 from torch import Tensor
 
 from xdyna.config.data import DataError
+from xdyna.data.face_files import patch_boxes, seen
 from xdyna.data.sources import Faces
 from xdyna.perception.face_mesh import FaceMesher, ibug68
 from xdyna.perception.mediapipe_backend import square_crop
-from xdyna.preprocess.faces.reenact import (
-    Portrait,
-    ReenactError,
-    check_clip,
-    check_portrait,
-    keep_boxes,
-    patch_boxes,
-    restlessness,
-    seen,
-)
+from xdyna.preprocess.faces.reenact import Portrait, ReenactError, check_clip, check_portrait, keep_boxes, restlessness
 
 _RULES = 1  # raise when the code changes the pictures
 _INPUT = 256  # px

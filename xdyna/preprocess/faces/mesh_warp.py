@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from xdyna.config.data import DataError
+from xdyna.data.face_files import patch_boxes, seen
 from xdyna.data.sources import Faces
 from xdyna.perception.face_mesh import FaceMesher, ibug68
 from xdyna.preprocess.faces.mesh_draw import PortraitWarp
 from xdyna.preprocess.faces.mesh_shape import ExpressionTransfer, HeadPose, align, frontal, neutral_shape
-from xdyna.preprocess.faces.reenact import Portrait, ReenactError, check_clip, check_portrait, patch_boxes, seen
+from xdyna.preprocess.faces.reenact import Portrait, ReenactError, check_clip, check_portrait
 
 _RULES = 1  # raise when the code changes the pictures
 

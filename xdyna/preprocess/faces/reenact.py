@@ -20,11 +20,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from xdyna.config.data import DataError
+from xdyna.data.face_files import seen
 from xdyna.data.sources import Faces
-from xdyna.perception.face_patch import face_box
-
-SEEN = 0.3  # faces of lower mean confidence count as missing, as in the face patches
-_SLACK = 2  # px that crops and rounding may move a box by
 
 
 class ReenactError(DataError):
@@ -143,12 +140,6 @@ def check_portrait(portrait: Portrait) -> None:
         raise ReenactError(f"{portrait.name}: there is no face in it; choose another picture", reason="no_portrait")
 
 
-def seen(landmarks: np.ndarray) -> np.ndarray:
-    """Frames with a face. Args: landmarks: (T, 68, 3). Returns: bool (T,)."""
-    confidence = landmarks[..., 2]
-    return np.asarray((confidence > 0).all(axis=1) & (confidence.mean(axis=1) >= SEEN))
-
-
 def restlessness(landmarks: np.ndarray) -> np.ndarray:
     """How far a face is from a calm, frontal one with open eyes and closed mouth; to choose pictures by.
 
@@ -191,31 +182,6 @@ def restlessness(landmarks: np.ndarray) -> np.ndarray:
         narrow = np.maximum(np.quantile(opening, 0.8) - opening, 0)
         unusual = np.abs(width - np.median(width)) + 0.5 * np.abs(nod - np.median(nod))
         result[usable] = gap + unusual + narrow + turn
-    return result
-
-
-def patch_boxes(landmarks: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
-    """What of each frame the face patch of any part of a clip can show.
-
-    A face box that lies inside the box of the frame before keeps that one; so a frame shows its own box, or one of
-    those that contain it.
-
-    Args:
-        landmarks: (T, 68, 3) px, confidence 0 where there is no face.
-        size: (H, W) of the frames, px.
-
-    Returns:
-        int64 (T, 4), left, top, right, bottom in px; zeros in frames without a face.
-    """
-    found = np.flatnonzero(seen(landmarks))
-    boxes = np.array([face_box(landmarks[row, :, :2], size=size) for row in found], dtype=np.int64).reshape(-1, 4)
-    low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    contains = (boxes[None, :, :2] <= low + _SLACK).all(axis=2) & (boxes[None, :, 2:] >= high - _SLACK).all(axis=2)
-    result = np.zeros((len(landmarks), 4), dtype=np.int64)
-    for row, outer in zip(found, contains, strict=True):
-        left, top = np.maximum(boxes[outer, :2].min(axis=0) - _SLACK, 0)
-        right, bottom = np.minimum(boxes[outer, 2:].max(axis=0) + _SLACK, [size[1], size[0]])
-        result[row] = left, top, right, bottom
     return result
 
 

@@ -8,7 +8,7 @@ result to other person, result to driving person.
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,17 +18,16 @@ from tqdm import tqdm
 
 from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import UsageError
+from xdyna.data.face_files import patch_boxes, seen
 from xdyna.evaluation.metrics.people import EXPRESSIONS, expression_coefficients
 from xdyna.media import contact_sheet, probe, read_frames, read_image, unique_path, write_png
 from xdyna.perception import get_backend
 from xdyna.perception.face_mesh import SKIN, FaceMesher, ibug68
 from xdyna.preprocess.faces.mesh_shape import align, neutral_shape
-from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, get_reenactor, patch_boxes, restlessness, seen
-from xdyna.puppets.world import SPLITS, render_clip
+from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, get_reenactor, restlessness
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _CELL, _ACROSS, _PAPER = 208, 6, 250  # px, columns, grey
-_PUPPET_SIZE = (256, 256)
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Driving face, other identity, result."""
@@ -197,25 +196,14 @@ def triples(clip: Clip, result: Clip, other: Portrait, *, count: int, turn: tupl
             continue
         row = int(part[np.argmax(lively[part])])
         yield (
-            _cut(clip.frames[row], boxes[row]),
-            _cut(other.picture, portrait_box),
-            _cut(result.frames[row], boxes[row]),
+            cut_out(clip.frames[row], boxes[row]),
+            cut_out(other.picture, portrait_box),
+            cut_out(result.frames[row], boxes[row]),
         )
 
 
-def puppet_triples(count: int, *, seed: int) -> Iterator[Triple]:
-    """Faces of the rendered world, whose other identities are exact."""
-    seeds = SPLITS["test"]
-    rng = np.random.default_rng(seed)
-    for identity, motion, scene, other, behind in rng.integers(seeds.start, seeds.stop, size=(count, 5)).tolist():
-        start = int(rng.integers(48))
-        own = render_clip(identity, motion, scene, frames=1, start=start, size=_PUPPET_SIZE)
-        new = render_clip(identity, motion, behind, frames=1, start=start, size=_PUPPET_SIZE, face_identity=other)
-        alone = render_clip(other, motion + 1, behind, frames=1, size=_PUPPET_SIZE)
-        yield tuple(_cut(c.frames[0], patch_boxes(c.face, size=_PUPPET_SIZE)[0]) for c in (own, alone, new))  # type: ignore[misc]
-
-
-def _cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+def cut_out(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The part of a picture inside a box (left, top, right, bottom); the whole picture where the box is empty."""
     left, top, right, bottom = box.tolist()
     return picture[top:bottom, left:right] if left < right and top < bottom else picture
 
@@ -236,14 +224,25 @@ def _square(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(picture), (_CELL, _CELL), interpolation=cv2.INTER_AREA)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `scripts/preprocess.py face-sheet`. Args: argv: without the program's name. Returns: exit code."""
-    args = _parser().parse_args(argv)
-    if (not args.driving) != (not args.other):
-        raise UsageError("--driving and --other belong together; give both, or neither for rendered figures alone")
-    real = max(args.triples - args.puppets, 0)
-    shown, transfers = _real(args, count=real) if args.driving else ([], [])
-    shown += puppet_triples(args.triples - len(shown), seed=args.seed)
+def main(argv: Sequence[str], *, rendered: Callable[[int, int], Iterable[Triple]] | None = None) -> int:
+    """Run `scripts/preprocess.py face-sheet`, or `scripts/puppets.py faces`.
+
+    Args:
+        argv: without the program's name.
+        rendered: makes triples of rendered figures, given their number and a seed; None: real faces alone.
+
+    Returns:
+        Exit code.
+    """
+    args = _parser(rendered is not None).parse_args(argv)
+    if (not args.driving) != (not args.other) or not (args.driving or rendered):
+        raise UsageError(
+            "--driving and --other belong together; give both (or neither to `xdyna puppets faces`, which renders)"
+        )
+    count = args.puppets if rendered is not None else 0
+    shown, transfers = _real(args, count=max(args.triples - count, 0)) if args.driving else ([], [])
+    if rendered is not None:
+        shown += rendered(args.triples - len(shown), args.seed)
     path = args.out if args.overwrite else unique_path(args.out)
     write_png(path, sheet(shown), overwrite=args.overwrite)
     print(f"{path}: {len(shown)} faces")
@@ -291,10 +290,11 @@ def _line(transfer: Transfer) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(rendered: bool) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="xdyna preprocess face-sheet",
-        description="Show cross-identity faces side by side, and measure them. Without videos: rendered figures alone.",
+        prog="xdyna puppets faces" if rendered else "xdyna preprocess face-sheet",
+        description="Show cross-identity faces side by side, and measure them."
+        + (" Without videos: rendered figures alone." if rendered else ""),
     )
     p.add_argument("--driving", type=Path, nargs="+", default=[], metavar="VIDEO", help="whose expression is shown")
     p.add_argument("--other", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or videos: whose face")
@@ -303,8 +303,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--reenactor", default="mesh-warp", help="mesh-warp or liveportrait (%(default)s)")
     p.add_argument("--frames", type=int, default=48, metavar="N", help="frames of each video (%(default)s)")
     p.add_argument("--triples", type=int, default=12, metavar="N", help="faces on the sheet (%(default)s)")
-    p.add_argument("--puppets", type=int, default=3, metavar="N", help="of them rendered figures (%(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of the rendered figures (%(default)s)")
+    if rendered:
+        p.add_argument("--puppets", type=int, default=3, metavar="N", help="of them rendered figures (%(default)s)")
+        p.add_argument("--seed", type=int, default=0, help="of the rendered figures (%(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace existing files")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.data.footage_sets import build_set, record
 from xdyna.config.data import DataError
+from xdyna.data.face_files import patch_boxes, read_faces, seen, write_faces
 from xdyna.data.records import MANIFEST, SKIPPED, ClipRecord, place
 from xdyna.data.sources import Faces
 from xdyna.data.store import (
@@ -21,8 +22,8 @@ from xdyna.data.store import (
     write_manifest,
     write_skips,
 )
-from xdyna.preprocess.faces.cross_faces import REASONS, SUMMARY, FacesSummary, add_faces, read_faces, write_faces
-from xdyna.preprocess.faces.reenact import Portrait, ReenactError, keep_boxes, patch_boxes, seen
+from xdyna.preprocess.faces.cross_faces import REASONS, SUMMARY, FacesSummary, add_faces
+from xdyna.preprocess.faces.reenact import Portrait, ReenactError, keep_boxes
 from xdyna.puppets.world import render_clip
 
 SEED = 5

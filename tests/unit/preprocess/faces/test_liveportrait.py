@@ -11,9 +11,10 @@ import torch
 
 from tests.unit.preprocess.faces.real_faces import moved, portrait
 from xdyna.config.data import DataError
+from xdyna.data.face_files import patch_boxes
 from xdyna.perception.face_mesh import FaceMesher
 from xdyna.preprocess.faces.liveportrait import _crop
-from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes, patch_boxes
+from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes
 
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 

@@ -6,12 +6,13 @@ import pytest
 
 from tests.unit.preprocess.faces.real_faces import moved, picture, portrait
 from xdyna.config.data import DataError
+from xdyna.data.face_files import patch_boxes
 from xdyna.data.sources import Faces
 from xdyna.perception.face_mesh import INNER_LIPS, LEFT_EYE, LOWER_LIP, RIGHT_EYE, SKIN, UPPER_LIP, FaceMesher, ibug68
 from xdyna.preprocess.faces.mesh_draw import PortraitWarp, _map
 from xdyna.preprocess.faces.mesh_shape import HeadPose, align, closed_mouth, frontal, neutral_shape
 from xdyna.preprocess.faces.mesh_warp import MeshWarp
-from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes, patch_boxes
+from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes
 
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 

@@ -1,0 +1,55 @@
+"""Loading one network of a pipeline folder, strictly."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from xdyna.checkpoints.io import check_finite
+from xdyna.core.errors import WeightsError
+
+
+def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.dtype) -> torch.nn.Module:
+    """Load one network from its folder strictly.
+
+    Args:
+        folder: with config.json and safetensors.
+        library: "diffusers", "transformers" or a module of xdyna.
+        class_name: name of the class there.
+        dtype: floating-point type to load in.
+
+    Returns:
+        Module: in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: another library, or missing, unexpected, mis-shaped or non-finite weights.
+    """
+    if library not in ("diffusers", "transformers") and not library.startswith("xdyna."):
+        raise WeightsError(
+            f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna"
+        )
+    component = getattr(importlib.import_module(library), class_name, None)
+    if component is None:
+        raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which does not exist")
+    options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
+    options["dtype" if library == "transformers" else "torch_dtype"] = dtype
+    try:
+        module, info = component.from_pretrained(folder, **options)
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].split(" If you want")[0]  # diffusers' advice is not for users
+        raise WeightsError(
+            f"{folder} cannot be loaded as {class_name}: {reason} (is this another architecture, or a damaged copy?)"
+        ) from error
+    problems = {
+        kind: [name for name in sorted(map(str, names)) if not name.endswith(".position_ids")]  # computed, not learned
+        for kind, names in info.items()
+        if kind != "error_msgs"
+    }
+    problems = {kind: names for kind, names in problems.items() if names}
+    if problems:
+        text = "; ".join(f"{kind} ({len(names)}): {', '.join(names[:10])}" for kind, names in problems.items())
+        raise WeightsError(f"{folder}: the weights do not fit {class_name}: {text}")
+    check_finite(module.state_dict(), what=str(folder))
+    return module.eval()

@@ -1,0 +1,36 @@
+"""Devices and data types by their names in settings."""
+
+import torch
+
+from xdyna.core.errors import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """Device by name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: when the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:N, mps or auto"
+        ) from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Data type by name; "auto" takes float16 on CUDA and float32 elsewhere.
+
+    Raises:
+        UsageError: for float16 on the CPU.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("--dtype float16 does not run on the CPU; use float32 or bfloat16")
+    return getattr(torch, name)
