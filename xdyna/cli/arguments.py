@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from xdyna.cli import multirun
 from xdyna.config.settings import allowed, descriptions
 from xdyna.core.errors import UsageError
 
@@ -107,6 +108,8 @@ class Program(Generic[Schema]):
         from xdyna.config import loader  # Hydra is not needed to show the help
 
         try:
+            if flags.multirun:
+                multirun.refuse_several_processes()
             if prepare is not None:
                 prepare(flags)
             if flags.cfg is not None:
@@ -132,8 +135,6 @@ class Program(Generic[Schema]):
                 return Command(composed.config, composed.tree, flags, list(argv))
 
             if flags.multirun:
-                from xdyna.cli import multirun
-
                 jobs = loader.sweep(self.schema, self.root, flags.overrides, config_dir=flags.config_dir)
                 return multirun.run(
                     self.name, jobs, [command(job) for job in jobs], kept_words(parser, argv), numbered=numbered

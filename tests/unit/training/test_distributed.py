@@ -24,7 +24,8 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
 
     import yaml
 
-    config, out = folder / f"{processes}.yaml", folder / f"{processes}.safetensors"
+    config, out = folder / "experiment" / f"of_{processes}.yaml", folder / f"{processes}.safetensors"
+    config.parent.mkdir(exist_ok=True)
     config.write_text(CONFIG.format(model=json.dumps(yaml.safe_load((HERE / "micro.yaml").read_text()))))
     command = [str(HERE / "gradients.py"), str(config)]
     try:
