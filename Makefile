@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and remade only when pyproject.toml or constraints.txt change.
 #
-#   PYTHON     the interpreter that makes .venv (default: the first of python3, python3.12, .11, .10 that is 3.10 - 3.12)
+#   PYTHON     the interpreter that makes .venv (default: the first of python3, python3.14, .13, .12, .11 that is 3.11 - 3.14)
 #   PIP_ARGS   extra arguments for pip, e.g. a build of PyTorch without CUDA:
 #              make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #   ARGS       extra arguments for pytest or the script, e.g. make test ARGS="tests/unit/checkpoints -x"
@@ -10,14 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
-EXTRAS := perception,data,dev
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+EXTRAS := perception,data,dev,eval,train
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+HEADLESS := opencv-contrib-python-headless
 PYTHON ?=
 PIP_ARGS ?=
+WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report eval-tiny sensitivity eval-parity test test-slow test-parity lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report eval-tiny sensitivity eval-parity test test-fast test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -30,13 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
 	if ! $(BIN)/python -c "$(SUPPORTED)" 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  python=""; \
-	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.12 python3.11 python3.10); do \
+	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11); do \
 	    if "$$candidate" -c "$(SUPPORTED)" 2>/dev/null; then python="$$candidate"; break; fi; \
 	  done; \
 	  if [ -z "$$python" ]; then \
 	    found="$$($(if $(PYTHON),"$(PYTHON)",python3) --version 2>&1 | head -n 1 || true)"; \
-	    echo "error: xdyna needs Python 3.10, 3.11 or 3.12; '$(if $(PYTHON),$(PYTHON),python3)' is: $${found:-not found}." >&2; \
-	    echo "       Install one of them and name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.11" >&2; exit 1; \
+	    echo "error: xdyna needs Python 3.11, 3.12, 3.13 or 3.14; '$(if $(PYTHON),$(PYTHON),python3)' is: $${found:-not found}." >&2; \
+	    echo "       Install one of them and name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.12" >&2; exit 1; \
 	  fi; \
 	  if ! "$$python" -c "import ensurepip, venv" 2>/dev/null; then \
 	    echo "error: '$$python' cannot make virtual environments: its modules venv and ensurepip are missing." >&2; \
@@ -48,7 +50,19 @@ $(STAMP): pyproject.toml constraints.txt
 # PyTorch first and alone: the build that is asked for by PIP_ARGS is then in place before any other package asks for torch.
 	$(BIN)/python -m pip install $(PIP_ARGS) "$(TORCH)" -c constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[$(EXTRAS)]" -c constraints.txt
+# mediapipe and insightface bring builds of OpenCV that need a desktop's libraries; all builds share one folder, so the
+# build without them is put back in their place.
+	$(BIN)/python -m pip uninstall -q -y opencv-python opencv-contrib-python $(HEADLESS)
+	$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps $(HEADLESS) -c constraints.txt
 	@touch $(STAMP)
+
+constraints: ## make constraints.txt anew: the newest versions that go together for every supported Python and all extras
+	$(if $(PYTHON),$(PYTHON),python3) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install -q uv
+	echo "$(TORCH)" | .venv-constraints/bin/uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+	  --no-emit-package xdyna --constraint - pyproject.toml -o .venv-constraints/list -q --upgrade
+	sed -n '/^[^#]/q;p' constraints.txt | cat - .venv-constraints/list > .venv-constraints/new
+	mv .venv-constraints/new constraints.txt; rm -rf .venv-constraints
 
 demo: $(STAMP) ## animate the sample puppet; writes an mp4 and a contact sheet and prints where
 	$(BIN)/python scripts/demo.py $(ARGS)
@@ -95,8 +109,11 @@ eval-tiny: $(STAMP) ## evaluate xdyna-tiny on held-out clips; writes docs/eval_t
 sensitivity: $(STAMP) ## damage puppet clips and see which metrics react; writes docs/metrics
 	$(BIN)/python scripts/puppets.py sensitivity $(ARGS)
 
-test: $(STAMP) ## run the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run all tests but the slow ones, in two processes (WORKERS=N: in others)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-fast: $(STAMP) ## run the unit tests: a minute
+	$(BIN)/python -m pytest tests/unit -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -10,9 +10,10 @@ import pytest
 from tests.process.small import SMALL
 from xdyna.config.loader import compose
 from xdyna.core.program import FAILURE, run
+from xdyna.core.resources import resource
 from xdyna.evaluation.masks import Masker
 from xdyna.media.image import read_image
-from xdyna.pipelines.folder import PRETRAINED, save_pipeline
+from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.puppets import eval_tiny
 from xdyna.puppets import evaluate as puppet_eval
@@ -96,9 +97,11 @@ def test_unknown_settings_are_refused(checkpoint: Path, tmp_path: Path, capsys: 
 def test_shipped_protocol_names_all_metrics() -> None:
     config = compose(TinyEvalConfig, ROOT_CONFIG).config
     assert config.clips == len(load_held_out())
-    nets = PuppetNets.load(PRETRAINED)
+    nets = PuppetNets.load(resource("pretrained"))
     assert sorted(nets.hashes) == sorted(
-        f"{name}/{path.name}" for name in puppet_eval.FOLDERS for path in (PRETRAINED / name).glob("*.safetensors")
+        f"{name}/{path.name}"
+        for name in puppet_eval.FOLDERS
+        for path in (resource("pretrained") / name).glob("*.safetensors")
     )
     metrics = puppet_metrics(nets, lambda case: np.zeros((0, 68, 3)), Masker(None))
     assert config.metrics == [metric.name for metric in metrics]

@@ -128,8 +128,7 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
     from xdyna.evaluation.generate import generate
     from xdyna.evaluation.inputs import from_folders, from_list
 
-    given = [option is not None for option in (args.pairs, args.generated, args.generate)]
-    if sum(given) != 1:
+    if sum(option is not None for option in (args.pairs, args.generated, args.generate)) != 1:
         raise UsageError("give either --generated (with --truth, --driving), --pairs or --generate")
     if args.generated is None and (args.truth or args.driving or args.masks_dir):
         raise UsageError("a list names truth, driving videos and masks itself; leave the other options out")

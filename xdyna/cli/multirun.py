@@ -42,9 +42,10 @@ def run(
             "the other; start --multirun without it, or launch each job by itself"
         )
     lines, worst = [], 0
+    same = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     for number, (job, command) in enumerate(zip(jobs, commands, strict=True)):
         own = numbered(command, number) if numbered is not None else []
-        told = " ".join([*job, *own])
+        told = " ".join([*(word for word in job if word not in same), *own])
         print(f"[job {number} of {len(jobs)}] {told}", flush=True)
         code = _wait([sys.executable, "-m", "xdyna", program, *words, *job, *own])
         worst = max(worst, code)

@@ -183,8 +183,8 @@ def _in_override(text: str, cause: Any, schema: Any) -> str:
 
 def _not_there(key: str, cause: Any, schema: Any, root: str, folders: Sequence[Path]) -> str:
     if any((folder / key).is_dir() for folder in folders) and "." not in key:
-        groups = _groups(root, folders)
-        return f"{key}: the group is not one of {root}'s, which are {', '.join(groups) or 'none'}"
+        used = groups(root, folders)
+        return f"{key}: the group is not one of {root}'s, which are {', '.join(used) or 'none'}"
     *parents, last = key.split(".")
     if parents and _is_free(schema, parents):
         section = ".".join(parents)
@@ -192,7 +192,8 @@ def _not_there(key: str, cause: Any, schema: Any, root: str, folders: Sequence[P
     return unknown_key(schema, getattr(cause, "full_key", None) or key)
 
 
-def _groups(root: str, folders: Sequence[Path]) -> list[str]:
+def groups(root: str, folders: Sequence[Path]) -> list[str]:
+    """The groups that a root config chooses from. Args: root: its name; folders: where configs are searched."""
     path = next((each for folder in folders if (each := folder / f"{root}.yaml").is_file()), None)
     defaults = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", []) if path else []  # type: ignore[union-attr]
     return [str(key) for entry in defaults if isinstance(entry, dict) for key in entry]

@@ -27,9 +27,9 @@ from huggingface_hub.utils import (
 
 from xdyna.core.errors import WeightsError
 from xdyna.core.files import file_sha256
+from xdyna.core.resources import resource
 
-PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
-REGISTRY = PRETRAINED / "registry.yaml"
+REGISTRY = resource("pretrained", "registry.yaml")
 USES = ("animate", "train")
 SPARE_BYTES = 64 * 2**20  # left free on the disk
 

@@ -14,6 +14,7 @@ import torch
 
 import xdyna
 from xdyna.core.atomic import atomic_output
+from xdyna.core.resources import checkout
 
 try:
     import resource
@@ -36,8 +37,8 @@ def versions() -> dict[str, str | None]:
 
 
 def _git_revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    root = checkout()
+    if root is None or not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -66,7 +67,7 @@ def write_manifest(path: Path, entries: dict[str, Any], *, argv: Sequence[str], 
         argv: arguments of the program.
         overwrite: whether an existing file may be replaced.
     """
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = {"finished": now, "command": [Path(sys.argv[0]).name, *argv], "versions": versions(), **entries}
     with atomic_output(path, overwrite=overwrite) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1, default=str) + "\n")

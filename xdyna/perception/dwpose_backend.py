@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xdyna.core.files import file_sha256
+from xdyna.core.resources import weights_folder
 from xdyna.perception.base import check_frame, require
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import (
@@ -25,7 +26,7 @@ from xdyna.perception.types import Person, mark_face, mark_outside
 
 DETECTOR_FILE = "yolox_l.onnx"
 POSE_FILE = "dw-ll_ucoco_384.onnx"
-DEFAULT_DIR = Path(__file__).resolve().parents[2] / "pretrained" / "dwpose"
+DEFAULT_DIR = weights_folder() / "dwpose"
 _RULES = 1  # raise when the code below changes the numbers: cached key points are then detected again
 
 

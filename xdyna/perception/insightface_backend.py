@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from xdyna.core.resources import weights_folder
 from xdyna.perception.base import Face, check_frame, require
 from xdyna.perception.errors import PerceptionError
 
-DEFAULT_DIR = Path(__file__).resolve().parents[2] / "pretrained" / "insightface"
+DEFAULT_DIR = weights_folder() / "insightface"
 _INSTALL = '"xdyna[perception]"'
 _DETECTION, _LANDMARKS, _RECOGNITION = "detection", "landmark_2d_106", "recognition"
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from xdyna.checkpoints.io import check_finite, check_folder
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
+from xdyna.core.resources import pretrained
 from xdyna.pipelines.options import PUBLISHED_GUIDANCE
 from xdyna.pipelines.xdyna import XDynaPipeline
 
-PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
-OFFICIAL, TINY = PRETRAINED / "xdyna", PRETRAINED / "xdyna-tiny"
+OFFICIAL, TINY = pretrained("xdyna"), pretrained("xdyna-tiny")
 SAMPLING = "sampling.json"  # optional file in a checkpoint folder: {"guidance": scale}
 UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random or unfinished; says which
 
@@ -58,9 +58,14 @@ class Checkpoint:
 
 
 def named_folder(name: str | Path) -> Path:
-    """A pipeline folder: as named where it is there, else a shipped one of that name ("xdyna-tiny"), else as named."""
-    shipped = PRETRAINED / name
-    return shipped if not Path(name).exists() and shipped.is_dir() else Path(name)
+    """A pipeline folder: as named where it is there, else a kept or shipped one of that name, else as named.
+
+    Args:
+        name: a path, or the name of a folder of `pretrained/` with or without that: "xdyna-tiny".
+    """
+    path = Path(name)
+    kept = pretrained(path.as_posix().removeprefix("pretrained/"))
+    return kept if not path.exists() and not path.is_absolute() and kept.is_dir() else path
 
 
 def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> Checkpoint:

@@ -24,6 +24,7 @@ from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.core.manifest import versions
 from xdyna.core.quiet import quiet_libraries
+from xdyna.core.resources import resource
 from xdyna.evaluation import engine
 from xdyna.evaluation.inputs import Entry, counted
 from xdyna.evaluation.masks import Masker
@@ -32,7 +33,6 @@ from xdyna.evaluation.report import Report, shown_value, write_report
 from xdyna.evaluation.store import Store
 from xdyna.media.image import write_png
 from xdyna.pipelines.folder import (
-    PRETRAINED,
     TINY,
     UNTRAINED_MARK,
     Checkpoint,
@@ -49,7 +49,7 @@ from xdyna.puppets.report import FRAMES
 from xdyna.puppets.report import OUT as TINY_REPORT
 from xdyna.puppets.variants import VARIANTS, Bench, Settings
 
-ROOT_CONFIG = "puppets/eval"
+ROOT_CONFIG = "puppets"
 OUT, DOC = Path("outputs") / "eval_tiny", Path("docs") / "eval_tiny.md"
 ROWS = {
     "full": "xdyna-tiny",
@@ -63,7 +63,7 @@ ARROW = {LOWER: "↓", HIGHER: "↑"}
 
 @dataclass
 class TinyEvalConfig:
-    """`configs/puppets/eval.yaml`.
+    """`configs/puppets.yaml`.
 
     Attributes:
         clips: the first so many held-out clips.
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
             len(outcomes),
             counted(outcome.policies for outcome in outcomes.values()),
             protocol=vars(config) | {"row": ROWS[name], "frames": FRAMES, "size": list(checkpoint.size)},
-            weights=PuppetNets.load(PRETRAINED).hashes | checkpoint.hashes(),
+            weights=PuppetNets.load(resource("pretrained")).hashes | checkpoint.hashes(),
             environment={"versions": versions(), "command": ["eval_tiny.py", *argv]},
         )
         write_report(reports[name], args.out / "reports" / name)
@@ -139,7 +139,10 @@ def _mark(checkpoint: Checkpoint) -> str:
 
 
 def _chosen(names: Sequence[str], points: Path, store: Store) -> list[Metric]:
-    every = {m.name: m for m in puppet_metrics(PuppetNets.load(PRETRAINED), given_places(points), Masker(None), store)}
+    every = {
+        m.name: m
+        for m in puppet_metrics(PuppetNets.load(resource("pretrained")), given_places(points), Masker(None), store)
+    }
     unknown = [name for name in names if name not in every]
     if unknown or not names:
         raise ConfigError(f"metrics: got {unknown or 'none'}, expected some of {', '.join(every)}")

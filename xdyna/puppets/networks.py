@@ -26,7 +26,7 @@ from xdyna.core.atomic import atomic_output
 from xdyna.puppets.expression import cut_face
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 CLIP_FRAMES, CLIP_SIDE = 16, 64
 """Frames of a clip, and height and width (px) that they are scaled to."""

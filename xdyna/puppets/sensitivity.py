@@ -16,12 +16,12 @@ from tqdm import tqdm
 from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import UsageError
 from xdyna.core.quiet import quiet_libraries
+from xdyna.core.resources import resource
 from xdyna.evaluation.masks import Masker
 from xdyna.evaluation.metric import HIGHER, LOWER, Case, Column, Metric, Record
 from xdyna.evaluation.metrics.people import FaceDetection, FaceExpression, PeopleReader, PoseAccuracy
 from xdyna.evaluation.store import Store, record_key
 from xdyna.perception import get_backend
-from xdyna.pipelines.folder import PRETRAINED
 from xdyna.puppets.damage import DAMAGES, LEVELS, Puppet, case_of, render
 from xdyna.puppets.evaluate import PuppetNets, puppet_metrics
 from xdyna.puppets.heldout import load_held_out
@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
     store = Store(args.work)
     clips = [render(number, held_out[number]) for number in range(args.clips)]
     faces = {f"{clip.number:02d}": clip.face for clip in clips}
-    metrics = puppet_metrics(PuppetNets.load(PRETRAINED), lambda case: faces[case.id], Masker(None), store)
+    metrics = puppet_metrics(PuppetNets.load(resource("pretrained")), lambda case: faces[case.id], Masker(None), store)
     values, columns = study(clips, metrics, store), [c for metric in metrics for c in metric.columns]
     counts = {column.name: args.clips for column in columns}
     if args.people_clips:

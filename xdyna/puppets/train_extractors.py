@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from xdyna import __version__
 from xdyna.core.atomic import atomic_output
+from xdyna.core.resources import weights_folder
 from xdyna.evaluation.masks import BACKGROUND, FIGURE, FULL
-from xdyna.pipelines.folder import PRETRAINED
 from xdyna.puppets.extractor_cards import dynamics_card, identity_card
 from xdyna.puppets.extractor_clips import (
     MOTIONS,
@@ -36,7 +36,7 @@ from xdyna.puppets.extractor_clips import (
 from xdyna.puppets.networks import CLIP_FRAMES, FACE_SIDE, STATIC, STILL, PuppetDynamics, PuppetIdentity
 from xdyna.puppets.train_reader import blur
 
-DYNAMICS, IDENTITY = PRETRAINED / "puppet-dynamics", PRETRAINED / "puppet-identity"
+DYNAMICS, IDENTITY = weights_folder() / "puppet-dynamics", weights_folder() / "puppet-identity"
 WORK = Path("runs") / "extractors"
 WINDOWS = (2, 4, 8, 16)  # frames that are shuffled among themselves
 SHIFT = 4  # px, of clips
@@ -415,6 +415,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--identity-epochs", type=int, default=12, help="passes over the heads (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="rendered clips, state (%(default)s)")
-    p.add_argument("--out", type=Path, default=PRETRAINED, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--out", type=Path, default=weights_folder(), metavar="FOLDER", help="where to write (%(default)s)")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from xdyna import __version__
 from xdyna.core.atomic import atomic_output
-from xdyna.pipelines.folder import PRETRAINED
+from xdyna.core.resources import weights_folder
 from xdyna.puppets.expression import READINGS, SIDE, ExpressionReader, cut_face
 from xdyna.puppets.heldout import true_readings
 from xdyna.puppets.world import SPLITS, render_clip
 
-FOLDER = PRETRAINED / "puppet-expression"
+FOLDER = weights_folder() / "puppet-expression"
 FRAMES, STRIDE = 8, 5  # per rendered clip: far enough apart that expressions differ
 BATCH = 256
 LEARNING_RATE = 2e-3

@@ -20,7 +20,7 @@ LEAST_HISTORY = 8  # losses before a jump can be told from noise
 log = logging.getLogger(__name__)
 
 
-class Verdict(str, enum.Enum):
+class Verdict(enum.StrEnum):
     """What to do with a batch: take the step, leave it out, or take it and know that the loss jumped."""
 
     OK = "ok"

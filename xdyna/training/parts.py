@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xdyna.config.train import TrainConfig
+from xdyna.config.train import TrainConfig, check_size
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.data.clips import build_dataset
 from xdyna.data.samples import Sample
@@ -60,6 +60,7 @@ def build_components(config: TrainConfig) -> Components:
                 "(scripts/convert.py --initial makes one from Stable Diffusion 1.5)"
             )
         checkpoint = find_checkpoint(folder, tiny.build_untrained)
+        check_size(config.data, checkpoint.size, str(folder))
         pipeline = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
         _tell_of_other_sizes(pipeline, config)
     names = [entry.name for entry in dataclasses.fields(Components)]

@@ -115,7 +115,7 @@ class _Wandb:
         except FileNotFoundError:
             identity = secrets.token_hex(4)
             write_file(path, f"{identity}\n".encode())
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb names the right ones itself
         self._run = wandb.init(
             project="xdyna", name=name, id=identity, resume="allow", config=config, dir=str(run_dir), mode=mode
         )
