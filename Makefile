@@ -71,19 +71,20 @@ preprocess: $(STAMP) ## make a training set of videos, e.g. ARGS="footage/ --out
 	$(BIN)/python scripts/preprocess.py $(ARGS)
 
 # Each stage is one run that resumes exactly: an interrupted `make tiny` continues where it was. MINUTES limits a slice.
-TINY_STAGES := vae base dynamics clips face
 tiny: $(STAMP) ## train xdyna-tiny from nothing, all stages (hours on a CPU); continues what it began
-	@for stage in $(TINY_STAGES); do \
-	  $(BIN)/python scripts/train.py --config tiny/$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
-	  [ -d runs/tiny/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
+	@stages="$$($(BIN)/python scripts/train.py --stages tiny)" || exit 1; \
+	for stage in $$stages; do \
+	  $(BIN)/python scripts/train.py experiment=$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
+	  [ -d runs/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
 	done; \
 	echo "done; ship it with: python scripts/convert.py --pipeline runs/tiny/face/final --out pretrained/xdyna-tiny"
 
 # The same with the batches of one large GPU.
 gpu-tiny: ## train xdyna-tiny on a GPU, with the python that is active (it must have CUDA); continues what it began
-	@for stage in vae base dynamics clips; do \
-	  python scripts/train.py --config tiny/gpu/$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
-	  [ -d runs/tiny-gpu/$$stage/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
+	@stages="$$(python scripts/train.py --stages tiny/gpu)" || exit 1; \
+	for stage in $$stages; do \
+	  python scripts/train.py experiment=$$stage --resume $(if $(MINUTES),--max-minutes $(MINUTES)) $(ARGS) || exit 1; \
+	  [ -d runs/tiny-gpu/$${stage##*/}/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
 	done
 
 gpu-test: ## run the tests that need a GPU, with the python that is active
@@ -93,20 +94,20 @@ gpu-bench: ## time and memory of full-size training steps by checkpointing polic
 	python scripts/bench.py train $(ARGS)
 
 tiny-report: $(STAMP) ## measure xdyna-tiny on held-out clips; writes tables and contact sheets
-	$(BIN)/python scripts/tiny_report.py $(ARGS)
+	$(BIN)/python scripts/puppets.py report $(ARGS)
 
 eval-parity: ## compare metrics' networks with their libraries, in .venv-parity (CUDA build of PyTorch, 6 GB)
 	$(if $(PYTHON),$(PYTHON),python3) -m venv .venv-parity
 	.venv-parity/bin/pip install -q torch==2.14.1 torchvision==0.29.1
 	.venv-parity/bin/pip install -q pytorch-fid lpips einops opencv-python-headless requests
 	.venv-parity/bin/pip install -q --no-deps cd-fvd facenet-pytorch
-	.venv-parity/bin/python scripts/eval_parity.py
+	PYTHONPATH=. .venv-parity/bin/python -m xdyna eval parity
 
 eval-tiny: $(STAMP) ## evaluate xdyna-tiny on held-out clips; writes docs/eval_tiny.md
-	$(BIN)/python scripts/eval_tiny.py $(ARGS)
+	$(BIN)/python scripts/puppets.py eval $(ARGS)
 
 sensitivity: $(STAMP) ## damage puppet clips and see which metrics react; writes docs/metrics
-	$(BIN)/python scripts/sensitivity.py $(ARGS)
+	$(BIN)/python scripts/puppets.py sensitivity $(ARGS)
 
 test: $(STAMP) ## run all tests but the slow ones, in two processes (WORKERS=N: in others)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler
 from xdyna.checkpoints.official import resampler_names
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.xdyna import Precomputed, SamplingOptions, XDynaPipeline
+from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
 
 CONTROL_CHANNELS = {"pose": 3, "face": 6}
 TEXT_TOKENS = 77
@@ -85,27 +85,31 @@ class Golden:
         )
         vae = fill(AutoencoderKL(**self.config["vae"]))
         nets = [self.controlnet("pose"), self.controlnet("face") if face else None]
-        pipeline = XDynaPipeline(vae, self.unet(), scheduler, *nets)
+        pipeline = XDynaPipeline(vae, self.unet(), scheduler, nets[0], None, None, face_controlnet=nets[1])
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def sampling(self, case: str) -> tuple[SamplingOptions, Precomputed, dict[str, Any]]:
+    def sampling(self, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of a call that gives the case's latents, and its facts."""
         meta = json.loads((self.folder / f"{case}.json").read_text())
-        options = SamplingOptions(
-            steps=meta["steps"],
-            guidance=float(self.array(f"{case}/guidance_scale")),
-            context_frames=meta["context_frames"],
-            context_overlap=meta["context_overlap"],
-        )
-        given = Precomputed(
-            reference_latents=self.tensor(f"{case}/ref_latents")[:, :, 0],
-            text_tokens=torch.cat([self.tensor(f"{case}/text_{half}") for half in ("uncond", "cond")]),
-            image_tokens=torch.cat([self.tensor(f"{case}/image_{half}") for half in ("uncond", "cond")]),
-            prior=self.tensor(f"{case}/prior")[:, :, 1:],
-            noise=self.tensor(f"{case}/noise")[:, :, 1:],
-            offsets=self.array(f"{case}/offsets").tolist(),
-        )
-        return options, given, meta
+        arguments = {
+            "num_inference_steps": meta["steps"],
+            "guidance_scale": float(self.array(f"{case}/guidance_scale")),
+            "context_frames": meta["context_frames"],
+            "context_overlap": meta["context_overlap"],
+            "prompt_embeds": self.tensor(f"{case}/text_cond"),
+            "negative_prompt_embeds": self.tensor(f"{case}/text_uncond"),
+            "image_embeds": self.tensor(f"{case}/image_cond"),
+            "negative_image_embeds": self.tensor(f"{case}/image_uncond"),
+            "latents": self.tensor(f"{case}/noise")[:, :, 1:],
+            "precomputed": Precomputed(
+                reference_latents=self.tensor(f"{case}/ref_latents")[:, :, 0],
+                prior=self.tensor(f"{case}/prior")[:, :, 1:],
+                offsets=self.array(f"{case}/offsets").tolist(),
+            ),
+            "output_type": "latent",
+        }
+        return arguments, meta
 
 
 def resampler_shapes(config: dict[str, Any]) -> dict[str, list[int]]:

@@ -72,20 +72,18 @@ def test_resampler(golden: Golden, record_error) -> None:
 @pytest.mark.parametrize("case", ["pipeline_pose", "pipeline_pose_face"])
 def test_pipeline(golden: Golden, case: str, record_error) -> None:
     golden_case(golden, case)
-    options, given, _ = golden.sampling(case)
+    arguments, _ = golden.sampling(case)
     face = None
     if f"{case}/face_local" in golden.arrays.files:
         face = np.concatenate([golden.array(f"{case}/face_local"), golden.array(f"{case}/face_global")], axis=-1)
     pipeline = golden.pipeline(face=face is not None)
     pose, target = golden.array(f"{case}/pose"), golden.tensor(f"{case}/final_latents")
-    latents = pipeline(None, pose, face, options=options, precomputed=given, output_type="latent").frames
+    latents = pipeline(None, pose, face, **arguments).frames
     assert [int(t) for t in pipeline.scheduler.timesteps] == golden.array(f"{case}/timesteps").astype(int).tolist()
     if float((latents - target).abs().max()) > LATENT_TOLERANCE:
         # The loop magnifies rounding (latents reach 35), and CPUs differ in it: then the same in float64 must be as
         # near to the golden numbers, which are float32 themselves, as to what this CPU computes in float32.
-        exact = pipeline.to(torch.float64)(
-            None, pose, face, options=options, precomputed=given, output_type="latent"
-        ).frames
+        exact = pipeline.to(torch.float64)(None, pose, face, **arguments).frames
         rounding = float((latents - exact).abs().max())
         assert rounding < MAX_ROUNDING
         record_error(f"{case} latents (float64)", exact, target, max(LATENT_TOLERANCE, rounding))
@@ -100,10 +98,11 @@ def test_pipeline(golden: Golden, case: str, record_error) -> None:
 @pytest.mark.parametrize("case", ["pipeline_pose", "pipeline_pose_face"])
 def test_windows(golden: Golden, case: str) -> None:
     golden_case(golden, case)
-    options, given, meta = golden.sampling(case)
+    arguments, meta = golden.sampling(case)
+    context, overlap = arguments["context_frames"], arguments["context_overlap"]
     ours = [
-        uniform_windows(meta["frames"], context=options.context_frames, overlap=options.context_overlap, offset=offset)
-        for offset in given.offsets
+        uniform_windows(meta["frames"], context=context, overlap=overlap, offset=offset)
+        for offset in arguments["precomputed"].offsets
     ]
     assert ours == meta["windows"]
 

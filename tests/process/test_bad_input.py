@@ -204,7 +204,11 @@ def test_damaged_key_points(fails, media, tmp_path, change):
         (["--context-schedule", "round"], "uniform"),
         (["--pose-backend", "openpose"], "mediapipe"),
         (["--face"], "holds no faces"),
-        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--config", "missing.yaml"], "choose a config by its group"),
+        (["--config-dir", "missing"], "--config-dir missing: no such folder"),
+        (["preset=fast"], "preset=fast: there is no config preset/fast"),
+        (["--cfg", "jobs"], "guidance: got 'jobs', expected a number"),
+        (["steps"], "expected key=value"),
         (["--batch", "missing.json"], "no such file"),
         (["--checkpoint", "nowhere"], "no such folder"),
     ],
@@ -214,8 +218,9 @@ def test_wrong_options(fails, options, message):
 
 
 def test_unknown_key_in_config(fails, tmp_path):
-    (tmp_path / "my.yaml").write_text("stepz: 3\n")
-    message = fails(2, "--config", "my.yaml")
+    (tmp_path / "own" / "preset").mkdir(parents=True)
+    (tmp_path / "own" / "preset" / "my.yaml").write_text("# @package _global_\nstepz: 3\n")
+    message = fails(2, "--config-dir", "own", "preset=my")
     assert "stepz" in message
     assert "steps" in message.replace("stepz", "")
 

@@ -8,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from xdyna.cli import bench
-from xdyna.cli.train import read_config
+from xdyna.config.loader import compose
+from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
 from xdyna.training import bench as bench_train
 from xdyna.training.loop import Trainer
@@ -33,9 +34,9 @@ def accelerate_forgets() -> Iterator[None]:
 
 @pytest.mark.parametrize("config", ["tiny/dynamics", "tiny/vae"])
 def test_every_policy_has_its_line(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(bench.main, ["train", "--config", config, "--steps", "2", "--device", "cpu", *SMALL]) == 0
+    assert run(bench.main, ["train", f"experiment={config}", "--steps", "2", "--device", "cpu", *SMALL]) == 0
     output = capsys.readouterr().out
-    plan = make_plan(read_config(config, SMALL))
+    plan = make_plan(compose(TrainConfig, "train", [f"experiment={config}", *SMALL]).config)
     rows = {name: [float(x) for x in numbers] for name, *numbers in LINE.findall(output)}
     assert list(rows) == ["full", "selective", "none"]
     for policy, (median, least, most, rate, peak, estimate) in rows.items():
@@ -60,7 +61,7 @@ def test_a_full_memory_is_said_and_the_others_are_measured(
         return {}
 
     monkeypatch.setattr(Trainer, "step", step)
-    argv = ["train", "--config", "tiny/dynamics", "--steps", "3", "--device", "cpu", *SMALL]
+    argv = ["train", "experiment=tiny/dynamics", "--steps", "3", "--device", "cpu", *SMALL]
     assert run(bench.main, [*argv, "--policies", "none,full"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^none +the memory of the GPU is full", output, re.M)
@@ -75,7 +76,7 @@ def test_a_full_memory_is_said_and_the_others_are_measured(
     [
         (["--steps", "0"], "--steps 0: expected 1 or more"),
         (["--policies", "none,some"], "'some' is none of none, selective, full"),
-        (["--config", "nowhere"], "give a YAML file or one of: .*tiny/dynamics"),
+        (["experiment=tiny/dynamic"], "did you mean tiny/dynamics"),
         (["optim.rate=1"], "optim.rate"),
     ],
 )

@@ -2,11 +2,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from xdyna.cli.preprocess import main
 from xdyna.config.data import DataConfig
 from xdyna.core import program as guard
 from xdyna.data.cache import vae_digest
 from xdyna.data.clips import build_dataset
-from xdyna.data.write_cache import Encoder, main
+from xdyna.data.write_cache import Encoder
 
 SMALL = ["data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,1]", "data.video_frames=4"]
 
@@ -23,7 +24,7 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory):
 
 def test_a_cache_holds_the_posterior_of_the_autoencoder(vae_folder, tmp_path, capsys) -> None:
     out = tmp_path / "cache"
-    assert main(["--vae", str(vae_folder), "--out", str(out), "--clips", "2", *SMALL]) == 0
+    assert main(["cache", "--vae", str(vae_folder), "--out", str(out), "--clips", "2", *SMALL]) == 0
     assert f"2 clips in {out}" in capsys.readouterr().out
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     config = DataConfig(
@@ -50,14 +51,14 @@ def test_a_pipeline_folder_will_do(vae_folder, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["data.heigth=64"], "unknown key 'data.heigth' in the overrides; did you mean 'data.height'"),
+        (["data.heigth=64"], "unknown key 'data.heigth'; did you mean 'data.height'"),
         (["data.height=60"], "data.height: got 60, expected a multiple of 8"),
         (["--vae", "nowhere"], "--vae nowhere: no autoencoder there"),
         (["--seed", "-1"], "seed: got -1"),
     ],
 )
 def test_wrong_usage_is_one_message(vae_folder, tmp_path, capsys, options, message) -> None:
-    arguments = ["--vae", str(vae_folder), "--out", str(tmp_path / "cache"), "--clips", "2", *options]
+    arguments = ["cache", "--vae", str(vae_folder), "--out", str(tmp_path / "cache"), "--clips", "2", *options]
     assert guard.run(main, arguments) == guard.USAGE
     assert message in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()

@@ -112,7 +112,7 @@ def test_download_then_convert(published, monkeypatch, capsys):
             (root / "elsewhere.ckpt").rename(file.target(folder))
 
     (root / "unet/unet-checkpoint-epoch-5.ckpt").rename(root / "elsewhere.ckpt")
-    monkeypatch.setattr("xdyna.cli.convert.fetch", stand_in)
+    monkeypatch.setattr("xdyna.pipelines.convert.fetch", stand_in)
     assert convert(root, "--download") == 0
     assert "X-Dyna/unet-checkpoint-epoch-5.ckpt" in fetched
     assert not [name for name in fetched if name.startswith("animatediff")]  # of no use for animation

@@ -12,11 +12,13 @@ import torch
 
 from tests.unit.evaluation.test_inputs import frames, write
 from tests.unit.training.processes import together
-from xdyna.cli import eval as program
 from xdyna.cli import infer_args
+from xdyna.config.eval import EvalConfig
+from xdyna.config.loader import compose, names
 from xdyna.core.errors import WeightsError
 from xdyna.core.program import run
 from xdyna.evaluation import engine
+from xdyna.evaluation.catalogue import check_names
 from xdyna.evaluation.networks.adaface import UNITS, IRBackbone
 from xdyna.evaluation.networks.fixture import random_weights
 from xdyna.evaluation.networks.mtcnn import ONet, PNet, RNet
@@ -255,5 +257,6 @@ def test_generate_makes_what_is_missing_and_measures_it(
 
 
 def test_every_configuration_names_known_metrics() -> None:
-    for name in ("offline", *TABLES):
-        assert program.settings(program.parser().parse_args(["--metrics", name])).metrics
+    assert set(names("metrics")) == {"offline", *TABLES}
+    for name in names("metrics"):
+        assert check_names(compose(EvalConfig, "eval", [f"metrics={name}"]).config.metrics)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.process.small import SMALL
-from xdyna.config.loader import load_config
+from xdyna.config.loader import compose
 from xdyna.core.program import FAILURE, run
 from xdyna.core.resources import resource
 from xdyna.evaluation.masks import Masker
@@ -17,7 +17,7 @@ from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.puppets import eval_tiny
 from xdyna.puppets import evaluate as puppet_eval
-from xdyna.puppets.eval_tiny import CONFIG, ROWS, TinyEvalConfig
+from xdyna.puppets.eval_tiny import ROOT_CONFIG, ROWS, TinyEvalConfig
 from xdyna.puppets.evaluate import PuppetNets, puppet_metrics
 from xdyna.puppets.heldout import load_held_out, self_driven
 from xdyna.puppets.variants import Bench
@@ -95,7 +95,7 @@ def test_unknown_settings_are_refused(checkpoint: Path, tmp_path: Path, capsys: 
 
 
 def test_shipped_protocol_names_all_metrics() -> None:
-    config = load_config(TinyEvalConfig, CONFIG)
+    config = compose(TinyEvalConfig, ROOT_CONFIG).config
     assert config.clips == len(load_held_out())
     nets = PuppetNets.load(resource("pretrained"))
     assert sorted(nets.hashes) == sorted(

@@ -121,14 +121,17 @@ def test_pose_video_equals_key_points(infer, media, tmp_path):
 
 
 def test_size_and_config_file(infer, tmp_path):
-    (tmp_path / "my.yaml").write_text("height: 48\nwidth: 40\nsteps: 1\nguidance: 1.0\n")
-    assert infer("--out", "a.mp4", "--config", "my.yaml") == 0
+    (tmp_path / "own" / "preset").mkdir(parents=True)
+    (tmp_path / "own" / "preset" / "my.yaml").write_text(
+        "# @package _global_\nheight: 48\nwidth: 40\nsteps: 1\nguidance: 1.0\n"
+    )
+    assert infer("--out", "a.mp4", "--config-dir", "own", "preset=my") == 0
     info = probe(tmp_path / "a.mp4")
     assert (info.height, info.width) == (48, 40)
     manifest = json.loads((tmp_path / "a.run.json").read_text())
     assert manifest["config"]["guidance"] == 1.0
     assert manifest["config"]["steps"] == 2  # the command line wins
-    assert infer("--out", "b.mp4", "--config", "my.yaml", "--size", "64x32") == 0
+    assert infer("--out", "b.mp4", "--config-dir", "own", "preset=my", "--size", "64x32") == 0
     assert probe(tmp_path / "b.mp4").height == 64
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.unit.preprocess.made import Here, quick_process
 from xdyna.cli import preprocess as program
-from xdyna.config.loader import load_config
+from xdyna.config.loader import compose
+from xdyna.config.preprocess import PreprocessConfig
 from xdyna.core import program as guard
 from xdyna.data.store import read_dataset
 from xdyna.media import VideoWriter, probe
@@ -63,19 +64,22 @@ def test_parts_and_their_end(preprocess) -> None:
 
 
 def test_settings_reach(preprocess, tmp_path) -> None:
-    (tmp_path / "mine.yaml").write_text("finish: {validation: 0.9}\npreprocess: {min_frames: 30}\n")
-    code, _, err = preprocess(
-        "footage", "--out", "set", "--config", "mine.yaml", "--set", "preprocess.min_frames=31", "--kind", "human"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "preprocess.yaml").write_text(
+        "defaults: [schema/preprocess, _self_]\nfinish: {validation: 0.9}\npreprocess: {min_frames: 30, looks: 7}\n"
     )
+    settings = ("finish.split_seed=3", "--set", "preprocess.min_frames=31", "--kind", "human")
+    code, _, err = preprocess(settings[0], "footage", "--config-dir", "own", "--out", "set", *settings[1:])
     assert code == 0, err
     header = json.loads((tmp_path / "set" / "dataset.json").read_text())
     assert header["options"]["finish"]["validation"] == 0.9
+    assert header["options"]["finish"]["split_seed"] == 3
     assert header["options"]["preprocess"]["min_frames"] == 31
+    assert header["options"]["preprocess"]["looks"] == 7
 
 
 def test_the_shipped_settings_are_the_defaults() -> None:
-    shipped = load_config(program.PreprocessConfig, ROOT / "configs" / "preprocess" / "default.yaml")
-    assert shipped == program.PreprocessConfig()
+    assert compose(PreprocessConfig, "preprocess").config == PreprocessConfig()
 
 
 def test_a_dry_run_writes_nothing(preprocess, tmp_path) -> None:

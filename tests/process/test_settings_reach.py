@@ -97,8 +97,10 @@ def test_the_defaults_are_those_of_the_pipeline():
 def test_each_sampling_setting_of_a_file_reaches_the_pipeline(infer, calls, tmp_path, name):
     """The setting changes what it should and nothing else; None: the published settings."""
     change = {name: OTHER[name]} if name else {}
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"steps": 25, **change}))
-    assert infer("--config", "my.yaml", "--out", "a.mp4", "--steps", change.get("steps", 25)) == 0
+    (tmp_path / "own" / "preset").mkdir(parents=True)
+    written = yaml.safe_dump({"steps": 25, **change})
+    (tmp_path / "own" / "preset" / "my.yaml").write_text(f"# @package _global_\n{written}")
+    assert infer("--config-dir", "own", "preset=my", "--out", "a.mp4", "--steps", change.get("steps", 25)) == 0
     check(calls[0], **change)
 
 

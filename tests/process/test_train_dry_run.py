@@ -4,20 +4,15 @@ import re
 
 import pytest
 
-from xdyna.cli.train import CONFIGS, main
+from xdyna.cli.train import main
+from xdyna.config.loader import names
 from xdyna.core.program import run
 
-NAMES = sorted(
-    str(path.relative_to(CONFIGS / "train").with_suffix(""))
-    for path in (CONFIGS / "train").rglob("*.yaml")
-    if not path.name.startswith("_")
-)
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("experiment"))
 def test_every_configuration_has_a_plan(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["data.manifests=[somewhere]"] if "footage" in name else []
-    assert run(main, ["--config", name, "--dry-run", *more]) == 0
+    """Also those for footage, whose data sets need not be named for a plan."""
+    assert run(main, [f"experiment={name}", "--dry-run"]) == 0
     output = capsys.readouterr().out
     (trained,) = re.findall(r"together +([\d.]+) M", output)
     assert float(trained) > 0

@@ -1,149 +1,122 @@
-"""Benchmark of the sampling loop: what the exact savings bring, as ratios within one run (`scripts/bench.py`).
-
-The network is a proxy of the published one: its operations divide alike between attention, convolutions, motion modules
-and feed-forward layers, at a size that a CPU runs in seconds. A and B are timed in turn, A B A B ..., after a warm-up.
-"""
+"""Measure speed and memory: `scripts/bench.py [sampling|loader|metrics|train]`."""
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from einops import rearrange
-from torch import Tensor
+from xdyna.cli.arguments import Command, Program
+from xdyna.config.bench import BenchConfig
+from xdyna.config.recipes import PLACEHOLDERS
+from xdyna.config.train import CHECKPOINTING, TrainConfig
+from xdyna.core.errors import UsageError
+from xdyna.core.program import FAILURE
 
-from xdyna.checkpoints.build import build_controlnet
-from xdyna.core.quiet import quiet_libraries
-from xdyna.data import bench as bench_loader
-from xdyna.diffusion.guidance import scale_condition
-from xdyna.diffusion.windows import uniform_windows
-from xdyna.evaluation import bench as bench_metrics
-from xdyna.models.controls import (
-    FACE_CHANNELS,
-    POSE_CHANNELS,
-    ControlResiduals,
-    merge_residuals,
-    run_controlnet,
-    to_clip,
+SAMPLING_FRAMES, METRICS_FRAMES = 20, 16
+TRAIN = Program(
+    name="bench train",
+    root="train",
+    schema=TrainConfig,
+    description="Measure time and memory of training steps with each checkpointing policy, at the sizes of a "
+    "configuration and with random weights. On a CPU the peak is that of the whole process.",
+    example="xdyna bench train experiment=dynamics --policies full,selective",
 )
-from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, predict_noise
-from xdyna.pipelines.folder import pick_device
-from xdyna.training import bench as bench_train
-
-CHANNELS = (64, 128, 256, 256)
-SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": 154}
-CONTEXT, OVERLAP = 16, 4
 
 
-class RepeatedControls(ControlResidualCache):
-    """The published way: every ControlNet for every window and for both halves, condition embedding included."""
-
-    def window(self, latents: Tensor, timestep: Tensor, window: Sequence[int]) -> ControlResiduals | None:
-        """As `ControlResidualCache.window`, nothing shared."""
-        frames, halves = list(window), self.tokens.text.shape[0]
-        sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w").repeat(halves, 1, 1, 1)
-        text = self.tokens.text.repeat_interleave(len(frames), dim=0)
-        outputs = []
-        for condition, low, high in self.conditions:
-            pictures = scale_condition(condition.pictures[frames].to(sample.device), low, high).to(sample.dtype)
-            outputs.append(
-                run_controlnet(condition.controlnet, sample, timestep, text, pictures.repeat(halves, 1, 1, 1))
-            )
-        return to_clip(merge_residuals(outputs), halves)
+def _program(name: str, description: str) -> Program[BenchConfig]:
+    lists = {"loader": ("workers",), "metrics": ("metrics",)}.get(name, ())
+    return Program(f"bench {name}", "bench", BenchConfig, description, lists=lists)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/bench.py`. Args: argv: without the program's name. Returns: exit code."""
-    others = {"loader": bench_loader.main, "metrics": bench_metrics.main, "train": bench_train.main}
-    if argv and argv[0] in others:
-        return others[argv[0]](argv[1:])
-    args = _parser().parse_args(argv)
-    quiet_libraries()
-    device = pick_device(args.device)
-    torch.manual_seed(0)
-    unet = XDynaUNet(**SIZES, num_attention_heads=2, motion_heads=2).eval().to(device)
-    sizes = {**SIZES, "attention_head_dim": 2, "conditioning_embedding_out_channels": (4, 8, 20, 52)}
-    conditions = []
-    for channels in (POSE_CHANNELS, FACE_CHANNELS):
-        net = build_controlnet(sizes, channels=channels).eval().to(device)
-        for parameter in net.parameters():  # output layers start at zero: the comparison below would see nothing
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
-        pictures = torch.randint(0, 256, (args.frames, channels, args.height, args.width), dtype=torch.uint8)
-        conditions.append(Condition(net, pictures))
-    grid = (args.height // 8, args.width // 8)
-    latents, reference = (
-        torch.randn(1, 4, args.frames, *grid, device=device),
-        torch.randn(1, 4, 1, *grid, device=device),
-    )
-    text = torch.randn(1, 77, 154, device=device).repeat(2, 1, 1)
-    tokens = Tokens(text, torch.randn(2, 16, 154, device=device))
-    windows = uniform_windows(args.frames, context=CONTEXT, overlap=OVERLAP, offset=0)
-
-    def step(controls: ControlResidualCache) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            return predict_noise(
-                unet,
-                latents,
-                reference,
-                torch.tensor(500, device=device),
-                windows=windows,
-                tokens=tokens,
-                controls=controls,
-            )
-
-        return run
-
-    ways = {
-        "published": step(RepeatedControls(conditions, tokens)),
-        "xdyna": step(ControlResidualCache(conditions, tokens)),
+    actions: dict[str, tuple[str, Callable[[Command[BenchConfig]], int]]] = {
+        "sampling": ("What the exact savings of the sampling loop bring.", _sampling),
+        "loader": ("How fast training clips are made, and how many workers a run needs.", _loader),
+        "metrics": ("The speed of every metric.", _metrics),
     }
-    with torch.no_grad():
-        difference = float((ways["published"]() - ways["xdyna"]()).abs().max())  # the warm-up, too
-    print(
-        f"one denoising step of {args.frames} frames in {len(windows)} windows, {args.height}x{args.width} px, both "
-        f"ControlNets, on {device} with {torch.get_num_threads()} threads\nlargest difference: {difference:.1e}"
-    )
-    report(compare(ways, pairs=args.pairs, device=device))
+    if argv and argv[0] == "train":
+        return TRAIN.main(_train_parser(), argv[1:], _train, prepare=_choose_recipe, placeholders=_no_data)
+    name, words = (argv[0], argv[1:]) if argv and argv[0] in actions else ("sampling", argv)
+    description, work = actions[name]
+    others = ", ".join(f"`bench {other}`" for other in (*actions, "train") if other != name)
+    program = _program(name, f"Measure: {description} Others: {others}.")
+    return program.main(program.parser(), words, work, prepare=_split_names if name == "metrics" else None)
+
+
+def _split_names(flags: argparse.Namespace) -> None:
+    """--metrics l1,psnr names two."""
+    flags.overrides = [word.replace("'", "") if word.startswith("metrics=[") else word for word in flags.overrides]
+
+
+def _sampling(command: Command[BenchConfig]) -> int:
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.bench import bench_sampling
+    from xdyna.pipelines.folder import pick_device
+
+    config = command.config
+    quiet_libraries()
+    frames = config.frames or SAMPLING_FRAMES
+    device = pick_device(config.device)
+    bench_sampling(frames=frames, height=config.height, width=config.width, pairs=config.pairs, device=device)
     return 0
 
 
-def compare(ways: dict[str, Callable[[], Tensor]], *, pairs: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each way, timed in turn `pairs` times. Returns: seconds by name."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with torch.no_grad():
-        for _ in range(pairs):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def _loader(command: Command[BenchConfig]) -> int:
+    from xdyna.data.bench import bench_loader
+
+    try:
+        bench_loader(command.config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return 0
 
 
-def report(seconds: dict[str, list[float]]) -> None:
-    """Print medians, and the ratio of the first way to the second, pair by pair."""
-    for name, values in seconds.items():
-        print(f"{name:<10} median {statistics.median(values):.3f} s  (min {min(values):.3f}, max {max(values):.3f})")
-    first, second = seconds.values()
-    ratios = sorted(a / b for a, b in zip(first, second, strict=True))
-    spread = f"range {ratios[0]:.3f} - {ratios[-1]:.3f}, {len(ratios)} pairs"
-    print(f"speed-up   median {statistics.median(ratios):.3f}x ({spread})")
+def _metrics(command: Command[BenchConfig]) -> int:
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.evaluation.bench import bench_metrics
+
+    config = command.config
+    quiet_libraries()
+    video = None if config.video is None else Path(config.video)
+    bench_metrics(config.metrics, video=video, frames=config.frames or METRICS_FRAMES, repeats=config.repeats)
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="bench.py",
-        description="Measure what the exact savings of the sampling loop bring. `bench.py loader`: "
-        "training data. `bench.py train`: training steps. `bench.py metrics`: every metric.",
-    )
-    p.add_argument("--frames", type=int, default=20, help="generated frames (%(default)s)")
-    p.add_argument("--height", type=int, default=448, help="pixels (%(default)s)")
-    p.add_argument("--width", type=int, default=256, help="pixels (%(default)s)")
-    p.add_argument("--pairs", type=int, default=3, help="timed pairs after the warm-up (%(default)s)")
-    p.add_argument("--device", default="auto")
-    p.add_argument("--debug", action="store_true", help="show tracebacks")
+def _train_parser() -> argparse.ArgumentParser:
+    p = TRAIN.parser()
+    policies = ",".join(reversed(CHECKPOINTING))
+    p.add_argument("--policies", default=policies, metavar="NAME,...", help="in this order (%(default)s)")
+    p.add_argument("--steps", type=int, default=5, help="timed steps of each (%(default)s)")
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="%(choices)s")
     return p
+
+
+def _choose_recipe(flags: argparse.Namespace) -> None:
+    if not any(word.lstrip("+").startswith("experiment=") for word in flags.overrides):
+        flags.overrides.insert(0, "experiment=dynamics")
+
+
+def _no_data(flags: argparse.Namespace) -> Mapping[str, Any]:
+    return PLACEHOLDERS
+
+
+def _train(command: Command[TrainConfig]) -> int:
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.folder import pick_device
+    from xdyna.training.bench import bench_training
+
+    args = command.flags
+    policies = [name.strip() for name in args.policies.split(",")]
+    if wrong := [name for name in policies if name not in CHECKPOINTING]:
+        raise UsageError(f"--policies: {wrong[0]!r} is none of {', '.join(CHECKPOINTING)}")
+    if args.steps < 1:
+        raise UsageError(f"--steps {args.steps}: expected 1 or more")
+    quiet_libraries()
+    config = command.config
+    if command.tree["data"]["manifests"] == PLACEHOLDERS["data.manifests"]:  # rendered clips of the same size
+        puppets: dict[str, Any] = {"source": "puppet", "manifests": [], "buckets": [], "stride": [1, 1], "workers": 0}
+        config.data = dataclasses.replace(config.data, **puppets, video_frames=max(48, config.data.frames + 1))
+    fits = bench_training(config, policies=policies, steps=args.steps, device=pick_device(args.device))
+    return 0 if fits else FAILURE

@@ -13,7 +13,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
-from xdyna.cli.infer_args import parser, settings
+from xdyna.cli.arguments import Command
+from xdyna.cli.infer_args import PROGRAM, numbered, parser, prepare
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
@@ -23,14 +24,15 @@ from xdyna.media.image import read_image
 from xdyna.models.attention import require_xformers
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines import batch
-from xdyna.pipelines.controls import Conditions, make_conditions, published_crop, read_person
+from xdyna.pipelines.controls import Conditions, make_conditions, read_person
+from xdyna.pipelines.crop import fit_image, published_crop
 from xdyna.pipelines.driving import Driving, open_driving
 from xdyna.pipelines.folder import UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline, pick_device, pick_dtype
 from xdyna.pipelines.outputs import OutputFiles, describe, free_names, reserve, write_outputs
 from xdyna.pipelines.plan import Plan, print_plan
 from xdyna.pipelines.resume import PartialRun, fingerprint
 from xdyna.pipelines.untrained import build_untrained
-from xdyna.pipelines.xdyna import Precomputed, SamplingOptions, XDynaPipeline, to_uint8
+from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
 
 OUTPUTS = Path("outputs")
 
@@ -43,7 +45,7 @@ class Job:
         reference: picture of the person.
         drive: driving file.
         out: video to write; None for an automatic name.
-        kind: kind of driving file, see `driving.KINDS`.
+        kind: kind of driving file, see `DRIVE_KINDS`.
         face_video: for pose videos and key points: where the faces come from.
         ref_keypoints: key points of the person in the reference; None looks for it where it is needed.
         prompt: text; None takes the config's.
@@ -69,9 +71,13 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/infer.py`. Args: argv: without the program's name. Returns: exit code."""
-    args = parser().parse_args(argv)
+    return PROGRAM.main(parser(), argv, work, prepare=prepare, numbered=numbered)
+
+
+def work(command: Command[InferConfig]) -> int:
+    """Make the animations. Args: command: what is asked for. Returns: exit code."""
+    args, config = command.flags, command.config
     quiet_libraries()
-    config = settings(args)
     if config.attention == "xformers":
         require_xformers()
     jobs = _jobs(args)
@@ -86,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         dtype=pick_dtype(config.dtype, device),
         cache_dir=args.cache_dir,
         overwrite=args.overwrite,
-        argv=list(argv),
+        argv=command.argv,
     )
     if args.dry_run:
         for job in jobs:
@@ -183,7 +189,7 @@ class Runner:
             print(f"driving: {conditions.summary}")
         face = conditions.face is not None
         crop = published_crop(plan.reference.shape, plan.size, face=face)
-        fitted = crop.image(plan.reference, interpolation="area" if face else "bilinear")
+        fitted = fit_image(plan.reference, crop, face=face)
         inputs = {
             "reference": {"path": str(job.reference), "sha256": file_sha256(job.reference)},
             "driving": {"path": str(job.drive), "sha256": file_sha256(job.drive), "kind": plan.driving.kind},
@@ -301,6 +307,7 @@ class Runner:
         partial: PartialRun,
     ) -> torch.Tensor:
         """Latents of the clip; goes on from a partial result of the same run."""
+        assert config.guidance is not None, "the checkpoint's own was put in"
         generator = torch.Generator("cpu").manual_seed(config.seed)
         # Other schedulers keep a history of steps, which is not stored: their runs start over.
         resumable = isinstance(pipeline.scheduler, DDIMScheduler)
@@ -308,9 +315,7 @@ class Runner:
         if done:
             print(f"going on after step {done} of {config.steps} (found {partial.path})")
         given = Precomputed(
-            reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator),
-            latents=latents,
-            start_step=done,
+            reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator), start_step=done
         )
 
         def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -324,8 +329,14 @@ class Runner:
             conditions.face,
             prompt=config.prompt,
             negative_prompt=config.negative_prompt,
-            options=sampling_options(config),
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            context_frames=config.context_frames,
+            context_overlap=config.context_overlap,
+            context_schedule=config.context_schedule,
+            similarity_prior=config.similarity_prior,
             generator=generator,
+            latents=latents,
             precomputed=given,
             callback_on_step_end=after_step,
             output_type="latent",
@@ -345,20 +356,6 @@ class Runner:
             "outputs": {path.name: file_sha256(path) for path in self._written(plan)[:-1]},
         }
         write_manifest(plan.files.manifest, entries, argv=self.argv, overwrite=self.overwrite)
-
-
-def sampling_options(config: InferConfig) -> SamplingOptions:
-    """The pipeline's part of the settings."""
-    assert config.guidance is not None, "the checkpoint's own was put in"
-    return SamplingOptions(
-        steps=config.steps,
-        guidance=config.guidance,
-        context_frames=config.context_frames,
-        context_overlap=config.context_overlap,
-        context_schedule=config.context_schedule,
-        similarity_prior=config.similarity_prior,
-        decode_chunk=config.vae_chunk,
-    )
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:

@@ -1,59 +1,52 @@
-"""From raw footage to a training set: `scripts/preprocess.py`."""
+"""From raw footage to a training set: `scripts/preprocess.py`; `cache` and `face-sheet` are actions with such a set."""
 
 import argparse
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from xdyna.config.data import KINDS, DataError
-from xdyna.config.loader import load_config
-from xdyna.config.preprocess import ENGINES, REENACTORS, FinishOptions, PreprocessConfig
+from xdyna.cli.arguments import Command, Program
+from xdyna.config.data import DataError
+from xdyna.config.preprocess import CacheConfig, PreprocessConfig
 from xdyna.core.errors import FileError, UsageError
-from xdyna.data.addresses import is_remote
-from xdyna.data.records import REASONS
-from xdyna.data.store import validate
-from xdyna.media import probe
-from xdyna.preprocess.engines import Engine, LocalEngine, available_cores
-from xdyna.preprocess.listing import read_sources
-from xdyna.preprocess.report import Summary, duration
-from xdyna.preprocess.run import Job, Plan, Step, check_addresses, finish_all, plan, process_all
-from xdyna.preprocess.work import WorkFolder
+from xdyna.core.program import FAILURE
 
-_PROBED = 40  # videos that a dry run looks into; the others are estimated by their size
-_CORE_SECONDS = 0.2  # of one core per frame of 512 x 896 px with a person, measured
+if TYPE_CHECKING:
+    from xdyna.preprocess.engines import Engine
+    from xdyna.preprocess.run import Job
+
+PROGRAM = Program(
+    name="preprocess",
+    root="preprocess",
+    schema=PreprocessConfig,
+    description="Make a training set of raw videos. Interrupted, it goes on with the same command. `preprocess cache` "
+    "keeps clips with their latents, `preprocess face-sheet` shows other identities' faces.",
+    example="xdyna preprocess footage list.csv --out data/mine preprocess.min_frames=48",
+    inputs=True,
+)
+CACHE = Program(
+    name="preprocess cache",
+    root="cache",
+    schema=CacheConfig,
+    description="Make training clips and encode them once. Interrupted, it continues with the same command.",
+    example="xdyna preprocess cache --vae xdyna-tiny --clips 64 --out cache data=puppet data.face=cross",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser."""
-    p = argparse.ArgumentParser(
-        prog="preprocess.py",
-        description="Make a training set of raw videos. Interrupted, it goes on with the same command.",
-        epilog="example: scripts/preprocess.py footage list.csv --out data/mine; then scripts/preprocess.py --inspect "
-        "data/mine CLIP_ID",
-    )
+    p = PROGRAM.parser()
     p.add_argument("inputs", nargs="*", metavar="INPUT", help="folder, glob, video, or list (CSV, JSONL, Parquet, txt)")
     p.add_argument("--out", type=Path, metavar="DIR", help="the data set; of --inspect: an .mp4 or .png")
-    p.add_argument("--kind", choices=KINDS, help="of all videos whose list does not say it (default: found out)")
-    p.add_argument("--config", type=Path, metavar="YAML", help="settings, see configs/preprocess")
-    p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: preprocess.min_frames=48"
-    )
+    p.add_argument("--set", dest="overrides", action="override", metavar="KEY=VALUE", help="as KEY=VALUE alone")
     p.add_argument("--dry-run", action="store_true", help="say how much there is to do, and do nothing")
-    who = p.add_argument_group("who does the work")
-    who.add_argument("--engine", choices=ENGINES, default="local", help="processes of this machine, or a Ray cluster")
-    who.add_argument("--workers", type=int, metavar="N", help="tasks at a time (default: the cores)")
-    who.add_argument("--ray-address", metavar="A", help="of an existing cluster: auto, HOST:PORT or ray://HOST:PORT")
-    who.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, without putting the data set together")
-    who.add_argument("--finish", action="store_true", help="put the data set together after all parts are done")
-    who.add_argument("--retry-errors", action="store_true", help="process again what failed by an error")
-    faces = p.add_argument_group("other identities' faces")
-    faces.add_argument("--faces", choices=REENACTORS, help="give human clips another identity's face afterwards")
-    faces.add_argument("--faces-models", type=Path, metavar="DIR", help="weights of liveportrait")
-    faces.add_argument("--faces-seed", type=int, default=0, metavar="N", help="of who lends the face (%(default)s)")
+    p.add_argument("--ray-address", metavar="A", help="of an existing cluster: auto, HOST:PORT or ray://HOST:PORT")
+    p.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, without putting the data set together")
+    p.add_argument("--finish", action="store_true", help="put the data set together after all parts are done")
+    p.add_argument("--retry-errors", action="store_true", help="process again what failed by an error")
+    p.add_argument("--faces-models", type=Path, metavar="DIR", help="weights of liveportrait")
     other = p.add_argument_group("with a finished data set")
     other.add_argument("--inspect", nargs=2, metavar=("DATASET", "CLIP"), help="draw a clip with pose, face and mask")
     other.add_argument("--overwrite", action="store_true", help="--inspect may replace a file")
@@ -61,7 +54,6 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--check-videos", action="store_true", help="with --check: compare the videos' bytes too")
     other.add_argument("--shards", type=Path, metavar="OUT", help="export the data set --out as WebDataset tar files")
     other.add_argument("--clips-per-shard", type=int, default=256, metavar="N", help="(%(default)s)")
-    p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
 
@@ -74,45 +66,71 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         int: 0 when done, also with skipped videos; 1 when `--check` found something.
     """
-    args = parser().parse_args(argv)
+    if argv and argv[0] == "cache":
+        return CACHE.main(_cache_parser(), argv[1:], _cache)
+    if argv and argv[0] == "face-sheet":
+        from xdyna.preprocess.faces import sheet
+
+        return sheet.main(argv[1:])
+    numbered = lambda command, number: ["--out", str(command.flags.out / str(number))]  # noqa: E731
+    return PROGRAM.main(parser(), argv, work, numbered=numbered)
+
+
+def work(command: Command[PreprocessConfig]) -> int:
+    """Make the data set, or do what is asked for with one. Args: command: what is asked for. Returns: exit code."""
+    args, config = command.flags, command.config
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers: one core each
     os.environ.setdefault("GLOG_minloglevel", "2")  # mediapipe's chatter
+    from xdyna.preprocess import console
+    from xdyna.preprocess.run import finish_all
+
     if args.inspect is not None:
-        return _inspect(args)
+        print(console.inspect(args.inspect[0], args.inspect[1], args.out, overwrite=args.overwrite))
+        return 0
     if args.check is not None:
-        return _check(args.check, videos=args.check_videos)
+        fits, told = console.check(args.check, videos=args.check_videos)
+        print(told)
+        return 0 if fits else FAILURE
     if args.out is None:
         raise UsageError("give --out DIR, the folder of the data set")
     if args.shards is not None:
-        return _export(args)
-    job, finish = _job(args)
+        if args.inputs:
+            raise UsageError("--shards exports the finished data set --out; leave the inputs out")
+        print(console.export_with_bar(args.out, args.shards, _engine(args, config), clips=args.clips_per_shard))
+        return 0
+
+    job = _job(args, config)
     if args.dry_run:
-        return _dry_run(job, workers=args.workers)
+        print(console.describe_work(job, workers=config.workers))
+        return 0
     try:
         if not args.finish:
-            _process(job, _engine(args))
+            console.process_with_bar(job, _engine(args, config))
             if args.shard is not None:
                 return 0
-        _tell(finish_all(job, finish), args.out)
-        if args.faces is not None:
-            _add_faces(args)
+        print(console.describe_dataset(finish_all(job, config.finish), args.out))
+        if config.faces is not None:
+            print(console.faces_with_bar(args.out, config.faces, models=args.faces_models, seed=config.faces_seed))
     except KeyboardInterrupt:
         print("\nrun the same command again to continue", file=sys.stderr)
         raise
     return 0
 
 
-def _job(args: argparse.Namespace) -> tuple[Job, FinishOptions]:
+def _job(args: argparse.Namespace, config: PreprocessConfig) -> "Job":
     """What is asked for; whatever is wrong with it is wrong usage."""
+    from xdyna.preprocess.listing import read_sources
+    from xdyna.preprocess.run import Job, check_addresses
+    from xdyna.preprocess.work import WorkFolder
+
     if not args.inputs:
         raise UsageError("give at least one folder, glob, video or list")
-    if args.ray_address and args.engine != "ray":
+    if args.ray_address and config.engine != "ray":
         raise UsageError("--ray-address needs --engine ray")
-    if args.shard is not None and (args.finish or args.faces):
+    if args.shard is not None and (args.finish or config.faces):
         raise UsageError("--shard processes a part; give --finish and --faces in a call of its own, after all parts")
     try:
-        config = load_config(PreprocessConfig, args.config, args.set)
-        sources = read_sources(args.inputs, kind=args.kind)
+        sources = read_sources(args.inputs, kind=config.kind)
         check_addresses(sources)
         job = Job(sources, args.out, config.preprocess, _shard(args.shard), args.retry_errors)
         if not args.dry_run:
@@ -121,7 +139,7 @@ def _job(args: argparse.Namespace) -> tuple[Job, FinishOptions]:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return job, config.finish
+    return job
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -133,119 +151,35 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _engine(args: argparse.Namespace) -> Engine:
+def _engine(args: argparse.Namespace, config: PreprocessConfig) -> "Engine":
+    from xdyna.preprocess.engines import LocalEngine
+
     try:
-        if args.engine == "local":
-            return LocalEngine(args.workers)
+        if config.engine == "local":
+            return LocalEngine(config.workers)
         from xdyna.preprocess.engine_ray import RayEngine
 
-        return RayEngine(args.ray_address, workers=args.workers)
+        return RayEngine(args.ray_address, workers=config.workers)
     except DataError as error:
         raise UsageError(str(error)) from error
 
 
-def _process(job: Job, engine: Engine) -> None:
-    """Process all videos behind a bar whose length is their size, since that is what time follows."""
-    counts: Counter[str] = Counter()
-    with tqdm(desc="videos", unit="B", unit_scale=True, unit_divisor=1024, dynamic_ncols=True) as bar:
-
-        def progress(event: Plan | Step) -> None:
-            if isinstance(event, Plan):
-                outcomes, size = event.done, 0
-                counts["all"] = len(event.done) + len(event.pending)
-                bar.reset(total=sum(size for _, size in event.pending))
-            else:
-                outcomes, size = [event.outcome], event.size
-            for outcome in outcomes:
-                counts.update(done=1, kept=len(outcome.clips), skipped=len(outcome.skips))
-            bar.set_postfix_str(
-                f"{counts['done']}/{counts['all']} videos, {counts['kept']} clips, {counts['skipped']} skips"
-            )
-            bar.update(size)
-
-        process_all(job, engine, progress)
+def _cache_parser() -> argparse.ArgumentParser:
+    p = CACHE.parser()
+    p.add_argument("--vae", type=Path, metavar="DIR", help="autoencoder or pipeline folder")
+    p.add_argument("--tokens", action="store_true", help="keep the image tokens of every frame, too (--vae PIPELINE)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the cache")
+    p.add_argument("--clips", type=int, metavar="N", help="number of clips, humans and scenes together")
+    return p
 
 
-def _tell(summary: Summary, out: Path) -> None:
-    """What the data set holds, in a few lines."""
-    records = summary.records
-    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(record.kind for record in records).items()))
-    splits = ", ".join(f"{n} {split}" for split, n in sorted(Counter(record.split for record in records).items()))
-    print(f"{summary.videos} videos ({duration(summary.seconds)}): {len(records)} clips "
-          f"({duration(summary.kept_seconds)}; {kinds}; {splits}), {len(summary.skips)} skipped")  # fmt: skip
-    for reason, count in Counter(skip.reason for skip in summary.skips).most_common():
-        print(f"  {count:6d}  {REASONS[reason]}")
-    print(f"data set: {out}; what was skipped and why: {out / 'report.html'}")
+def _cache(command: Command[CacheConfig]) -> int:
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.data.write_cache import cache_clips
 
-
-def _dry_run(job: Job, *, workers: int | None) -> int:
-    """Say how many videos and hours there are, and about how long it takes."""
-    found = plan(job)
-    local = [(source, size) for source, size in found.pending if not is_remote(source.path)]
-    looked, seconds, frames = 0, 0.0, 0
-    for source, size in local[:: max(1, len(local) // _PROBED)]:
-        try:
-            info = probe(source.path)
-        except FileError:
-            continue
-        looked, seconds, frames = looked + size, seconds + info.duration, frames + info.frame_count
-    total = sum(size for _, size in found.pending)
-    cores = workers or available_cores()
-    print(f"{len(found.done)} videos are done, {len(found.pending)} to do, {total / 2**30:.2f} GiB")
-    if found.pending and not looked:
-        print("their duration is not known: none of those that were looked at can be read as a local video")
-    elif found.pending:
-        work = frames * total / looked * _CORE_SECONDS / cores
-        print(
-            f"about {duration(seconds * total / looked)} of footage, roughly {duration(work)} with {cores} workers "
-            f"({_CORE_SECONDS:g} s of one core per frame, as with half a megapixel and a person; scenes take less)"
-        )
-    return 0
-
-
-def _add_faces(args: argparse.Namespace) -> None:
-    from xdyna.preprocess.faces.cross_faces import add_faces
-    from xdyna.preprocess.faces.reenact import get_reenactor
-
-    with tqdm(desc="faces", unit="clip") as bar:
-        summary = add_faces(
-            args.out,
-            get_reenactor(args.faces, models_dir=args.faces_models),
-            seed=args.faces_seed,
-            progress=lambda done: bar.update(done - bar.n) and None,
-        )
-    without = ", ".join(f"{reason}: {count}" for reason, count in summary.reasons.items())
-    print(f"faces: {summary.made} made, {summary.kept} were there{f', without: {without}' if without else ''}")
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from xdyna.preprocess.inspect import inspect_clip
-
-    dataset, clip = Path(args.inspect[0]), args.inspect[1]
-    print(inspect_clip(dataset, clip, args.out or Path(f"{clip}.mp4"), overwrite=args.overwrite))
-    return 0
-
-
-def _check(dataset: Path, *, videos: bool) -> int:
-    problems = validate(dataset, videos=videos)
-    for problem in problems:
-        print(problem)
-    print(f"{dataset}: {len(problems)} problems" if problems else f"{dataset}: everything is there and fits")
-    return 1 if problems else 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    from xdyna.preprocess.shards import write_shards
-
-    if args.inputs:
-        raise UsageError("--shards exports the finished data set --out; leave the inputs out")
-    with tqdm(desc="clips", unit="clip") as bar:
-        count = write_shards(
-            args.out,
-            args.shards,
-            _engine(args),
-            clips_per_shard=args.clips_per_shard,
-            progress=lambda clips: bar.update(clips) and None,
-        )
-    print(f"{count} shards in {args.shards}")
+    args = command.flags
+    if args.vae is None or args.out is None or args.clips is None:
+        raise UsageError("give --vae DIR, --out DIR and --clips N; see --help")
+    quiet_libraries()
+    print(cache_clips(command.config, vae=args.vae, out=args.out, clips=args.clips, keep_tokens=args.tokens))
     return 0

@@ -71,7 +71,7 @@ class DataConfig:
 
     source: str = setting("puppet", choices=SOURCES)
     cache: str | None = None
-    manifests: list[Any] = field(default_factory=list)
+    manifests: list[Any] = setting([], needed=True)  # noqa: RUF009 (a copy for each)
     verify: bool = True
     split: str = setting("train", choices=SPLITS)
     height: int = 128

@@ -12,6 +12,7 @@ ATTENTION = ("sdpa", "xformers")
 SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
+DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
 CROPS = ("published", "person", "none")
 
 
@@ -77,7 +78,7 @@ class InferConfig:
     person: int = setting(0, low=0)
     smooth: bool = False
     max_gap: int = setting(8, low=0)
-    align: str = setting("none", choices=ALIGNMENTS)
+    align: str = setting("none", choices=ALIGNMENTS, bare="global")
     crop: str = setting("published", choices=CROPS)
     puppet_face: bool = False
     head: bool = False

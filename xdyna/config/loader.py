@@ -1,235 +1,268 @@
-"""Typed configuration: YAML becomes one dataclass at the door; nothing behind it sees OmegaConf.
+"""The one loader: Hydra composes YAML and overrides, one dataclass comes out; nothing behind it sees OmegaConf.
 
-`load_config(InferConfig, "configs/infer/default.yaml", ["steps=10"])` reads the file, applies the overrides, checks
-every key, type and range, and returns an `InferConfig`. What is wrong is one `ConfigError` that names the key, where it
-was given, what was expected and the nearest valid key.
+`compose(TrainConfig, "train", ["experiment=dynamics", "optim.lr=1e-4"])` reads `configs/train.yaml`, applies the
+overrides in Hydra's own grammar, checks every key, type and range, and returns the `TrainConfig` and the composed tree.
+What is wrong is one `ConfigError` that names the key, where it was given, what was expected and the nearest valid key
+(see `xdyna.config.mistakes`).
 """
 
+import contextlib
 import dataclasses
-import difflib
-import itertools
 import os
-import re
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from xdyna.config import mistakes
+from xdyna.config.convert import ConvertConfig
+from xdyna.config.model import ModelConfig
 from xdyna.core.errors import ConfigError
 
 Schema = TypeVar("Schema")
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-def load_config(
-    schema: type[Schema], path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] | Iterable[str] = ()
-) -> Schema:
-    """Read and check a configuration.
+
+class Composed(NamedTuple, Generic[Schema]):
+    """A configuration.
+
+    Attributes:
+        config: the typed object.
+        tree: the same as plain dictionaries, before anything was derived from it; for files.
+    """
+
+    config: Schema
+    tree: dict[str, Any]
+
+
+def compose(
+    schema: type[Schema],
+    root: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | os.PathLike[str] | None = None,
+    placeholders: Mapping[str, Any] | None = None,
+) -> Composed[Schema]:
+    """Put a configuration together and check it.
 
     Args:
         schema: a dataclass; its defaults hold for everything that is not given.
-        path: a YAML file, or None.
-        overrides: a mapping of keys to values, or "key=value" strings (the value is YAML: `fps=null`); they win over
-            the file. Nested keys are written with dots.
+        root: name of a file in `configs` (or in `config_dir`), without ".yaml".
+        overrides: in Hydra's grammar: "key=value", "group=name", "+key=value", "++key=value", "~key".
+        config_dir: a folder of the user's own, laid out like `configs` and searched first.
+        placeholders: stand in for values that must be given ("???") and are not, by dotted key.
 
     Returns:
-        An instance of `schema`.
+        Composed: the object and the tree.
 
     Raises:
-        ConfigError: missing or unreadable file, invalid YAML, unknown key, wrong type, value out of range.
+        ConfigError: unknown key or group, wrong type, value out of range, missing value, invalid YAML.
+        ValueError: what the schema itself raises for values that contradict each other.
     """
-    layers: list[tuple[str, Any]] = []
-    if path is not None:
-        layers.append((f"in {path}", _read_yaml(Path(path))))
-    layers.append(("in the overrides", _override_tree(overrides)))
-    return _build(schema, layers)
+    with _prepared(schema, root, overrides, config_dir) as (hydra, words):
+        composed = hydra.compose_config(
+            root, words, run_mode=RunMode.RUN, from_shell=False, with_log_configuration=False
+        )
+        with open_dict(composed):
+            del composed["hydra"]
+        mistakes.check_keys(schema, OmegaConf.to_container(composed, resolve=False))
+        for key in sorted(OmegaConf.missing_keys(composed)):
+            if key not in (placeholders or {}):
+                raise mistakes.missing_value(schema, key)
+            OmegaConf.update(composed, key, (placeholders or {})[key])
+        merged = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), composed))
+        tree = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        return Composed(typing.cast(Schema, OmegaConf.to_object(merged)), tree)
 
 
-def compose_config(
-    schema: type[Schema], path: str | os.PathLike[str], overrides: Iterable[str] = (), *, groups: str | os.PathLike[str]
-) -> Schema:
-    """Read a configuration that Hydra puts together: its `defaults` list names others, and groups can be chosen.
+def load_model(name: str, config_dir: str | os.PathLike[str] | None = None) -> ModelConfig:
+    """Sizes of the networks of `configs/model/NAME.yaml`.
+
+    Args:
+        name: "sd15", "tiny", ...
+        config_dir: as for `compose`.
+
+    Raises:
+        ConfigError: there is none of that name, or something in it is wrong.
+    """
+    return compose(ConvertConfig, "convert", [f"model={name}"], config_dir=config_dir).config.model
+
+
+def show(
+    schema: type[Any],
+    root: str,
+    overrides: Sequence[str],
+    *,
+    kind: str,
+    config_dir: str | os.PathLike[str] | None = None,
+    package: str | None = None,
+    resolve: bool = False,
+) -> None:
+    """Print a composed configuration as Hydra's `--cfg` does.
 
     Args:
         schema: a dataclass.
-        path: a YAML file; it may lie anywhere.
-        overrides: "key=value" strings; "group=name" (`model=tiny`) takes another file of a group.
-        groups: the folder of the groups (`configs`).
-
-    Returns:
-        An instance of `schema`.
+        root: as for `compose`.
+        overrides: as for `compose`.
+        kind: "job" (ours), "hydra" (Hydra's) or "all".
+        config_dir: as for `compose`.
+        package: only this part, for example "optim".
+        resolve: put the values of interpolations in.
 
     Raises:
-        ConfigError: as `load_config`, and for a group or file that does not exist.
+        ConfigError: as `compose`, but for values that are missing or out of range; no such package.
     """
-    path, groups = Path(path), Path(groups).resolve()
-    _read_yaml(path)  # names what is wrong with the file itself better than Hydra does
-    if path.suffix != ".yaml":
-        raise ConfigError(f"config file {path}: expected a name that ends in .yaml (Hydra reads no other)")
-    choices: list[str] = []
-    values: list[str] = []
-    for text in overrides:
-        (choices if _is_choice(schema, text, groups) else values).append(text)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base=None, config_dir=str(path.resolve().parent)):
-            composed = compose(path.stem, overrides=[*choices, f"hydra.searchpath=[file://{groups}]"])
-        tree = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises plain ValueErrors too
-        lines = [line.strip() for line in str(error or error.__cause__).splitlines() if line.strip()]
-        told = itertools.takewhile(lambda line: not line.startswith(("Config search path", "object_type")), lines)
-        what = " ".join(told) or f"{type(error).__name__}: a value cannot be read; is every ${{ closed by }}?"
-        raise ConfigError(f"{path}{' with ' if choices else ''}{' '.join(choices)}: {what}") from error
-    return _build(schema, [(f"in {path}", tree), ("in the overrides", _override_tree(values))])
+    with _prepared(schema, root, overrides, config_dir) as (hydra, words):
+        composed = hydra.compose_config(root, words, run_mode=RunMode.RUN, with_log_configuration=False)
+        if package not in (None, "_global_") and OmegaConf.select(composed, str(package)) is None:
+            raise ConfigError(f"--package {package}: the configuration has no such part")
+        hydra.show_cfg(root, words, kind, package, resolve)
 
 
-def _is_choice(schema: Any, text: str, groups: Path) -> bool:
-    """Whether an override takes another file of a group: "model=tiny", but not "model.unet={}" or "train=[adapter]"."""
-    key, _, name = (part.strip() for part in text.partition("="))
-    if not dataclasses.is_dataclass(typing.get_type_hints(schema).get(key)) or not (groups / key).is_dir():
-        return False
-    if not re.match(r"[A-Za-z]", name) or name == "null":
-        return False
-    there = sorted(str(file.relative_to(groups / key).with_suffix("")) for file in (groups / key).rglob("*.yaml"))
-    if name not in there:
-        raise ConfigError(f"{key}={name}: there is no {groups / key / name}.yaml; expected one of {', '.join(there)}")
-    return True
+def sweep(
+    schema: type[Any], root: str, overrides: Sequence[str], *, config_dir: str | os.PathLike[str] | None = None
+) -> list[list[str]]:
+    """The jobs of a sweep: every combination of the values in "seed=1,2", "choice(...)", "range(...)", "glob(...)".
+
+    Args:
+        schema: a dataclass.
+        root: as for `compose`.
+        overrides: as for `compose`, with sweeps; `hydra.sweeper.params` of the configuration adds its own.
+        config_dir: as for `compose`.
+
+    Returns:
+        The overrides of each job, in Hydra's order (the last one changes fastest).
+
+    Raises:
+        ConfigError: as `compose`; a sweep that Hydra's basic sweeper does not know.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    with _prepared(schema, root, overrides, config_dir) as (hydra, given):
+        whole = hydra.compose_config(root, given, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+        params = OmegaConf.select(whole, "hydra.sweeper.params") or {}
+        words = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(words)
+        plain = [each.input_line for each in parsed if not each.is_sweep_override()]
+        (jobs,) = BasicSweeper.split_arguments([each for each in parsed if each.is_sweep_override()], None)
+        return [[*(line for line in plain if line is not None), *job] for job in jobs]
 
 
-def _build(schema: type[Schema], layers: Sequence[tuple[str, Any]]) -> Schema:
-    merged: Any = OmegaConf.structured(schema)
-    for where, tree in layers:
-        _check_keys(schema, tree, where)
-        for key, value in tree.items():
-            merged = _merge(merged, schema, {key: value}, where)
-    sources = " and ".join(where for where, tree in layers if tree) or "in the defaults"
-    try:
-        return typing.cast(Schema, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{_first_line(error)} ({sources})") from error
-    except ConfigError as error:
-        raise ConfigError(f"{error} ({sources})") from error
+def names(group: str, config_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Configs of a group, "experiment/tiny" included in "experiment"; those that begin with "_" are parts of others."""
+    found: set[str] = set()
+    for folder in folders(config_dir):
+        paths = (folder / group).rglob("*.yaml")
+        found.update(str(path.relative_to(folder / group).with_suffix("")) for path in paths if path.stem[0] != "_")
+    return sorted(found)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def folders(config_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Where configs are searched, in this order.
+
+    Args:
+        config_dir: a folder of the user's own.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if config_dir is None:
+        return [CONFIGS]
+    own = Path(config_dir).resolve()
+    if not own.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; expected one laid out like configs/")
+    return [own, CONFIGS]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as plain data. A key given twice is an error, and 1e-5 is a number.
+
+    Raises:
+        ConfigError: no such file, or not valid.
+    """
     if not path.is_file():
-        kind = "is a folder, expected a YAML file" if path.is_dir() else "does not exist"
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1, cutoff=0.5)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; examples are in configs/"
-        raise ConfigError(f"config file {path} {kind}{hint}")
+        raise ConfigError(f"config file {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected YAML")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} is not UTF-8 text; expected YAML lines like 'steps: 25'") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or _first_line(error)
-        raise ConfigError(f"config file {path}{line} is not valid YAML: {problem}") from error
-    if tree is None:
-        return {}
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise mistakes.bad_file(path, error) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {path} holds a {type(tree).__name__}, expected lines like 'steps: 25'")
     return {str(key): value for key, value in tree.items()}
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, and 1e-5 is a number (YAML 1.1 wants 1.0e-5)."""
+def store_group(group: str, name: str, tree: Mapping[str, Any]) -> None:
+    """Make plain data a config of a group, chosen by "group=name".
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; a repeated key would silently win otherwise."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
+    Args:
+        group: for example "metrics".
+        name: of the config.
+        tree: its keys and values, from the root of the configuration on.
+    """
+    ConfigStore.instance().store(group=group, name=name, node=dict(tree), package="_global_")
 
 
-def _override_tree(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
-    if isinstance(overrides, str):
-        raise TypeError("overrides must be a mapping or a sequence of strings, not one string")
-    pairs: list[tuple[str, Any]] = []
-    if isinstance(overrides, Mapping):
-        pairs = list(overrides.items())
-    else:
-        for text in overrides:
-            key, equals, value = text.partition("=")
-            if not equals or not key.strip():
-                raise ConfigError(f"override {text!r}: expected key=value, for example steps=10")
-            try:
-                pairs.append((key.strip(), yaml.load(value, Loader=_StrictLoader) if value else ""))
-            except yaml.YAMLError as error:
-                raise ConfigError(f"override {text!r}: the value is not valid YAML; put text into quotes") from error
-    tree: dict[str, Any] = {}
-    for key, value in pairs:
-        *parents, last = key.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-            if not isinstance(branch, dict):
-                raise ConfigError(f"override {key!r}: {parent!r} was given a value before, so it cannot have keys")
-        branch[last] = value
-    return tree
+@contextlib.contextmanager
+def _prepared(
+    schema: type[Any], root: str, overrides: Sequence[str], config_dir: str | os.PathLike[str] | None
+) -> Iterator[tuple[Hydra, list[str]]]:
+    """Hydra with the schema and the search path, and the overrides as Hydra takes them; its errors in our words."""
+    assert dataclasses.is_dataclass(schema)
+    node = OmegaConf.structured(schema)
+    for key in _needed(schema):
+        OmegaConf.update(node, key, "???")
+    ConfigStore.instance().store(group="schema", name=root, node=node, package="_global_")
+    searched = folders(config_dir)
+    with _searching(config_dir) as hydra, mistakes.explained(schema, root, overrides, searched):
+        words = []
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key = override.key_or_group
+            group = bool(key) and any((folder / key).is_dir() for folder in searched)
+            if not group and not override.is_hydra_override():
+                mistakes.check_override(schema, override)
+            listed = override.value() if group and not override.is_sweep_override() else None
+            if isinstance(listed, list) and not set(listed) <= set(names(key, config_dir)):
+                # Hydra takes a list for several configs of the group; here it is the key of the same name.
+                store_group(key, "given", {key: listed})
+                words.append(f"{key}=given")
+            else:
+                words.append(str(override.input_line))
+        yield hydra, words
 
 
-def _check_keys(schema: Any, tree: Any, where: str, prefix: str = "") -> None:
+def _needed(schema: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that a composed configuration must give, with dots."""
     hints = typing.get_type_hints(schema)
-    names = [entry.name for entry in dataclasses.fields(schema)]
-    for key, value in tree.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key).replace("-", "_"), names, n=1, cutoff=0.5)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"valid keys: {', '.join(names)}"
-            raise ConfigError(f"unknown key '{prefix}{key}' {where}; {hint}")
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            _check_keys(hints[key], value, where, prefix=f"{prefix}{key}.")
+    for field in dataclasses.fields(schema):
+        if field.metadata.get("needed"):
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(hints[field.name]):
+            yield from _needed(hints[field.name], f"{prefix}{field.name}.")
 
 
-def _merge(config: DictConfig, schema: Any, tree: dict[str, Any], where: str) -> DictConfig:
+@contextlib.contextmanager
+def _searching(config_dir: str | os.PathLike[str] | None) -> Iterator[Hydra]:
+    """Hydra with our search path; whatever Hydra an outer program has set up is back afterwards."""
+    *own, ours = folders(config_dir)
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    version.setbase(None)
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create(tree)))
-    except OmegaConfBaseException as error:
-        key = error.full_key or next(iter(tree))
-        value, expected = _look_up(tree, key), _type_name(schema, key)
-        raise ConfigError(f"{key}: got {value!r} {where}, expected {expected}") from error
-
-
-def _look_up(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return tree
-        tree = tree[part]
-    return tree
-
-
-def _type_name(schema: Any, key: str) -> str:
-    kind: Any = schema
-    for part in key.split("."):
-        if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind).get(part, kind)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(_plain_name(part) for part in typing.get_args(kind))
-    return _plain_name(kind)
-
-
-def _plain_name(kind: Any) -> str:
-    if dataclasses.is_dataclass(kind):
-        return "a section with keys"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    names[dict] = "a section with keys"
-    return names.get(typing.get_origin(kind) or kind, str(kind))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        path = create_config_search_path(f"file://{ours}")
+        for folder in own:
+            path.prepend(provider="command-line", path=f"file://{folder}", anchor="main")
+        yield Hydra.create_main_hydra2(task_name="xdyna", config_search_path=path)
+    finally:
+        GlobalHydra.instance().hydra = before

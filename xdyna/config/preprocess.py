@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from xdyna.config.data import KINDS, DataError
+from xdyna.config.data import KINDS, DataConfig, DataError
 from xdyna.config.infer import POSE_BACKENDS
 from xdyna.config.settings import check_settings, setting
 
@@ -126,6 +126,24 @@ class PreprocessConfig:
     faces_seed: int = setting(0, low=0)
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     finish: FinishOptions = field(default_factory=FinishOptions)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass
+class CacheConfig:
+    """Settings of `scripts/preprocess.py cache` (`configs/cache.yaml`).
+
+    Attributes:
+        seed: of clips and crops.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        data: what is made or read; see `DataConfig`.
+    """
+
+    seed: int = setting(0, low=0)
+    device: str = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         check_settings(self)

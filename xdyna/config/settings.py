@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: Sequence[str] = (),
+    needed: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """A field of a schema with what its value may be.
 
@@ -25,11 +29,13 @@ def setting(
         high: largest value, itself allowed.
         above: the value must be larger than this.
         choices: the values there are; of a list: of its entries.
+        needed: composed configurations must give the value; `default` is for objects made in Python.
+        bare: value of the flag where it stands alone.
 
     Returns:
         The dataclass field.
     """
-    limits = {"low": low, "high": high, "above": above, "choices": tuple(choices)}
+    limits = {"low": low, "high": high, "above": above, "choices": tuple(choices), "needed": needed, "bare": bare}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=limits)
     return dataclasses.field(default=default, metadata=limits)
@@ -46,6 +52,22 @@ def allowed(field: "dataclasses.Field[Any]") -> str:
     if low is not None:
         return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
     return "" if high is None else f"at most {high:g}"
+
+
+def descriptions(schema: type[Any]) -> dict[str, str]:
+    """What each setting is, from the section "Attributes" of the schema's docstring. Args: schema: a dataclass."""
+    lines = inspect.cleandoc(schema.__doc__ or "").splitlines()
+    start = next((k + 1 for k, line in enumerate(lines) if line == "Attributes:"), len(lines))
+    found: dict[str, str] = {}
+    name = ""
+    for line in lines[start:]:
+        if line and not line.startswith(" "):
+            break
+        if entry := re.match(r" {4}(\w+): (.*)", line):
+            name, found[entry[1]] = entry[1], entry[2]
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def check_settings(config: Any, *, section: str = "", error: type[ValueError] = ConfigError) -> None:

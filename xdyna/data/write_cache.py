@@ -1,9 +1,6 @@
-"""Precompute training clips with an autoencoder's latents (`scripts/cache.py`)."""
+"""Precompute training clips with an autoencoder's latents."""
 
-import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +9,14 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
-from xdyna.config.data import DataConfig
-from xdyna.config.loader import load_config
+from xdyna.config.preprocess import CacheConfig
 from xdyna.core.errors import UsageError
-from xdyna.core.quiet import quiet_libraries
 from xdyna.data.cache import TokenMaker, token_digest, vae_digest, write_cache
 from xdyna.data.clips import build_dataset
 from xdyna.models.image_tokens import image_tokens
 from xdyna.pipelines.folder import load_component, pick_device
 
 _FRAMES_AT_ONCE = 16  # fixed: rounding depends on it, and a continued cache must have the same bytes
-
-
-@dataclass
-class CacheConfig:
-    """Settings of `scripts/cache.py`.
-
-    Attributes:
-        data: what is rendered or read; see `DataConfig`.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 class Encoder:
@@ -111,45 +95,39 @@ class ImageTokens:
         return TokenMaker(self, token_digest(*self.parts.values()))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `scripts/cache.py`. Args: argv: without the program's name. Returns: exit code."""
-    args = _parser().parse_args(argv)
+def cache_clips(config: CacheConfig, *, vae: Path, out: Path, clips: int, keep_tokens: bool) -> str:
+    """Make training clips and encode them once; an interrupted call goes on.
+
+    Args:
+        config: what is made or read, and where the networks run.
+        vae: folder of the autoencoder, or of a pipeline.
+        out: the cache.
+        clips: number of clips, humans and scenes together.
+        keep_tokens: keep the image tokens of every frame, too; `vae` is a pipeline folder then.
+
+    Returns:
+        What there is now, in a sentence.
+
+    Raises:
+        UsageError: data that cannot be read, or no such folder.
+        WeightsError: weights that do not fit.
+    """
     try:
-        config = load_config(CacheConfig, None, args.overrides)
-        dataset = build_dataset(config.data, seed=args.seed)
+        dataset = build_dataset(config.data, seed=config.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    quiet_libraries()
-    encoder = Encoder(args.vae, pick_device(args.device))
-    tokens = ImageTokens(args.vae, pick_device(args.device)).maker() if args.tokens else None
-    with tqdm(total=args.clips, unit="clip", desc="caching") as bar:
+    device = pick_device(config.device)
+    encoder = Encoder(vae, device)
+    tokens = ImageTokens(vae, device).maker() if keep_tokens else None
+    with tqdm(total=clips, unit="clip", desc="caching") as bar:
         write_cache(
-            args.out,
+            out,
             dataset,
-            clips=args.clips,
+            clips=clips,
             encode=encoder,
             vae=vae_digest(encoder.vae),
             tokens=tokens,
             progress=lambda done: bar.update(done - bar.n) and None,
         )
-    size = sum(path.stat().st_size for path in args.out.glob("*.safetensors"))
-    print(
-        f"{args.clips} clips in {args.out}, {size / 2**20:.1f} MiB; train with data.source=cache data.cache={args.out}"
-    )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="cache.py",
-        description="Make training clips and encode them once. Interrupted, it continues with the same command.",
-    )
-    p.add_argument("--vae", type=Path, required=True, metavar="DIR", help="autoencoder or pipeline folder")
-    p.add_argument("--tokens", action="store_true", help="keep the image tokens of every frame, too (--vae PIPELINE)")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the cache")
-    p.add_argument("--clips", type=int, required=True, metavar="N", help="number of clips, humans and scenes together")
-    p.add_argument("--seed", type=int, default=0, help="of clips and crops (%(default)s)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    p.add_argument("--debug", action="store_true", help="show tracebacks")
-    p.add_argument("overrides", nargs="*", metavar="data.key=value", help="what is kept, e.g. data.face=cross")
-    return p
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    return f"{clips} clips in {out}, {size / 2**20:.1f} MiB; train with data=cache data.cache={out}"

@@ -4,7 +4,6 @@ Networks of published weights run with random ones here: their speed does not de
 (1 billion weights) is left out.
 """
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -17,8 +16,6 @@ import numpy as np
 import torch
 
 from xdyna.config.eval import ClipProtocol
-from xdyna.core.errors import UsageError
-from xdyna.core.quiet import quiet_libraries
 from xdyna.evaluation.catalogue import METRICS, Shared, check_names
 from xdyna.evaluation.metric import Case, Metric, Video
 from xdyna.evaluation.networks.fixture import random_weights
@@ -62,19 +59,24 @@ def _lpips() -> LPIPS:
     return LPIPS(random_weights(Backbone("vgg").state_dict()), head, kind="vgg", weights="random")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `scripts/bench.py metrics`. Args: argv: behind that word. Returns: exit code."""
-    args = _parser().parse_args(argv)
-    if args.frames < 2 or args.repeats < 1:
-        raise UsageError(
-            f"--frames {args.frames} --repeats {args.repeats}: expected at least 2 frames and 1 repetition"
-        )
-    quiet_libraries()
-    case = _case(args.video, args.frames)
-    frames, height, width = case.generated.frames.shape[:3]
-    print(f"{frames} frames of {height} x {width} px, {torch.get_num_threads()} threads, median of {args.repeats}")
+def bench_metrics(names: Sequence[str], *, video: Path | None, frames: int, repeats: int) -> None:
+    """Time metrics, and print their speeds.
+
+    Args:
+        names: of metrics; empty: all.
+        video: what they are measured on; None: a rendered puppet.
+        frames: of it, at least 2.
+        repeats: timed repetitions.
+
+    Raises:
+        UsageError: an unknown metric.
+        MediaError: the video cannot be read.
+    """
+    case = _case(video, frames)
+    count, height, width = case.generated.frames.shape[:3]
+    print(f"{count} frames of {height} x {width} px, {torch.get_num_threads()} threads, median of {repeats}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in check_names(args.metrics.split(",")) if args.metrics else METRICS:
+        for name in check_names(list(names)) if names else METRICS:
             # A store of its own: what another metric has found must not be found again.
             store = Store(Path(folder) / name)
             shared = Shared(store, RandomNetworks(), clip=ClipProtocol(), masks="mediapipe", pose_backend="mediapipe")
@@ -83,8 +85,7 @@ def main(argv: Sequence[str]) -> int:
             except MissingWeights as missing:
                 print(f"{name:<18} -  ({missing})")
                 continue
-            print(f"{name:<18} {_rate(metric, case, args.repeats)}", flush=True)
-    return 0
+            print(f"{name:<18} {_rate(metric, case, repeats)}", flush=True)
 
 
 def _rate(metric: Metric, case: Case, repeats: int) -> str:
@@ -122,13 +123,3 @@ def _case(path: Path | None, count: int) -> Case:
         frames = np.stack(list(read_frames(path, range(count + 1))))
     truth = Video("truth", frames[:-1], fps, "truth")
     return Case("pair", Video("generated", frames[1:], fps, "generated"), truth, truth)
-
-
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="bench.py metrics", description="Measure the speed of every metric.")
-    p.add_argument("--metrics", metavar="NAME,NAME", help="only these (default: all)")
-    p.add_argument("--video", type=Path, metavar="FILE", help="measured on (default: a rendered puppet, 128 x 128 px)")
-    p.add_argument("--frames", type=int, default=16, help="frames of it (%(default)s)")
-    p.add_argument("--repeats", type=int, default=3, help="timed repetitions (%(default)s)")
-    p.add_argument("--debug", action="store_true", help="show tracebacks")
-    return p

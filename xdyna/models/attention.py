@@ -19,11 +19,15 @@ of a frame, r those that enter the same self-attention of the ReferenceNet and [
 """
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -49,16 +53,20 @@ def require_xformers() -> None:
         )
 
 
-def _sdpa(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int) -> Tensor:
-    q, k, v = (rearrange(x, "b l (n d) -> b n l d", n=heads) for x in (q_BLC, k_BSC, v_BSC))
-    longest = max(q.shape[2], k.shape[2])
-    if q.requires_grad and q.device.type == "cuda" and longest <= FEW_FRAMES:
-        out = _sums(q, k, v)
-    elif q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT_SEQUENCE:
-        out = _products(q, k, v)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v)
-    return rearrange(out, "b n l d -> b l (n d)")
+def _kernel(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int, backend: AttentionBackendName | None) -> Tensor:
+    q, k, v = (rearrange(x, "b l (n d) -> b l n d", n=heads) for x in (q_BLC, k_BSC, v_BSC))
+    chosen = backend or _AttentionBackendRegistry.get_active_backend()[0]
+    if q.requires_grad and backend is None and chosen == AttentionBackendName.NATIVE:  # nobody chose: the fastest
+        longest = max(q.shape[1], k.shape[1])
+        plain = None
+        if q.device.type == "cuda" and longest <= FEW_FRAMES:
+            plain = _sums
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[1] <= SHORT_SEQUENCE:
+            plain = _products
+        if plain is not None:
+            q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
+            return rearrange(plain(q, k, v), "b n l d -> b l (n d)")
+    return rearrange(dispatch_attention_fn(q, k, v, backend=backend), "b l n d -> b l (n d)")
 
 
 def _sums(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
@@ -73,14 +81,9 @@ def _products(q_BNLD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
     return scores_BNLS.softmax(-1) @ v_BNSD
 
 
-def _xformers(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-
-    q, k, v = (rearrange(x, "b l (n d) -> b l n d", n=heads).contiguous() for x in (q_BLC, k_BSC, v_BSC))
-    return rearrange(memory_efficient_attention(q, k, v), "b l n d -> b l (n d)")
-
-
-def attend(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, *, heads: int, xformers: bool = False) -> Tensor:
+def attend(
+    q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, *, heads: int, backend: AttentionBackendName | None = None
+) -> Tensor:
     """Multi-head attention, softmax(Q K^T / sqrt(D)) V. The only place that chooses an attention kernel.
 
     Args:
@@ -88,19 +91,34 @@ def attend(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, *, heads: int, xformers:
         k_BSC: keys, (B, S, C).
         v_BSC: values, (B, S, C).
         heads: number of heads.
-        xformers: use xformers' memory-efficient attention instead of PyTorch's.
+        backend: kernel of diffusers' attention dispatcher; None takes the one in force (`attention_backend(...)`,
+            DIFFUSERS_ATTN_BACKEND), without any of these PyTorch's own.
 
     Returns:
         Tensor: (B, L, C).
     """
-    kernel: Callable[..., Tensor] = _xformers if xformers else _sdpa
     if q_BLC.shape[0] <= MAX_ATTENTION_BATCH:
-        return kernel(q_BLC, k_BSC, v_BSC, heads)
+        return _kernel(q_BLC, k_BSC, v_BSC, heads, backend)
     chunks = (x.split(MAX_ATTENTION_BATCH) for x in (q_BLC, k_BSC, v_BSC))
-    return torch.cat([kernel(q, k, v, heads) for q, k, v in zip(*chunks, strict=True)])
+    return torch.cat([_kernel(q, k, v, heads, backend) for q, k, v in zip(*chunks, strict=True)])
 
 
-class AttentionBase(nn.Module):
+class HeadAttnProcessor:
+    """Computes the heads of an attention layer; diffusers writes the chosen backend into it.
+
+    A layer may call it more than once with queries, keys and values of its own: the maths of the heads is the
+    processor's, what attends to what is the layer's.
+    """
+
+    _attention_backend: AttentionBackendName | None = None
+    _parallel_config: Any = None
+
+    def __call__(self, attn: "AttentionBase", q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor) -> Tensor:
+        """Args: attn: the layer; the rest as in `attend`. Returns: (B, L, C)."""
+        return attend(q_BLC, k_BSC, v_BSC, heads=attn.heads, backend=self._attention_backend)
+
+
+class AttentionBase(nn.Module, AttentionModuleMixin):
     """Projections shared by every attention of the model; subclasses say what attends to what.
 
     Args:
@@ -109,29 +127,41 @@ class AttentionBase(nn.Module):
         context_dim: channels of keys and values before projection (default: `dim`).
     """
 
+    _default_processor_cls = HeadAttnProcessor
+    _available_processors: ClassVar = [HeadAttnProcessor]
+    _supports_qkv_fusion = False  # the adapter's branches read single projections
+
     def __init__(self, dim: int, *, heads: int, context_dim: int | None = None) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"attention over {dim} channels cannot be split into {heads} heads; choose a divisor")
         self.heads = heads
-        self.use_xformers = False
+        self.processor = HeadAttnProcessor()
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Any = None) -> None:
+    def set_use_memory_efficient_attention_xformers(
+        self, use_memory_efficient_attention_xformers: bool, attention_op: Any = None
+    ) -> None:
         """Hook that diffusers' `enable_xformers_memory_efficient_attention` calls on every sub-module.
+
+        Args:
+            use_memory_efficient_attention_xformers: False goes back to the backend in force.
+            attention_op: not used.
 
         Raises:
             ValueError: when xformers is asked for and not installed.
         """
-        if valid:
+        if use_memory_efficient_attention_xformers:
             require_xformers()
-        self.use_xformers = valid
+        self.processor._attention_backend = (
+            AttentionBackendName.XFORMERS if use_memory_efficient_attention_xformers else None
+        )
 
     def _attend(self, q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor) -> Tensor:
-        return attend(q_BLC, k_BSC, v_BSC, heads=self.heads, xformers=self.use_xformers)
+        return self.processor(self, q_BLC, k_BSC, v_BSC)
 
 
 class DynamicsAdapterAttention(AttentionBase):

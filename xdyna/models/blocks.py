@@ -359,27 +359,54 @@ class UpBlock(Checkpointed):
         self.motion_modules = nn.ModuleList([_motion_module(out_channels, options) for _ in range(layers)])
         self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
 
-    def forward(self, x_ZCHW: Tensor, skips: list[Tensor], context: ClipContext) -> Tensor:
+    def forward(
+        self, x_ZCHW: Tensor, skips: Sequence[Tensor], context: ClipContext, size: tuple[int, int] | None
+    ) -> Tensor:
         """Run the block.
 
         Args:
             x_ZCHW: (B * F, in_channels, H, W).
-            skips: all skip connections not used yet; this block takes its own from the end.
+            skips: this block's skip connections, in order of computation; used from the end. Not changed: hooks that
+                move a block's inputs between devices hand on copies of lists.
             context: timestep and tokens of the clips.
+            size: (H', W') to enlarge to; None for the highest level.
 
         Returns:
             Tensor: (B * F, out_channels, H', W').
         """
-        for i, (resnet, motion) in enumerate(zip(self.resnets, self.motion_modules, strict=True)):
-            x_ZCHW = torch.cat([x_ZCHW, skips.pop()], dim=1)
+        for i, (resnet, motion, skip) in enumerate(zip(self.resnets, self.motion_modules, skips[::-1], strict=True)):
+            x_ZCHW = torch.cat([x_ZCHW, skip], dim=1)
             x_ZCHW = self._run(resnet, x_ZCHW, context)
             if self.attentions is not None:
                 x_ZCHW = self._run(self.attentions[i], x_ZCHW, context)
             x_ZCHW = self._run(motion, x_ZCHW, context.num_frames)
         if self.upsamplers is not None:
-            height, width = skips[-1].shape[-2:]
-            x_ZCHW = self.upsamplers[0](x_ZCHW, (height, width))
+            assert size is not None
+            x_ZCHW = self.upsamplers[0](x_ZCHW, size)
         return x_ZCHW
+
+
+def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor], context: ClipContext) -> Tensor:
+    """All up blocks, each with its own skip connections.
+
+    Args:
+        blocks: `UpBlock`s, the lowest level first.
+        x_ZCHW: output of the middle block.
+        skips: all skip connections that they take, in order of computation, and perhaps others before these.
+        context: timestep and tokens of the clips.
+
+    Returns:
+        Tensor: (B * F, C, H, W).
+    """
+    end = len(skips)
+    for block in blocks:
+        resnets = block.resnets
+        assert isinstance(resnets, nn.ModuleList)
+        start = end - len(resnets)
+        size = (skips[start - 1].shape[-2], skips[start - 1].shape[-1]) if start else None
+        x_ZCHW = block(x_ZCHW, skips[start:end], context, size)
+        end = start
+    return x_ZCHW
 
 
 def build_levels(

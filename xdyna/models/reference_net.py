@@ -20,7 +20,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from xdyna.models.blocks import BlockOptions, ClipContext, FeatureRecorder, SpatialTransformer, build_levels
+from xdyna.models.blocks import (
+    BlockOptions,
+    ClipContext,
+    FeatureRecorder,
+    SpatialTransformer,
+    build_levels,
+    run_up_blocks,
+)
 from xdyna.models.unet import XDynaUNet, check_sizes
 
 SHARED_SIZES = (
@@ -159,6 +166,5 @@ class ReferenceNet(ModelMixin, ConfigMixin):
             x_BCHW, block_skips = down_block(x_BCHW, context)
             skips += block_skips
         x_BCHW = self.mid_block(x_BCHW, context)
-        for up_block in self.up_blocks:
-            x_BCHW = up_block(x_BCHW, skips, context)
+        run_up_blocks(self.up_blocks, x_BCHW, skips, context)
         return tuple(recorder.features[place] for place in sorted(recorder.features))

@@ -14,12 +14,20 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from xdyna.models.blocks import BlockOptions, ClipContext, SpatialTransformerBlock, build_levels, clip_group_norm
+from xdyna.models.blocks import (
+    BlockOptions,
+    ClipContext,
+    SpatialTransformerBlock,
+    build_levels,
+    clip_group_norm,
+    run_up_blocks,
+)
 from xdyna.models.controls import add_to_frames
 
 
@@ -34,7 +42,7 @@ class XDynaUNetOutput(BaseOutput):
     sample: Tensor
 
 
-class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """Video UNet. The defaults are the published model (1321.5 M parameters).
 
     Args:
@@ -184,8 +192,7 @@ class XDynaUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x_ZCHW = add_to_frames(x_ZCHW, mid_residual, num_frames=f)
         for i, residual in enumerate(down_residuals):
             skips[i] = add_to_frames(skips[i], residual, num_frames=f)
-        for up_block in self.up_blocks:
-            x_ZCHW = up_block(x_ZCHW, skips, context)
+        x_ZCHW = run_up_blocks(self.up_blocks, x_ZCHW, skips, context)
         norm_frames = f if self.config.joint_group_norm else 1
         x_ZCHW = self.conv_out(F.silu(clip_group_norm(x_ZCHW, self.conv_norm_out, num_frames=norm_frames)))
         out = rearrange(x_ZCHW, "(b f) c h w -> b c f h w", f=f)

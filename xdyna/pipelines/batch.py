@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xdyna.config.infer import DRIVE_KINDS
 from xdyna.core.errors import UsageError
-from xdyna.pipelines.driving import KINDS
 
 # Our own names, and those of the published examples/example.json.
 KEYS = {
@@ -70,9 +70,9 @@ def _read_entry(entry: dict[str, Any], number: int, path: Path) -> dict[str, Any
     for key in ("ref", "drive"):
         if key not in read:
             raise UsageError(f"--batch {path}, entry {number} names no {key} file (keys {' or '.join(KEYS[key])})")
-    if read.get("kind", "auto") not in KINDS:
+    if read.get("kind", "auto") not in DRIVE_KINDS:
         raise UsageError(
-            f"--batch {path}, entry {number}: drive_kind is {read['kind']!r}, expected one of {', '.join(KINDS)}"
+            f"--batch {path}, entry {number}: drive_kind is {read['kind']!r}, expected one of {', '.join(DRIVE_KINDS)}"
         )
     if "target_no_head_poses" in entry:
         read.setdefault("kind", "pose")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
-from xdyna.media.image import CropResize, center_crop, top_quarter_crop
+from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.base import get_backend
@@ -22,6 +22,7 @@ from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
 from xdyna.perception.track import perceive
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
+from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.driving import Driving
 from xdyna.puppets.actor import Acted, act
 
@@ -71,11 +72,6 @@ class Conditions:
             for frame in pictures if pictures is not None else ():
                 digest.update(np.ascontiguousarray(frame).data)
         return digest.hexdigest()
-
-
-def published_crop(size_hw: tuple[int, ...], target_hw: tuple[int, int], *, face: bool) -> CropResize:
-    """The published crops: with face control everything is cut a quarter of the slack from above, else centred."""
-    return (top_quarter_crop if face else center_crop)((size_hw[0], size_hw[1]), target_hw)
 
 
 def make_conditions(

@@ -11,7 +11,6 @@ from xdyna.media.video import frame_times, natural_fps, probe, resample_indices
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import PoseTrack
 
-KINDS = ("auto", "video", "pose", "keypoints")
 MAX_FPS = 15.0  # the rate the published model was trained for
 
 
@@ -61,7 +60,7 @@ def open_driving(
 
     Args:
         path: video, pose video or key points.
-        kind: one of `KINDS`; "auto" goes by the file's ending.
+        kind: one of `DRIVE_KINDS`; "auto" goes by the file's ending.
         face_video: for a pose video or key points: the video they were made from, to take the faces from. A pose video
             goes with it frame by frame, key points by their `frame_index`.
         fps: output rate; None takes the largest whole fraction of the file's rate up to 15.

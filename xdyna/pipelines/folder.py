@@ -16,11 +16,11 @@ from xdyna.checkpoints.io import check_finite, check_folder
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import pretrained
+from xdyna.pipelines.options import PUBLISHED_GUIDANCE
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 OFFICIAL, TINY = pretrained("xdyna"), pretrained("xdyna-tiny")
 SAMPLING = "sampling.json"  # optional file in a checkpoint folder: {"guidance": scale}
-PUBLISHED_GUIDANCE = 7.5
 UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random or unfinished; says which
 
 
@@ -57,6 +57,12 @@ class Checkpoint:
         return {str(path.relative_to(self.folder)): file_sha256(path) for path in files}
 
 
+def named_folder(name: str | Path) -> Path:
+    """A pipeline folder: as named where it is there, else a shipped one of that name ("xdyna-tiny"), else as named."""
+    shipped = PRETRAINED / name
+    return shipped if not Path(name).exists() and shipped.is_dir() else Path(name)
+
+
 def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> Checkpoint:
     """The checkpoint to use: the one named, else converted official weights, else xdyna-tiny.
 
@@ -79,7 +85,7 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
             except WeightsError:
                 if not (TINY / "model_index.json").is_file():  # else another run has just made it
                     raise
-    elif not folder.is_dir():
+    elif not (folder := named_folder(folder)).is_dir():
         raise UsageError(
             f"--checkpoint {folder}: no such folder. Expected a pipeline folder with model_index.json; make one from "
             "the official files with scripts/convert.py, or leave --checkpoint out"

@@ -5,13 +5,11 @@ from pathlib import Path
 import torch
 
 from xdyna.checkpoints import build
-from xdyna.config.loader import load_config
+from xdyna.config.loader import load_model
 from xdyna.config.model import ModelConfig
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.xdyna import XDynaPipeline
-
-TINY_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "model" / "tiny.yaml"
 
 
 def build_pipeline(config: ModelConfig, *, seed: int) -> XDynaPipeline:
@@ -51,6 +49,6 @@ def build_untrained(folder: Path, *, seed: int = 0) -> None:
         folder: must not exist yet.
         seed: of the weights.
     """
-    pipeline = build_pipeline(load_config(ModelConfig, TINY_CONFIG), seed=seed)
+    pipeline = build_pipeline(load_model("tiny"), seed=seed)
     pipeline.to(torch.float16)
     save_pipeline(pipeline, folder, untrained=True)

@@ -1,12 +1,11 @@
-"""`XDynaPipeline`: reference picture + pose frames (+ face frames) -> video.
+"""`XDynaPipeline`: reference image + pose video (+ face video) -> video.
 
 encode (reference latents, text tokens, image tokens) -> denoise (windows, guidance, scheduler) -> decode (in chunks).
 
-Shape legend: T generated frames, H W pixels, h w = H / 8, W / 8 latent grid, S tokens.
+Shape legend: N videos, T generated frames, H W pixels, h = H / 8, w = W / 8 latent grid, S tokens.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,50 +14,53 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from xdyna.diffusion.prior import similarity_prior
-from xdyna.diffusion.windows import window_schedule
-from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.config.infer import InferConfig
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, guide, predict_noise, read_reference
-from xdyna.pipelines.options import Precomputed, SamplingOptions, check_precomputed
+from xdyna.pipelines.denoise import Tokens
+from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
+from xdyna.pipelines.options import PUBLISHED_GUIDANCE, Precomputed, Windows
+from xdyna.pipelines.prepare import PreparationMixin
+from xdyna.pipelines.sampler import Embeddings, VideoSampler
 
-__all__ = ["Precomputed", "SamplingOptions", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
+__all__ = ["Precomputed", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
 
+PUBLISHED = InferConfig()  # the sampling defaults
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[["XDynaPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass
 class XDynaPipelineOutput(BaseOutput):
-    """Output of `XDynaPipeline`.
+    """Output of `XDynaPipeline`, the videos first: `frames[0]` is the first one.
 
     Attributes:
-        frames: uint8 array (T, H, W, 3); or float tensor (T, 3, H, W) in [0, 1]; or a list of PIL images; or latents
-            (1, 4, T, h, w), as `output_type` says.
+        frames: as `output_type` says, "pil": a list of PIL images per video; "np": float array (N, T, H, W, 3) in
+            [0, 1]; "pt": float tensor (N, T, 3, H, W) in [0, 1]; "latent": latents (N, 4, T, h, w).
     """
 
-    frames: np.ndarray | Tensor | list[Image.Image]
+    frames: np.ndarray | Tensor | list[list[Image.Image]]
 
 
-class XDynaPipeline(DiffusionPipeline):
-    """Animate the person in a picture (X-Dyna, CVPR 2025).
+class XDynaPipeline(DiffusionPipeline, PreparationMixin):
+    """Animate the person in an image (X-Dyna, CVPR 2025).
 
     Args:
         vae: Stable Diffusion's autoencoder.
         unet: the video UNet.
         scheduler: any diffusers scheduler; the published one is DDIM.
-        pose_controlnet: ControlNet of the skeleton pictures, 3 channels.
+        pose_controlnet: ControlNet of the pose maps, 3 channels.
+        text_encoder: CLIP text model; None is possible, prompts are then given as embeddings.
+        tokenizer: its tokenizer, or None with it.
         face_controlnet: ControlNet of the face patches, 6 channels; optional.
-        text_encoder: CLIP text model; may be None when text tokens are given.
-        tokenizer: its tokenizer.
-        image_encoder: CLIP vision model; may be None when image tokens are given.
+        image_encoder: CLIP vision model; None when image tokens are given, or not used by the UNet.
         feature_extractor: CLIP image preprocessing.
         image_projection: the Resampler.
         reference_net: of the ablation `w/RefNet`, for a UNet without the Dynamics-Adapter; else None.
@@ -67,12 +69,17 @@ class XDynaPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->reference_net->unet->vae"
     _optional_components: ClassVar = [
         "face_controlnet",
-        "text_encoder",
-        "tokenizer",
         "image_encoder",
         "feature_extractor",
         "image_projection",
         "reference_net",
+    ]
+    _callback_tensor_inputs: ClassVar = [
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "image_embeds",
+        "negative_image_embeds",
     ]
 
     def __init__(
@@ -81,9 +88,9 @@ class XDynaPipeline(DiffusionPipeline):
         unet: XDynaUNet,
         scheduler: SchedulerMixin,
         pose_controlnet: ControlNetModel,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
         face_controlnet: ControlNetModel | None = None,
-        text_encoder: CLIPTextModel | None = None,
-        tokenizer: CLIPTokenizer | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: Any | None = None,
         image_projection: ImageTokenResampler | None = None,
@@ -95,288 +102,296 @@ class XDynaPipeline(DiffusionPipeline):
             unet=unet,
             scheduler=scheduler,
             pose_controlnet=pose_controlnet,
-            face_controlnet=face_controlnet,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            face_controlnet=face_controlnet,
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
             image_projection=image_projection,
             reference_net=reference_net,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample="bilinear")
+        self._guidance_scale = PUBLISHED_GUIDANCE
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """Scale of classifier-free guidance of the running or last call; a step's callback may change it."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the unconditional branch runs."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the running or last call, those done before it included."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """True when a step's callback asked to stop (`pipe._interrupt = True`): the steps that remain are left out."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
         self,
-        reference: Image.Image | np.ndarray | None,
-        pose_frames: np.ndarray | Tensor,
-        face_frames: np.ndarray | Tensor | None = None,
+        image: ImageInput | None,
+        pose_video: VideoInput,
+        face_video: VideoInput | None = None,
         *,
-        prompt: str = "",
-        negative_prompt: str = "",
-        options: SamplingOptions | None = None,
-        generator: torch.Generator | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int = PUBLISHED.steps,
+        guidance_scale: float = PUBLISHED_GUIDANCE,
+        context_frames: int = PUBLISHED.context_frames,
+        context_overlap: int = PUBLISHED.context_overlap,
+        context_schedule: str = PUBLISHED.context_schedule,
+        similarity_prior: bool = PUBLISHED.similarity_prior,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        negative_image_embeds: Tensor | None = None,
         precomputed: Precomputed | None = None,
+        decode_chunk_size: int = PUBLISHED.vae_chunk,
+        output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
-        output_type: str = "np",
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> XDynaPipelineOutput:
-        """Generate one frame per pose frame.
+        """Generate one frame per frame of the pose video.
+
+        Several videos: give lists of images, pose videos, face videos, prompts, generators, or embeddings with several
+        rows. One entry serves all videos. Each video is the one that would be made alone.
 
         Args:
-            reference: picture of the person, PIL or uint8 (H, W, 3). Image tokens are those of the whole picture; for
-                the latents, another size than the pose frames' is centre cropped to their aspect and resized (give
+            image: the person, in any of diffusers' forms (`pipelines/inputs.py`). Image tokens are those of the whole
+                image; for the latents, another size than the video's is cut as published (`pipelines/crop.py`; give
                 `Precomputed(reference_latents=...)` for another crop). None only when both are given.
-            pose_frames: uint8 (T, H, W, 3) skeleton pictures; their size is the video's size, a multiple of 8.
-            face_frames: uint8 (T, H, W, 6): local patches, global patch.
-            prompt: text; the published setting is "".
-            negative_prompt: text of the unconditional half.
-            options: sampling settings.
-            generator: source of all randomness; the same seed gives the same video.
-            precomputed: values to use instead of computed or drawn ones.
-            callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}); may return replacements.
-            output_type: "np" (uint8), "pt" (float [0, 1]), "pil" or "latent".
+            pose_video: pose maps, 3 channels; their size is the video's size, a multiple of 8.
+            face_video: face patches, 6 channels: local patches, global patch. Switches the face ControlNet on.
+            prompt: text; the published setting is "", as None is.
+            negative_prompt: text of the unconditional branch; None is "".
+            num_frames: T; None for all frames of the pose video.
+            num_inference_steps: denoising steps.
+            guidance_scale: of classifier-free guidance; at 1 or below only the conditional branch runs.
+            context_frames: generated frames per window.
+            context_overlap: frames shared by neighbouring windows.
+            context_schedule: "uniform" (closed loop, published) or "uniform_open" (the end is not tied to the
+                beginning).
+            similarity_prior: start from the noised reference image (published); False starts from pure noise.
+            eta: noise that DDIM adds in its steps, 0 to 1.
+            generator: source of all randomness; the same seed gives the same video. One for all videos, or one each.
+            latents: (N, 4, T, h, w) Gaussian noise to use instead of drawn noise; with `Precomputed(start_step=...)`
+                the noisy latents after that many steps.
+            prompt_embeds: (N, S, c) text tokens instead of `prompt`.
+            negative_prompt_embeds: (N, S, c) instead of `negative_prompt`.
+            image_embeds: (N, S', c) image tokens, see `encode_image`.
+            negative_image_embeds: (N, S', c) those of the unconditional branch.
+            precomputed: other values to use instead of computed or drawn ones.
+            decode_chunk_size: frames decoded at a time.
+            output_type: "pil", "np", "pt" or "latent", see `XDynaPipelineOutput`.
+            return_dict: False gives the tuple (frames,).
+            callback_on_step_end: called after each step as (pipeline, step, timestep, tensors); may return
+                replacements for the tensors.
+            callback_on_step_end_tensor_inputs: which tensors it is given, of `_callback_tensor_inputs`.
 
         Returns:
-            XDynaPipelineOutput: the frames.
+            XDynaPipelineOutput: the frames; or the tuple, see `return_dict`.
 
         Raises:
             ValueError: on inputs that do not fit together.
         """
-        options, given = options or SamplingOptions(), precomputed or Precomputed()
-        if output_type not in ("np", "pt", "pil", "latent"):
-            raise ValueError(f"output_type {output_type!r} is unknown; choose np, pt, pil or latent")
-        conditions = self._conditions(pose_frames, face_frames)
-        tokens, reference_latents = self._encode(
-            reference, prompt, negative_prompt, conditions, options, given, generator
+        self.check_inputs(
+            prompt,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            at_least_one={
+                "num_inference_steps": num_inference_steps,
+                "context_frames": context_frames,
+                "decode_chunk_size": decode_chunk_size,
+            },
         )
-        latents = self._denoise(reference_latents, tokens, conditions, options, given, generator, callback_on_step_end)
-        if output_type == "latent":
-            frames: Any = latents
-        else:
-            decoded = list(self.decode_frames(latents, chunk=options.decode_chunk))
-            if output_type == "pt":
-                frames = torch.cat(decoded)
-            else:
-                frames = np.concatenate([to_uint8(chunk) for chunk in decoded])
-                frames = [Image.fromarray(frame) for frame in frames] if output_type == "pil" else frames
+        given = precomputed or Precomputed()
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        images = as_images(image) if image is not None else None
+        controls = self._controls(pose_video, face_video, num_frames)
+        timesteps = self._timesteps(num_inference_steps)
+        count = count_videos(
+            {
+                "image": _count(images),
+                "pose_video": len(controls),
+                "prompt": _count(prompt if prompt_embeds is None else prompt_embeds),
+                "negative_prompt": _count(
+                    negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+                ),
+                "image_embeds": _count(image_embeds),
+                "latents": _count(latents),
+                "generator": _count(generator) if isinstance(generator, list) else None,
+            }
+        )
+        embeddings = Embeddings(
+            *self.encode_prompt(
+                prompt,
+                negative_prompt,
+                self.do_classifier_free_guidance or self.text_encoder is not None,  # a callback may turn it on
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+            ),
+            *self._image_embeds(images, image_embeds, negative_image_embeds),
+        ).repeated(count)
+        samplers, latents = self._start(
+            repeated(images, count, "image") if images is not None else [None] * count,
+            repeated(controls, count, "pose_video"),
+            repeated(generator if isinstance(generator, list) else [generator], count, "generator"),
+            windows=Windows(context_frames, context_overlap, context_schedule),
+            steps=len(timesteps),
+            latents=latents,
+            given=given,
+            similar=similarity_prior,
+            eta=eta,
+        )
+        latents = self._denoise(
+            samplers,
+            latents,
+            embeddings.to(self._execution_device, self.unet.dtype),
+            timesteps,
+            start_step=given.start_step,
+            callback=callback_on_step_end,
+            tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        frames = latents if output_type == "latent" else self._decode(latents, decode_chunk_size, output_type)
         self.maybe_free_model_hooks()
-        return XDynaPipelineOutput(frames=frames)
+        return XDynaPipelineOutput(frames=frames) if return_dict else (frames,)  # type: ignore[return-value]
 
-    # --- encode ---------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode_reference(self, picture: Image.Image, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of the reference: a sample of the VAE's posterior, scaled. Returns: (1, 4, h, w) float32."""
-        pixels = self.image_processor.preprocess(picture).to(self._execution_device, self.vae.dtype)
-        posterior = self.vae.encode(pixels).latent_dist
-        return posterior.sample(generator).float() * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """CLIP text tokens. Args: texts: one per row. Returns: (rows, S, c)."""
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("this pipeline has no text encoder; give Precomputed(text_tokens=...)")
-        ids = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.text_encoder(ids.to(self._execution_device))[0]
-
-    @torch.no_grad()
-    def encode_image(self, picture: Image.Image) -> Tensor:
-        """Image tokens. Returns: (2, S', c): of an all-zero input (unconditional), of the picture."""
-        if self.image_encoder is None or self.feature_extractor is None or self.image_projection is None:
-            raise ValueError("this pipeline has no image encoder; give Precomputed(image_tokens=...)")
-        pixels = self.feature_extractor(images=picture, return_tensors="pt").pixel_values
-        pixels = torch.cat([torch.zeros_like(pixels), pixels]).to(self._execution_device, self.image_encoder.dtype)
-        hidden = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        return self.image_projection(hidden.to(self.image_projection.dtype))
-
-    def _conditions(self, pose: np.ndarray | Tensor, face: np.ndarray | Tensor | None) -> list[Condition]:
-        conditions = [Condition(self.pose_controlnet, _pictures(pose, "pose_frames", POSE_CHANNELS))]
-        height, width = conditions[0].pictures.shape[-2:]
-        factor = self.vae_scale_factor
-        if height % factor or width % factor:
-            raise ValueError(f"pose_frames are {height}x{width} (HxW); both must be multiples of {factor}")
-        if face is not None:
-            if self.face_controlnet is None:
-                raise ValueError("face_frames were given, but this checkpoint has no face ControlNet; leave them out")
-            conditions.append(Condition(self.face_controlnet, _pictures(face, "face_frames", FACE_CHANNELS)))
-            shapes = [tuple(np.array(c.pictures.shape)[[0, 2, 3]]) for c in conditions]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"pose_frames are (T, H, W) = {shapes[0]} but face_frames {shapes[1]}; they must agree"
-                )
-        return conditions
-
-    def _encode(
+    def check_inputs(
         self,
-        reference: Image.Image | np.ndarray | None,
-        prompt: str,
-        negative_prompt: str,
-        conditions: list[Condition],
-        options: SamplingOptions,
-        given: Precomputed,
-        generator: torch.Generator | None,
-    ) -> tuple[Tokens, Tensor]:
-        height, width = conditions[0].pictures.shape[-2:]
-        picture = _as_picture(reference) if reference is not None else None
-        latents, image = given.reference_latents, given.image_tokens
-        if picture is None and (latents is None or (image is None and self.image_projection is not None)):
-            raise ValueError("no reference picture given; it is needed unless its latents and image tokens are given")
-        text = given.text_tokens if given.text_tokens is not None else self.encode_text([negative_prompt, prompt])
-        if image is None and picture is not None and self.image_projection is not None:
-            image = self.encode_image(picture)  # of the whole picture: only the latents need the video's shape
-        if latents is None and picture is not None:
-            latents = self.encode_reference(_center_fit(picture, height, width), generator)
-        expected = (1, self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        assert latents is not None
-        if tuple(latents.shape) != expected:
-            raise ValueError(f"reference latents have shape {tuple(latents.shape)}, expected {expected}")
-        half = slice(None) if options.guidance > 1 else slice(1, 2)
-        device, dtype = self._execution_device, self.unet.dtype
-        tokens = Tokens(text[half].to(device, dtype), image[half].to(device, dtype) if image is not None else None)
-        return tokens, rearrange(latents.to(device), "1 c h w -> 1 c 1 h w")
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        *,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+        at_least_one: Mapping[str, int],
+    ) -> None:
+        """See whether the arguments of a call make sense before anything is computed.
+
+        Args:
+            prompt: see the call.
+            negative_prompt: see the call.
+            prompt_embeds: see the call.
+            negative_prompt_embeds: see the call.
+            output_type: see the call.
+            callback_on_step_end_tensor_inputs: see the call.
+            at_least_one: numbers, by name, that must be 1 or more.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}")
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        for name, text, embeds in (
+            ("prompt", prompt, prompt_embeds),
+            ("negative_prompt", negative_prompt, negative_prompt_embeds),
+        ):
+            if text and embeds is not None:
+                raise ValueError(f"{name} and {name}_embeds were both given; give one of the two")
+            if text is not None and not isinstance(text, str | list | tuple):
+                raise ValueError(f"{name} is a {type(text).__name__}, expected a text or a list of texts")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {unknown}, expected some of {self._callback_tensor_inputs}"
+            )
 
     # --- denoise --------------------------------------------------------------------------------------------------
 
     def _denoise(
         self,
-        reference: Tensor,
-        tokens: Tokens,
-        conditions: list[Condition],
-        options: SamplingOptions,
-        given: Precomputed,
-        generator: torch.Generator | None,
+        samplers: Sequence[VideoSampler],
+        latents: Tensor,
+        embeddings: Embeddings,
+        timesteps: Tensor,
+        *,
+        start_step: int,
         callback: StepCallback | None,
+        tensor_inputs: Sequence[str],
     ) -> Tensor:
-        device, frames = self._execution_device, conditions[0].pictures.shape[0]
-        self.scheduler.set_timesteps(options.steps, device=device)
-        timesteps = self.scheduler.timesteps
-        if int(timesteps.max()) >= self.scheduler.config.num_train_timesteps:
-            raise ValueError(f"{options.steps} steps are more than this checkpoint's scheduler has; use fewer")
-        check_precomputed(given, frames=frames, grid=tuple(reference.shape[-2:]), steps=options.steps)
-        latents, offsets = self._initial_latents(reference, frames, options, given, generator)
-        schedule = window_schedule(options.context_schedule)
-        plan = [
-            schedule(frames, context=options.context_frames, overlap=options.context_overlap, offset=int(offset))
-            for offset in offsets
-        ][given.start_step :]
-        extra = {"eta": 0.0} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
-        controls = ControlResidualCache(conditions, tokens)
-        features = read_reference(self.reference_net, reference, tokens) if self.reference_net is not None else ()
-        with self.progress_bar(total=sum(len(windows) for windows in plan)) as bar:
-            for step, windows in enumerate(plan, start=given.start_step):
-                t = timesteps[step]
-                prediction = predict_noise(
-                    self.unet,
-                    self.scheduler.scale_model_input(latents, t),
-                    reference,
-                    t,
-                    windows=windows,
-                    tokens=tokens,
-                    controls=controls,
-                    reference_features=features,
-                    on_window=bar.update,
+        tokens: list[Tokens] = []
+        built_for: tuple[Embeddings, bool] | None = None
+        total = sum(len(windows) for sampler in samplers for windows in sampler.windows[start_step:])
+        with self.progress_bar(total=total) as bar:
+            for step in range(start_step, len(timesteps)):
+                if self.interrupt:
+                    continue
+                t, guided = timesteps[step], self.do_classifier_free_guidance
+                if built_for is None or built_for[0] is not embeddings or built_for[1] != guided:
+                    tokens = [embeddings.tokens(number, guided=guided) for number in range(len(samplers))]
+                    built_for = embeddings, guided
+                latents = torch.cat(
+                    [
+                        sampler.step(row, step, t, tokens=own, scale=self.guidance_scale, on_window=bar.update)
+                        for sampler, row, own in zip(samplers, latents.split(1), tokens, strict=True)
+                    ]
                 )
-                noise = guide(prediction, options.guidance)
-                latents = self.scheduler.step(noise, t, latents, return_dict=False, **extra)[0]
                 if callback is not None:
-                    latents = callback(self, step, t, {"latents": latents}).get("latents", latents)
+                    tensors = {"latents": latents, **vars(embeddings)}
+                    changed = callback(self, step, t, {name: tensors[name] for name in tensor_inputs})
+                    latents = changed.pop("latents", latents)
+                    embeddings = embeddings.replaced(changed)
         if not bool(torch.isfinite(latents).all()):
             raise ValueError(
                 "sampling gave NaN or infinity; use another dtype (bfloat16 or float32), or check the weights"
             )
         return latents
 
-    def _initial_latents(
-        self,
-        reference: Tensor,
-        frames: int,
-        options: SamplingOptions,
-        given: Precomputed,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, list[int]]:
-        """Draw everything that is random, always in the same order, so that the seed alone decides."""
-        device = self._execution_device
-        shape = (*reference.shape[:2], frames, *reference.shape[3:])
-        draw_on = generator.device if generator is not None else device
-        blurred = torch.rand(shape, generator=generator, device=draw_on).to(device) < 0.5
-        noise = randn_tensor(shape, generator=generator, device=device)
-        drawn = torch.randint(options.context_frames, (options.steps,), generator=generator, device=draw_on)
-        offsets = list(given.offsets) if given.offsets is not None else drawn.tolist()
-        if len(offsets) != options.steps:
-            raise ValueError(f"{len(offsets)} window offsets given for {options.steps} steps")
-        if given.latents is not None:
-            return given.latents.to(device), offsets
-        noise = given.noise.to(device) if given.noise is not None else noise
-        if given.prior is not None:
-            prior = given.prior.to(device)
-        elif options.similarity_prior:
-            prior = similarity_prior(reference[:, :, 0], blurred)
-        else:
-            return noise * self.scheduler.init_noise_sigma, offsets
-        return self.scheduler.add_noise(prior, noise, self.scheduler.timesteps[:1]), offsets
-
     # --- decode ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode_frames(self, latents: Tensor, *, chunk: int = 4) -> Iterator[Tensor]:
-        """Decode latents a few pictures at a time, so that a long video streams.
+    def decode_frames(self, latents: Tensor, *, chunk: int = PUBLISHED.vae_chunk) -> Iterator[Tensor]:
+        """Decode the latents of one video a few frames at a time, so that a long video needs no memory.
 
         Args:
-            latents: (1, 4, T, h, w), scaled.
-            chunk: pictures at a time.
+            latents: (1, 4, T, h, w), scaled: what a call with `output_type="latent"` gives.
+            chunk: frames at a time.
 
         Yields:
             Tensor: (<= chunk, 3, H, W) float32 in [0, 1], on the CPU.
         """
-        pictures = rearrange(latents, "1 c t h w -> t c h w") / self.vae.config.scaling_factor
-        for part in pictures.to(self._execution_device, self.vae.dtype).split(chunk):
+        frames = rearrange(latents, "1 c t h w -> t c h w") / self.vae.config.scaling_factor
+        for part in frames.to(self._execution_device, self.vae.dtype).split(chunk):
             decoded = self.vae.decode(part, return_dict=False)[0]
             if not bool(torch.isfinite(decoded).all()):
                 raise ValueError("decoding gave NaN or infinity; use another dtype (bfloat16 or float32) for the VAE")
             yield (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
-
-def to_uint8(pictures: Tensor) -> np.ndarray:
-    """(N, 3, H, W) in [0, 1] -> uint8 (N, H, W, 3), rounded to nearest."""
-    return rearrange((pictures * 255).round().to(torch.uint8), "n c h w -> n h w c").numpy()
-
-
-def _pictures(frames: np.ndarray | Tensor, name: str, channels: int) -> Tensor:
-    pictures = torch.as_tensor(frames)
-    if pictures.ndim != 4 or pictures.shape[-1] != channels or not pictures.shape[0] or pictures.dtype != torch.uint8:
-        raise ValueError(
-            f"{name} has shape {tuple(pictures.shape)} and type {pictures.dtype}, expected uint8 "
-            f"(frames, height, width, {channels}) with at least one frame"
-        )
-    return rearrange(pictures, "t h w c -> t c h w")
+    def _decode(self, latents: Tensor, chunk: int, output_type: str) -> Any:
+        videos = [torch.cat(list(self.decode_frames(video, chunk=chunk))) for video in latents.split(1)]
+        if output_type == "pil":
+            return [[Image.fromarray(frame) for frame in to_uint8(video)] for video in videos]
+        frames = torch.stack(videos)
+        return frames if output_type == "pt" else rearrange(frames, "n t c h w -> n t h w c").numpy()
 
 
-def _as_picture(reference: Image.Image | np.ndarray) -> Image.Image:
-    if isinstance(reference, np.ndarray) and (reference.dtype != np.uint8 or reference.shape[2:] != (3,)):
-        raise ValueError(
-            f"the reference has shape {reference.shape} and type {reference.dtype}, expected uint8 (H, W, 3)"
-        )
-    if not isinstance(reference, Image.Image | np.ndarray):
-        raise ValueError(f"the reference is a {type(reference).__name__}, expected a PIL image or uint8 (H, W, 3)")
-    picture = Image.fromarray(reference) if isinstance(reference, np.ndarray) else reference
-    return picture.convert("RGB")
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """(T, 3, H, W) in [0, 1] -> uint8 (T, H, W, 3), rounded to nearest."""
+    return rearrange((frames * 255).round().to(torch.uint8), "t c h w -> t h w c").numpy()
 
 
-def _center_fit(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Largest centred box of the target's aspect, resized bilinearly."""
-    if picture.size == (width, height):
-        return picture
-    if picture.width / picture.height < width / height:
-        box_w, box_h = picture.width, max(1, int(picture.width / width * height))
-    else:
-        box_w, box_h = max(1, int(picture.height / height * width)), picture.height
-    left, top = (picture.width - box_w) // 2, (picture.height - box_h) // 2
-    # Cut first: the filter must not see what lies beyond the box.
-    return picture.crop((left, top, left + box_w, top + box_h)).resize((width, height), Image.Resampling.BILINEAR)
+def _count(values: Any) -> int | None:
+    """Entries of an argument; None where it was left out."""
+    return None if values is None else 1 if isinstance(values, str) else len(values)

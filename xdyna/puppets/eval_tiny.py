@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from xdyna import __version__
-from xdyna.config.loader import load_config
+from xdyna.config.loader import compose
 from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.core.manifest import versions
@@ -49,7 +49,7 @@ from xdyna.puppets.report import FRAMES
 from xdyna.puppets.report import OUT as TINY_REPORT
 from xdyna.puppets.variants import VARIANTS, Bench, Settings
 
-CONFIG = HELD_OUT.with_name("tiny.yaml")
+ROOT_CONFIG = "puppets/eval"
 OUT, DOC = Path("outputs") / "eval_tiny", Path("docs") / "eval_tiny.md"
 ROWS = {
     "full": "xdyna-tiny",
@@ -63,7 +63,7 @@ ARROW = {LOWER: "↓", HIGHER: "↑"}
 
 @dataclass
 class TinyEvalConfig:
-    """`configs/eval/tiny.yaml`.
+    """`configs/puppets/eval.yaml`.
 
     Attributes:
         clips: the first so many held-out clips.
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     start = time.perf_counter()
     quiet_libraries()
-    config, held_out = load_config(TinyEvalConfig, args.config, args.set), load_held_out()
+    config, held_out = compose(TinyEvalConfig, ROOT_CONFIG, args.set).config, load_held_out()
     if config.clips > len(held_out):
         raise UsageError(f"{config.clips} clips were asked for; {HELD_OUT} lists {len(held_out)}")
     checkpoint = _trained(args.checkpoint, allow_untrained=args.allow_untrained)
@@ -220,7 +220,7 @@ def document(reports: Mapping[str, Report], config: TinyEvalConfig, checkpoint: 
     if checkpoint.untrained:
         lines += [f"**Not final: {_mark(checkpoint)}**", ""]
     lines += [
-        f"{first.videos} held-out puppet clips (`configs/eval/tiny_heldout.yaml`: unseen identities, motions and "
+        f"{first.videos} held-out puppet clips (`configs/puppets/heldout.yaml`: unseen identities, motions and "
         f"scenes), self-driven; {FRAMES} frames of {checkpoint.size[0]} x {checkpoint.size[1]} px, {config.steps} "
         f"steps, guidance {config.guidance:g}, seed {config.seed}. Made by `make eval-tiny` (xdyna {__version__}, "
         f"torch {torch.__version__}, {seconds / 60:.1f} min in this run) through the engine of `scripts/eval.py`.",
@@ -274,7 +274,6 @@ def _notes(report: Report) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="eval_tiny.py", description="Evaluate xdyna-tiny on held-out puppet clips.")
     p.add_argument("checkpoint", nargs="?", type=Path, default=TINY, help="pipeline folder (%(default)s)")
-    p.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="protocol (%(default)s)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: clips=16")
     p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="videos and reports (%(default)s)")
     p.add_argument("--doc", type=Path, default=DOC, metavar="FILE", help="the table (%(default)s)")

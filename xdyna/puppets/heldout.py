@@ -17,7 +17,7 @@ from xdyna.perception.types import Person, PoseTrack
 from xdyna.puppets.expression import READINGS
 from xdyna.puppets.world import EXPRESSIONS, SPLITS, PuppetClip, render_clip
 
-HELD_OUT = Path(__file__).resolve().parents[2] / "configs" / "eval" / "tiny_heldout.yaml"
+HELD_OUT = Path(__file__).resolve().parents[2] / "configs" / "puppets" / "heldout.yaml"
 VIDEO_FRAMES = 48  # length of the videos, as in training
 _SMALL = (64, 64)  # px, where only the pose is looked at
 DISTANCE = 12  # world frames between a clip and its reference, at least

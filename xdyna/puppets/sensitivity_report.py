@@ -35,7 +35,7 @@ def markdown(
     lines = [
         "# How metrics react to known damage",
         "",
-        f"{clips} held-out puppet clips (`configs/eval/tiny_heldout.yaml`; {FRAMES} frames, {SIZE[0]} x {SIZE[1]} px), "
+        f"{clips} held-out puppet clips (`configs/puppets/heldout.yaml`; {FRAMES} frames, {SIZE[0]} x {SIZE[1]} px), "
         f"each compared with a damaged copy of itself, at {LEVELS} levels. Made by `make sensitivity`.",
         "",
         "- **yes**: worse at every level than at the one before;",

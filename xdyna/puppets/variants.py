@@ -21,7 +21,7 @@ from xdyna.models.attention import DynamicsAdapterAttention
 from xdyna.models.unet import XDynaUNet
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import read_npz
-from xdyna.pipelines.xdyna import SamplingOptions, XDynaPipeline, to_uint8
+from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.puppets.heldout import HeldOut, Task, cross_driven, self_driven
 
 Driving = Literal["self", "exact", "aligned"]
@@ -146,15 +146,17 @@ class Bench:
             return reconstruct(self.pipeline, task.truth.frames)
         face = task.face if variant.face and self.pipeline.face_controlnet is not None else None
         with contextlib.nullcontext() if variant.adapter else adapter_off(self.pipeline.unet):
-            frames = self.pipeline(
+            videos = self.pipeline(
                 task.reference,
                 task.pose if variant.pose else np.zeros_like(task.pose),
                 face,
-                options=SamplingOptions(steps=self.settings.steps, guidance=self.settings.guidance),
+                num_inference_steps=self.settings.steps,
+                guidance_scale=self.settings.guidance,
                 generator=torch.Generator().manual_seed(self.settings.seed * 100_000 + number),
+                output_type="pt",
             ).frames
-        assert isinstance(frames, np.ndarray)
-        return frames
+        assert isinstance(videos, torch.Tensor)
+        return to_uint8(videos[0])
 
     def _fingerprint(self, number: int, name: str, entry: HeldOut) -> str:
         variant = VARIANTS[name]

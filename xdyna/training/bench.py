@@ -4,7 +4,6 @@ The networks have the sizes of the configuration, published ones included, and r
 step is one of the training loop (encoders, forward and backward pass, clipping, optimizer, average), on the same batch.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import gc
@@ -21,19 +20,15 @@ import torch
 from accelerate.utils import set_seed
 
 from xdyna.checkpoints import build
-from xdyna.cli.train import make_accelerator, read_config
-from xdyna.config.train import CHECKPOINTING, ReplayConfig, TrainConfig
-from xdyna.core.errors import UsageError
-from xdyna.core.program import FAILURE
-from xdyna.core.quiet import quiet_libraries
+from xdyna.config.train import ReplayConfig, TrainConfig
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
-from xdyna.pipelines.folder import pick_device
 from xdyna.training.checkpointing import set_checkpointing
 from xdyna.training.loop import Trainer
 from xdyna.training.objective import build_objective
 from xdyna.training.parts import use_channels_last
 from xdyna.training.plan import Plan, make_plan, sized_components
+from xdyna.training.session import make_accelerator
 from xdyna.training.stages import select_trainable, training_groups
 
 WARM_UP = 2  # steps that are not timed: the optimizer's state is made, and kernels are chosen
@@ -52,31 +47,34 @@ class Measured:
     peak: int | None
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `scripts/bench.py train`. Args: argv: without "train". Returns: exit code."""
-    args = _parser().parse_args(argv)
-    if args.steps < 1:
-        raise UsageError(f"--steps {args.steps}: expected 1 or more")
-    config = dataclasses.replace(
-        read_config(args.config, args.overrides), cuda_graph=False, replay=ReplayConfig(), minutes=None
-    )
-    quiet_libraries()
-    device = pick_device(args.device)
+def bench_training(config: TrainConfig, *, policies: Sequence[str], steps: int, device: torch.device) -> bool:
+    """Time training steps at the sizes of a configuration and with random weights, and print times and memory.
+
+    Args:
+        config: of the run; without CUDA graphs, replay and time limit.
+        policies: checkpointing policies, in this order.
+        steps: timed steps of each, at least 1.
+        device: where the networks run.
+
+    Returns:
+        bool: whether any policy fits into the memory.
+    """
+    config = dataclasses.replace(config, cuda_graph=False, replay=ReplayConfig(), minutes=None)
     set_seed(config.seed)
     plan = make_plan(config)
     with tempfile.TemporaryDirectory(prefix="xdyna-bench-") as folder:
         trainer = _trainer(config, device, Path(folder))
         data = dataclasses.replace(config.data, workers=0)
         batch = next(iter(build_loader(data, seed=config.seed, batch_size=config.batch_size)))
-        print(_head(config, plan, device, steps=args.steps))
+        print(_head(config, plan, device, steps=steps))
         measured, parts = {}, trainer.objective.components
-        for policy in args.policies:
+        for policy in policies:
             set_checkpointing(parts.unet, parts.beside_unet(), policy)
-            measured[policy] = measure(trainer, itertools.repeat(batch), steps=args.steps)
+            measured[policy] = measure(trainer, itertools.repeat(batch), steps=steps)
             print(_line(policy, measured[policy], plan), flush=True)
     done = {policy: m for policy, m in measured.items() if m.seconds}
     print("\n" + _ratios(done))
-    return 0 if done else FAILURE
+    return bool(done)
 
 
 def measure(trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> Measured:
@@ -177,31 +175,3 @@ def _ratios(done: dict[str, Measured]) -> str:
     medians = {policy: statistics.median(measured.seconds) for policy, measured in done.items()}
     fastest = min(medians.values())
     return "time of a step: " + ", ".join(f"{policy} {value / fastest:.2f}x" for policy, value in medians.items())
-
-
-def _policies(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if wrong := [name for name in names if name not in CHECKPOINTING]:
-        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(CHECKPOINTING)}")
-    return names
-
-
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="bench.py train",
-        description="Measure time and memory of training steps with each checkpointing policy, at the sizes of a "
-        "configuration and with random weights. On a CPU the peak is that of the whole process.",
-    )
-    p.add_argument("--config", default="dynamics", metavar="FILE", help="as for train.py (%(default)s)")
-    p.add_argument(
-        "--policies",
-        type=_policies,
-        default=",".join(reversed(CHECKPOINTING)),
-        metavar="NAME,...",
-        help="in this order (%(default)s: the least memory first)",
-    )
-    p.add_argument("--steps", type=int, default=5, help="timed steps of each (%(default)s)")
-    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="%(choices)s")
-    p.add_argument("--debug", action="store_true", help="show tracebacks")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
-    return p

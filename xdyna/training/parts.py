@@ -21,9 +21,8 @@ from xdyna.evaluation.metrics.regions import RegionQuality
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import untrained as tiny
-from xdyna.pipelines.folder import find_checkpoint, load_pipeline, save_pipeline
-from xdyna.pipelines.options import SamplingOptions
-from xdyna.pipelines.xdyna import XDynaPipeline
+from xdyna.pipelines.folder import find_checkpoint, load_pipeline, named_folder, save_pipeline
+from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.training.errors import TrainingWarning
 from xdyna.training.handover import hand_over
 from xdyna.training.initial import initialise
@@ -54,7 +53,7 @@ def build_components(config: TrainConfig) -> Components:
             )
         pipeline = tiny.build_pipeline(config.model, seed=config.seed)
     else:
-        folder = Path(config.init)
+        folder = named_folder(config.init)
         if not folder.is_dir():
             raise UsageError(
                 f"init: {folder} does not exist; run the stage before this one first, or give init=FOLDER "
@@ -131,7 +130,7 @@ def initial_hashes(config: TrainConfig) -> dict[str, str]:
     """sha256 of the weight files that a run starts from."""
     if config.init is None:
         return {}
-    return find_checkpoint(Path(config.init), tiny.build_untrained).hashes()
+    return find_checkpoint(named_folder(config.init), tiny.build_untrained).hashes()
 
 
 def as_pipeline(components: Components) -> XDynaPipeline:
@@ -178,12 +177,21 @@ def sampler(config: TrainConfig, components: Components) -> Callable[[int], Samp
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: int) -> np.ndarray:
     settings = config.validation
-    options = SamplingOptions(steps=settings.steps, guidance=settings.guidance, decode_chunk=16)
     face = _pictures(clip.face) if config.stage == "face" else None
     generator = torch.Generator().manual_seed(seed)
     reference = _pictures(clip.pixels[:1])[0]
-    frames = pipeline(reference, _pictures(clip.pose), face, options=options, generator=generator).frames
-    return np.asarray(frames)
+    videos = pipeline(
+        reference,
+        _pictures(clip.pose),
+        face,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        decode_chunk_size=16,
+        generator=generator,
+        output_type="pt",
+    ).frames
+    assert isinstance(videos, Tensor)
+    return to_uint8(videos[0])
 
 
 def _sheet(reference: np.ndarray, pose: np.ndarray, frames: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,22 +1,27 @@
-"""xdyna.config.loader: what is accepted, and what each mistake is told."""
+"""xdyna.config.loader: Hydra's grammar, and what each mistake is told."""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from xdyna.config.infer import InferConfig, parse_size, validate_size
-from xdyna.config.loader import load_config
+from xdyna.cli.arguments import quoted
+from xdyna.config.infer import InferConfig
+from xdyna.config.loader import CONFIGS, compose, load_model, names, read_yaml, sweep
 from xdyna.config.model import ModelConfig
+from xdyna.config.settings import check_settings, descriptions, setting
 from xdyna.core.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
 class Inner:
     rate: float = 0.5
-    steps: int = 1
+    steps: int = setting(1, low=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self, section="inner")
 
 
 @dataclass
@@ -24,113 +29,151 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     names: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    folder: str = setting("here", needed=True)
 
 
-def message(*overrides: str, schema: type = InferConfig, path: Path | None = None) -> str:
+@pytest.fixture
+def outer(tmp_path: Path) -> Path:
+    """A folder with a root config for `Outer`."""
+    (tmp_path / "outer.yaml").write_text("defaults: [schema/outer, _self_]\nfolder: there\n")
+    return tmp_path
+
+
+def message(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_config(schema, path, overrides)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+        compose(InferConfig, "infer", overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def of_file(text: str | bytes, tmp_path: Path) -> str:
+    """What is said of a preset with this text."""
+    path = tmp_path / "preset" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as caught:
+        compose(InferConfig, "infer", ["preset=mine"], config_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_defaults_are_the_published_settings() -> None:
-    config = load_config(InferConfig)
+    config, tree = compose(InferConfig, "infer")
     assert config == InferConfig()
+    assert tree == asdict(config)
     assert (config.steps, config.guidance, config.seed) == (25, None, 42)
     assert (config.context_frames, config.context_overlap, config.context_schedule) == (16, 4, "uniform")
     assert config.similarity_prior
 
 
-def test_every_field_is_described() -> None:
-    documented = (InferConfig.__doc__ or "") + (ModelConfig.__doc__ or "")
-    for entry in (*fields(InferConfig), *fields(ModelConfig)):
-        assert f"        {entry.name}: " in documented
+def test_preview_is_a_quarter_of_the_pixels() -> None:
+    changed = {"steps": 10, "guidance": 3.5, "height": 448, "width": 256, "fps": 8.0, "frames": 32}
+    assert asdict(compose(InferConfig, "infer", ["preset=preview"]).config) == {**asdict(InferConfig()), **changed}
 
 
-def test_default_yaml_equals_the_defaults_at_the_published_size() -> None:
-    config = load_config(InferConfig, ROOT / "configs" / "infer" / "default.yaml")
-    assert asdict(config) == {**asdict(InferConfig()), "height": 896, "width": 512, "guidance": 7.5}
+@pytest.mark.parametrize("schema", [InferConfig, ModelConfig])
+def test_every_field_is_described(schema: type) -> None:
+    assert set(descriptions(schema)) == {entry.name for entry in fields(schema)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "infer").glob("*.yaml")), ids=lambda p: p.name)
-def test_shipped_infer_configs_load(path: Path) -> None:
-    load_config(InferConfig, path)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "model").glob("*.yaml")), ids=lambda p: p.name)
-def test_shipped_model_configs_load(path: Path) -> None:
-    assert load_config(ModelConfig, path).scheduler
+@pytest.mark.parametrize("name", names("model"))
+def test_shipped_models_load(name: str) -> None:
+    assert load_model(name).scheduler
 
 
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("steps: 3\nseed: 7\nfps: 12\n")
-    config = load_config(InferConfig, path, ["seed=8", "fps=null", "prompt=a red scarf"])
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "a.yaml").write_text("# @package _global_\nsteps: 3\nseed: 7\nfps: 12\n")
+    words = ["seed=8", "preset=a", "fps=null", "prompt=a red scarf"]
+    config = compose(InferConfig, "infer", words, config_dir=tmp_path).config
     assert (config.steps, config.seed, config.fps, config.prompt) == (3, 8, None, "a red scarf")
 
 
-def test_mapping_overrides_take_values_as_they_are() -> None:
-    assert load_config(InferConfig, overrides={"prompt": "yes: no", "face": False}).prompt == "yes: no"
-    assert load_config(InferConfig, overrides={"face": False}).face is False
+def test_the_users_own_folder_is_searched_first(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "preview.yaml").write_text("# @package _global_\nsteps: 7\n")
+    assert compose(InferConfig, "infer", ["preset=preview"], config_dir=tmp_path).config == InferConfig(steps=7)
+    assert compose(InferConfig, "infer", ["preset=preview"]).config.steps == 10
+    with pytest.raises(ConfigError, match="nowhere: no such folder"):
+        compose(InferConfig, "infer", config_dir="nowhere")
 
 
-def test_nested_sections_lists_and_dicts() -> None:
-    config = load_config(Outer, overrides=["inner.rate=1e-5", "names=[a, b]", "sizes.x=3"])
-    assert config == Outer(Inner(rate=1e-5), ["a", "b"], {"x": 3})
-    assert isinstance(config.inner, Inner)
+def test_nested_sections_lists_dictionaries_and_interpolations(outer: Path) -> None:
+    words = ["inner.rate=1e-5", "names=[a,'b,c']", "+sizes.x=3", "inner.steps=4", "folder=at_${inner.steps}"]
+    config = compose(Outer, "outer", words, config_dir=outer).config
+    assert config == Outer(Inner(rate=1e-5, steps=4), ["a", "b,c"], {"x": 3}, "at_4")
+
+
+def test_values_that_must_be_given(outer: Path) -> None:
+    (outer / "outer.yaml").write_text("defaults: [schema/outer, _self_]\n")
+    with pytest.raises(ConfigError, match="folder must be given: add folder=VALUE"):
+        compose(Outer, "outer", config_dir=outer)
+    assert compose(Outer, "outer", config_dir=outer, placeholders={"folder": "x"}).config.folder == "x"
+    assert compose(Outer, "outer", ["folder=y"], config_dir=outer).config.folder == "y"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["+x=1"], "+x=1: + adds to free dictionaries only (sizes); unknown key 'x'"),
+        (["++inner.rat=1"], "+ adds to free dictionaries only (sizes); unknown key 'inner.rat'; did you mean"),
+        (["+folder=1"], "+folder: it has a value already; leave the + out"),
+        (["sizes.x=1"], "sizes has no entry 'x'; give +sizes.x=VALUE to add one"),
+        (["+sizes.x=many"], "sizes.x: got 'many'"),
+        (["~folder"], "~folder: only entries of free dictionaries can be taken away"),
+        (["~sizes.y"], "'sizes.y' does not exist"),
+        (["inner.rat=3"], "unknown key 'inner.rat'; did you mean 'inner.rate'?"),
+        (["inner.steps=x"], "inner.steps: got 'x', expected a whole number"),
+        (["inner={steps: x}"], "inner.steps: got 'x', expected a whole number"),
+        (["inner.steps=0"], "inner.steps: got 0, expected 1 or more"),
+        (["inner=3"], "inner: got 3, expected a section with keys"),
+        (["model=tiny"], "model: the group is not one of outer's"),
+    ],
+)
+def test_sections_and_free_dictionaries(outer: Path, overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(Outer, "outer", overrides, config_dir=outer)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_entries_of_free_dictionaries_can_be_taken_away(outer: Path) -> None:
+    words = ["+sizes={x: 1, y: 2}", "~sizes.x"]
+    assert compose(Outer, "outer", words, config_dir=outer).config.sizes == {"y": 2}
 
 
 def test_exponents_are_numbers_in_untyped_sections(tmp_path: Path) -> None:
-    path = tmp_path / "m.yaml"
-    path.write_text("unet: {norm_eps: 1e-6, name: 1e, size: 3}\n")
-    assert load_config(ModelConfig, path).unet == {"norm_eps": 1e-6, "name": "1e", "size": 3}
-
-
-def test_unknown_key_names_key_file_and_nearest(tmp_path: Path) -> None:
-    path = tmp_path / "typo.yaml"
-    path.write_text("step: 3\n")
-    text = message(path=path)
-    assert "'step'" in text
-    assert str(path) in text
-    assert "did you mean 'steps'" in text
-
-
-def test_unknown_key_with_nothing_near_lists_the_valid_ones() -> None:
-    assert "valid keys: steps, guidance" in message("zzzz=3")
-
-
-def test_nested_unknown_key_has_its_full_name() -> None:
-    assert "'inner.rat'" in message("inner.rat=3", schema=Outer)
-    assert "did you mean 'inner.rate'" in message("inner.rat=3", schema=Outer)
-
-
-def test_dashes_find_the_underscored_name() -> None:
-    assert "did you mean 'context_overlap'" in message("context-overlap=3")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m.yaml").write_text("unet: {norm_eps: 1e-6, name: 1e, size: 3}\n")
+    assert load_model("m", tmp_path).unet == {"norm_eps": 1e-6, "name": "1e", "size": 3}
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("steps=many", "steps: got 'many' in the overrides, expected a whole number"),
+        ("step=3", "unknown key 'step'; did you mean 'steps'?"),
+        ("zzzz=3", "valid keys: steps, guidance"),
+        ("context-overlap=3", "did you mean 'context_overlap'"),
+        ("steps=many", "steps: got 'many', expected a whole number"),
         ("steps=2.5", "expected a whole number"),
         ("steps=true", "expected a whole number"),
         ("steps=null", "expected a whole number"),
-        ("guidance=strong", "guidance: got 'strong' in the overrides, expected a number or null"),
+        ("guidance=strong", "guidance: got 'strong', expected a number or null"),
         ("face=perhaps", "expected true or false or null"),
         ("prompt={a: 1}", "expected text"),
         ("height=[1]", "expected a whole number or null"),
-        ("steps.x=1", "steps: got {'x': 1} in the overrides, expected a whole number"),
+        ("steps=1,2", "steps: got '1,2', which are several values; expected one, a list steps=[1,2], or --multirun"),
+        ("steps=choice(1,2)", "or --multirun"),
+        ("preset=preveiw", "preset=preveiw: there is no config preset/preveiw; did you mean preview?"),
+        ("prompt=${nothing}", "prompt: Interpolation key 'nothing' not found"),
+        ("prompt=${x", "is not in Hydra's grammar"),
+        ("prompt={a", "put text into quotes"),
+        ("steps", "override 'steps': expected key=value"),
+        ("=3", "expected key=value"),
     ],
 )
-def test_wrong_type(override: str, expected: str) -> None:
+def test_wrong_overrides(override: str, expected: str) -> None:
     assert expected in message(override)
-
-
-def test_wrong_type_in_a_section() -> None:
-    assert "inner.steps: got 'x' in the overrides, expected a whole number" in message("inner.steps=x", schema=Outer)
-    assert "inner: got 3" in message("inner=3", schema=Outer)
-    assert "a section with keys" in message("inner=3", schema=Outer)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +181,8 @@ def test_wrong_type_in_a_section() -> None:
     [
         (["steps=0"], "steps: got 0, expected 1 to 1000"),
         (["guidance=-1"], "guidance: got -1.0"),
-        (["guidance=.nan"], "guidance: got nan"),
-        (["guidance=.inf"], "guidance: got inf"),
+        (["guidance=nan"], "guidance: got nan"),
+        (["guidance=inf"], "guidance: got inf"),
         (["seed=-1"], "seed: got -1"),
         (["seed=9223372036854775808"], "seed: got 9223372036854775808"),
         (["fps=0"], "fps: got 0.0"),
@@ -152,6 +195,8 @@ def test_wrong_type_in_a_section() -> None:
         (["person=-1"], "person: got -1"),
         (["context_schedule=uniformopen"], "did you mean 'uniform_open'"),
         (["pose_backend=openpose"], "expected one of mediapipe, dwpose"),
+        (["align=globally"], "align: got 'globally', expected one of none, global; did you mean 'global'?"),
+        (["crop=face"], "crop: got 'face', expected one of published, person, none"),
         (["dtype=fp16"], "expected one of auto, float32, float16, bfloat16"),
         (["attention=xformer"], "did you mean 'xformers'"),
         (["device=gpu"], "device: got 'gpu'"),
@@ -170,77 +215,86 @@ def test_ranges_are_checked_without_a_file_too() -> None:
         InferConfig(steps=0)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps", "auto"])
-def test_devices(device: str) -> None:
-    assert InferConfig(device=device).device == device
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("steps: [1\n", "not valid YAML"),
-        ("a: 1\n b: 2\n", "line 2"),
-        ("- 1\n", "holds a list"),
-        ("steps: 1\nseed: 2\nsteps: 3\n", "key 'steps' is given twice"),
-        ("prompt: ${nothing}\n", "nothing"),
+        ("steps: 1\n seed: 2\n", "line 3"),
+        ("- 1\n", "expected lines like 'steps: 25'"),
+        ("steps: 1\nseed: 2\nsteps: 3\n", "found duplicate key steps"),
+        ("prompt: ${nothing}\n", "prompt: Interpolation key 'nothing' not found"),
         ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("stepz: 3\n", "unknown key 'stepz' in {path}; did you mean 'steps'?"),
+        ("steps: many\n", "steps: got 'many' in {path}, expected a whole number"),
+        ("defaults: 3\n", "defaults must be a list"),
+        ("defaults: [/model: hugo]\n", "model=hugo: there is no config model/hugo (in preset/mine)"),
+        ("defaults: [nothing_here]\n", "nothing_here"),
+        (b"\xff\xfe\x00\x81", "not UTF-8"),
     ],
 )
-def test_bad_files(tmp_path: Path, content: str, expected: str) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(content)
-    text = message(path=path)
-    assert expected in text
-    assert str(path) in text
+def test_bad_files(tmp_path: Path, content: str | bytes, expected: str) -> None:
+    text = f"# @package _global_\n{content}" if isinstance(content, str) else content
+    assert expected.format(path=tmp_path / "preset" / "mine.yaml") in of_file(text, tmp_path)
 
 
-def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "empty.yaml"
-    path.write_text("# nothing\n")
-    assert load_config(InferConfig, path) == InferConfig()
+def test_plain_files(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("rate: 1e-5\nname: x\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"rate": 1e-5, "name": "x"}
+    (tmp_path / "twice.yaml").write_text("a: 1\na: 2\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    for name, expected in (("twice", "duplicate key a"), ("list", "holds a list"), ("no", "does not exist")):
+        with pytest.raises(ConfigError, match=expected):
+            read_yaml(tmp_path / f"{name}.yaml")
 
 
-def test_missing_folder_and_binary_files(tmp_path: Path) -> None:
-    (tmp_path / "default.yaml").write_text("steps: 1\n")
-    assert f"did you mean {tmp_path / 'default.yaml'}" in message(path=tmp_path / "defualt.yaml")
-    assert "is a folder" in message(path=tmp_path)
-    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    assert "not UTF-8" in message(path=tmp_path / "x.yaml")
+def test_sweeps_are_hydras() -> None:
+    jobs = sweep(InferConfig, "infer", ["seed=1,2", "steps=range(3,5)", "prompt='a, b'", "fps=choice(8)"])
+    assert [[word for word in job if word[:5] in ("seed=", "steps")] for job in jobs] == [
+        ["seed=1", "steps=3"],
+        ["seed=1", "steps=4"],
+        ["seed=2", "steps=3"],
+        ["seed=2", "steps=4"],
+    ]
+    assert {compose(InferConfig, "infer", job).config.prompt for job in jobs} == {"a, b"}
+    models = sweep(InferConfig, "infer", ["preset=glob(pre*)"])
+    assert models == [["preset=preview"]]
+    with pytest.raises(ConfigError, match="INTERVAL_SWEEP"):
+        sweep(InferConfig, "infer", ["guidance=interval(1,2)"])
 
 
-def test_malformed_overrides() -> None:
-    assert "expected key=value" in message("steps")
-    assert "expected key=value" in message("=3")
-    assert "put text into quotes" in message("prompt={a")
-    assert "was given a value before" in message("inner=3", "inner.rate=1", schema=Outer)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")) | st.sampled_from("'\"\\${}[],=#"), max_size=12)
+)
+@example("it's \\${x}, \\'")
+@example("\\")
+def test_quoted_text_is_that_text(text: str) -> None:
+    assert compose(InferConfig, "infer", [f"prompt={quoted(text)}"]).config.prompt == text
 
 
-def valid_neighbours(side: int) -> set[int]:
-    """By brute force: the nearest positive multiples of 8 below and above."""
-    valid = range(8, side + 17, 8) if side > 0 else range(8, 9)
-    below, above = [v for v in valid if v <= side], [v for v in valid if v >= side]
-    return {max(below)} | {min(above)} if below else {8}
+def test_another_hydra_is_left_alone() -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    marker = object()
+    GlobalHydra.instance().hydra = marker  # type: ignore[assignment]
+    try:
+        compose(InferConfig, "infer")
+        assert GlobalHydra.instance().hydra is marker
+    finally:
+        GlobalHydra.instance().clear()
 
 
-@pytest.mark.parametrize("height", [*range(-8, 40), 895, 896, 897])
-def test_nearest_sizes_against_brute_force(height: int) -> None:
-    if height > 0 and height % 8 == 0:
-        validate_size(height, 64)
-        return
-    with pytest.raises(ConfigError, match="nearest valid") as caught:
-        validate_size(height, 64)
-    named = str(caught.value).split("nearest valid: ")[1].split(" or ")
-    assert {int(size.split("x")[0]) for size in named} == valid_neighbours(height)
-    assert {size.split("x")[1] for size in named} == {"64"}
-    for size in named:
-        parse_size(size)
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    compose(InferConfig, "infer", ["seed=1"])
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_parse_size() -> None:
-    assert parse_size("896x512") == (896, 512)
-    assert parse_size(" 64 X 32 ") == (64, 32)
-    for text in ("896", "896x", "axb", "896x512x3", "-8x8", "1.5x8"):
-        with pytest.raises(ConfigError, match="expected HEIGHTxWIDTH"):
-            parse_size(text)
-    with pytest.raises(ConfigError, match="nearest valid"):
-        parse_size("900x512")
+def test_the_readme_names_every_config() -> None:
+    text = (CONFIGS / "README.md").read_text()
+    missing = [
+        str(path.relative_to(CONFIGS))
+        for path in CONFIGS.rglob("*.yaml")
+        if f"`{path.relative_to(CONFIGS).with_suffix('')}`" not in text
+    ]
+    assert missing == []

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
+from xdyna.config.bench import BenchConfig
 from xdyna.config.data import DataConfig, DataError
-from xdyna.config.loader import load_config
+from xdyna.config.loader import compose
 
 
 @pytest.mark.parametrize(
@@ -64,14 +65,18 @@ def test_sizes_stand_for_the_largest() -> None:
     assert config.size == (128, 72)
 
 
+def read(*overrides: str) -> DataConfig:
+    return compose(BenchConfig, "bench", overrides).config.data
+
+
 def test_manifests_can_be_given_on_a_command_line() -> None:
-    weighted = "manifests=[{folder: a, weight: 3}, {folder: b, weight: 1}]"
-    config = load_config(DataConfig, None, ["source=footage", weighted])
+    weighted = "data.manifests=[{folder: a, weight: 3}, {folder: b, weight: 1}]"
+    config = read("data.source=footage", weighted)
     assert [entry["weight"] for entry in config.manifests] == [3, 1]
-    config = load_config(DataConfig, None, ["source=footage", "manifests=[a, b]", "buckets=[[64,128],[128,64]]"])
+    config = read("data.source=footage", "data.manifests=[a, b]", "data.buckets=[[64,128],[128,64]]")
     assert [entry["folder"] for entry in config.manifests] == ["a", "b"]
 
 
 def test_it_is_a_section_of_a_configuration() -> None:
-    config = load_config(DataConfig, None, ["stride=[1,3]", "face=cross", "num_clips=null", "scene_ratio=0"])
+    config = read("data.stride=[1,3]", "data.face=cross", "data.num_clips=null", "data.scene_ratio=0")
     assert (config.stride, config.face, config.num_clips, config.scene_ratio) == ([1, 3], "cross", None, 0)

@@ -2,10 +2,13 @@ import importlib.util
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from einops import rearrange
 
 from xdyna.models import attention
-from xdyna.models.attention import DynamicsAdapterAttention, TextImageCrossAttention, attend
+from xdyna.models.attention import AttentionBase, DynamicsAdapterAttention, TextImageCrossAttention, attend
+from xdyna.models.unet import XDynaUNet
 
 B, F, L, C, N = 2, 3, 5, 12, 3
 
@@ -106,22 +109,76 @@ def test_missing_xformers_is_told():
     assert layer(torch.randn(F, L, C), num_frames=F).shape == (F, L, C)
 
 
-def test_xformers_path_lays_out_heads(monkeypatch):
-    """The xformers branch against the formula, with a stand-in that takes (B, L, N, D) as the package does."""
-    import sys
-    import types
+@pytest.fixture
+def noting_backend(monkeypatch):
+    """Stands in for a backend of diffusers' dispatcher; notes the shapes that reach it, (B, L, N, D) as documented."""
+    shapes = []
 
-    def memory_efficient_attention(q, k, v):
-        q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
+    def run(query, key, value):
+        shapes.append((tuple(query.shape), tuple(key.shape)))
+        q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (query, key, value))
         weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
         return rearrange(weights @ v, "b n l d -> b l n d")
 
-    ops = types.ModuleType("xformers.ops")
-    ops.memory_efficient_attention = memory_efficient_attention
-    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    name = AttentionBackendName.XFORMERS
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, name, run)
+    monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, name, {"query", "key", "value"})
+    monkeypatch.setattr(attention, "require_xformers", lambda: None)
+    monkeypatch.setattr(attention_dispatch, "_check_attention_backend_requirements", lambda backend: None)
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE)
+    return shapes
+
+
+def test_a_backend_gets_the_heads(noting_backend):
     q, k, v = torch.randn(2, L, C), torch.randn(2, 4, C), torch.randn(2, 4, C)
-    torch.testing.assert_close(attend(q, k, v, heads=N, xformers=True), attend(q, k, v, heads=N))
+    out = attend(q, k, v, heads=N, backend=AttentionBackendName.XFORMERS)
+    torch.testing.assert_close(out, attend(q, k, v, heads=N))
+    assert noting_backend == [((2, L, N, C // N), (2, 4, N, C // N))]
+
+
+@pytest.mark.parametrize("way", ["set_attention_backend", "context", "xformers"])
+def test_every_attention_takes_the_chosen_backend(noting_backend, way):
+    """However it is chosen: all heads of all layers go through it, and none any more when it is given back."""
+    torch.manual_seed(0)
+    unet = XDynaUNet(
+        block_out_channels=(8, 16), attention_levels=(True, False), layers_per_block=1, num_attention_heads=2,
+        motion_heads=2, cross_attention_dim=8, norm_num_groups=4,
+    )  # fmt: skip
+    layers = [module for module in unet.modules() if isinstance(module, AttentionBase)]
+    kinds = {type(module).__name__ for module in layers}
+    assert kinds == {"DynamicsAdapterAttention", "TextImageCrossAttention", "TemporalSelfAttention"}
+    inputs = torch.randn(1, 4, 3, 8, 8), 1, torch.randn(1, 5, 8), torch.randn(1, 4, 8)
+
+    def run():
+        noting_backend.clear()
+        return unet(*inputs).sample, len(noting_backend)
+
+    plain, none = run()
+    if way == "context":
+        with attention_dispatch.attention_backend("xformers"):
+            chosen, calls = run()
+    elif way == "xformers":
+        unet.enable_xformers_memory_efficient_attention()
+        chosen, calls = run()
+        unet.disable_xformers_memory_efficient_attention()
+    else:
+        unet.set_attention_backend("xformers")
+        chosen, calls = run()
+        unet.reset_attention_backend()
+        _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+    twice = sum(type(m).__name__ != "TemporalSelfAttention" for m in layers)  # adapter and image tokens: a second one
+    assert (none, calls) == (0, len(layers) + twice)
+    torch.testing.assert_close(chosen, plain, atol=1e-5, rtol=1e-4)
+    again, none = run()
+    assert none == 0
+    assert torch.equal(again, plain)
+
+
+def test_the_default_is_pytorchs_kernel_bit_for_bit():
+    q, k, v = torch.randn(3, 2, 9, C).unbind(0)
+    parts = (rearrange(x, "b l (n d) -> b n l d", n=N) for x in (q, k, v))
+    expected = rearrange(torch.nn.functional.scaled_dot_product_attention(*parts), "b n l d -> b l (n d)")
+    assert torch.equal(attend(q, k, v, heads=N), expected)
 
 
 @pytest.mark.parametrize(("length", "others"), [(4, 4), (1, 8), (8, 3)])

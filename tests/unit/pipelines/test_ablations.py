@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.pipelines.test_animate import OPTIONS, clip, make_pipeline, run  # noqa: F401  (clip is a fixture)
+from tests.unit.pipelines.test_xdyna import OPTIONS, clip, make_pipeline, run  # noqa: F401  (clip is a fixture)
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.xdyna import XDynaPipeline

@@ -1,6 +1,5 @@
 """What the pipeline encodes and decodes, compared with direct calls of diffusers, transformers and Pillow."""
 
-import dataclasses
 import inspect
 
 import numpy as np
@@ -9,12 +8,13 @@ import torch
 from PIL import Image
 
 from tests.process.small import SMALL
-from xdyna.pipelines import xdyna as animate
+from xdyna.pipelines import prepare, sampler
+from xdyna.pipelines.denoise import Tokens
 from xdyna.pipelines.untrained import build_pipeline
-from xdyna.pipelines.xdyna import Precomputed, SamplingOptions, XDynaPipeline
+from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
 
 SIDE, FRAMES = 32, 6
-OPTIONS = SamplingOptions(steps=1, context_frames=4, context_overlap=1, decode_chunk=4)
+OPTIONS = {"num_inference_steps": 1, "context_frames": 4, "context_overlap": 1, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def direct_text_tokens(pipeline: XDynaPipeline, text: str) -> torch.Tensor:
     return pipeline.text_encoder(ids).last_hidden_state
 
 
-def spy_on_tokens(monkeypatch: pytest.MonkeyPatch) -> list[animate.Tokens]:
+def spy_on_tokens(monkeypatch: pytest.MonkeyPatch) -> list[Tokens]:
     """Tokens of each call of `predict_noise`, which then predicts ones (row 0) and twos (row 1)."""
     seen = []
 
@@ -75,12 +75,13 @@ def spy_on_tokens(monkeypatch: pytest.MonkeyPatch) -> list[animate.Tokens]:
         values = torch.arange(1.0, tokens.text.shape[0] + 1)[:, None, None, None, None]
         return values.expand(-1, *latents.shape[1:])
 
-    monkeypatch.setattr(animate, "predict_noise", predict)
+    monkeypatch.setattr(sampler, "predict_noise", predict)
     return seen
 
 
 def test_image_tokens_are_those_of_the_last_layer_but_one(pipeline, wide):
-    tokens = pipeline.encode_image(wide)
+    positive, negative = pipeline.encode_image(wide)
+    tokens = torch.cat([negative, positive])
     expected = direct_image_tokens(pipeline, wide)
     assert tokens.shape == (2, 4, 8)
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
@@ -94,16 +95,16 @@ def test_image_tokens_are_of_the_whole_picture(pipeline, wide, monkeypatch):
     square = {"size": {"height": 32, "width": 32}, "do_center_crop": False}  # CLIP sees the ends as well
     for name, value in square.items():
         monkeypatch.setattr(pipeline.feature_extractor, name, value)
-    pipeline(wide, poses(), options=OPTIONS, generator=seeded(), output_type="latent")
+    pipeline(wide, poses(), **OPTIONS, generator=seeded())
     torch.testing.assert_close(seen[0].image, direct_image_tokens(pipeline, wide), atol=1e-5, rtol=1e-4)
     cut = direct_image_tokens(pipeline, wide.crop((10, 0, 50, 40)))
     assert not torch.allclose(seen[0].image, cut, atol=1e-2)
 
 
 def test_text_tokens_are_clips(pipeline):
-    rows = pipeline.encode_text(["blurry", "a person dances"])
-    for row, text in zip(rows, ("blurry", "a person dances"), strict=True):
-        torch.testing.assert_close(row[None], direct_text_tokens(pipeline, text), atol=1e-5, rtol=1e-4)
+    rows = pipeline.encode_prompt("a person dances", "blurry")
+    for row, text in zip(rows, ("a person dances", "blurry"), strict=True):
+        torch.testing.assert_close(row, direct_text_tokens(pipeline, text), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(rows[0], rows[1], atol=1e-2)
 
 
@@ -111,8 +112,8 @@ def test_text_tokens_are_clips(pipeline):
 def test_rows_of_guidance(pipeline, wide, monkeypatch, guidance):
     """Row 0 is the negative prompt with zero pixels, row 1 the prompt with the picture; without guidance: row 1."""
     seen = spy_on_tokens(monkeypatch)
-    options = dataclasses.replace(OPTIONS, guidance=guidance)
-    pipeline(wide, poses(), prompt="a person dances", negative_prompt="blurry", options=options, generator=seeded())
+    texts = {"prompt": "a person dances", "negative_prompt": "blurry"}
+    pipeline(wide, poses(), **texts, **OPTIONS, guidance_scale=guidance, generator=seeded())
     text = torch.cat([direct_text_tokens(pipeline, text) for text in ("blurry", "a person dances")])
     image = direct_image_tokens(pipeline, wide)
     wanted = slice(None) if guidance > 1 else slice(1, 2)
@@ -132,7 +133,7 @@ def test_guidance_moves_away_from_row_0(pipeline, wide, monkeypatch):
 
     step.__signature__ = inspect.signature(original)  # the pipeline looks for `eta` in it
     monkeypatch.setattr(pipeline.scheduler, "step", step)
-    pipeline(wide, poses(), options=OPTIONS, generator=seeded(), output_type="latent")
+    pipeline(wide, poses(), **OPTIONS, generator=seeded())
     torch.testing.assert_close(noise[0], torch.full((1, 4, FRAMES, 4, 4), 8.5))
 
 
@@ -174,7 +175,7 @@ def test_reference_of_another_aspect_is_cut_in_the_middle(pipeline, monkeypatch,
 
     monkeypatch.setattr(pipeline, "encode_reference", spy)
     generator = seeded()
-    pipeline(picture, poses(), options=OPTIONS, generator=generator, output_type="latent")
+    pipeline(picture, poses(), **OPTIONS, generator=generator)
     [(cut, used)] = given
     expected = picture.crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     assert cut.size == expected.size == (SIDE, SIDE)
@@ -190,17 +191,17 @@ def test_reference_of_another_aspect_is_cut_in_the_middle(pipeline, monkeypatch,
 def test_half_of_the_priors_elements_are_blurred(pipeline, wide, monkeypatch):
     spy_on_tokens(monkeypatch)
     asked = []
-    original = animate.similarity_prior
+    original = prepare.mix_prior
 
     def spy(reference, blurred):
         asked.append((reference, blurred))
         return original(reference, blurred)
 
-    monkeypatch.setattr(animate, "similarity_prior", spy)
+    monkeypatch.setattr(prepare, "mix_prior", spy)
     latents = torch.randn(1, 4, 4, 4, generator=seeded(9))
     frames = 64
     pipeline(
-        wide, poses(frames), options=OPTIONS, generator=seeded(), output_type="latent",
+        wide, poses(frames), **OPTIONS, generator=seeded(),
         precomputed=Precomputed(reference_latents=latents),
     )  # fmt: skip
     [(reference, blurred)] = asked
@@ -230,9 +231,9 @@ def test_the_value_range_is_that_of_all_frames(pipeline, wide, monkeypatch, net)
         return original(sample, timestep, *args, controlnet_cond=controlnet_cond, **kwargs)
 
     monkeypatch.setattr(getattr(pipeline, net), "forward", spy)
-    clip = {"pose_frames": frames} if channels == 3 else {"pose_frames": poses(), "face_frames": frames}
+    clip = {"pose_video": frames} if channels == 3 else {"pose_video": poses(), "face_video": frames}
     pipeline(
-        wide, **clip, options=OPTIONS, generator=seeded(), output_type="latent", precomputed=Precomputed(offsets=[0])
+        wide, **clip, **OPTIONS, generator=seeded(), precomputed=Precomputed(offsets=[0])
     )
     expected = torch.from_numpy((frames[:4].astype(np.float32) - low) / (205 - low)).permute(0, 3, 1, 2)
     torch.testing.assert_close(given[0], expected)
@@ -247,11 +248,11 @@ def test_window_offsets_reach_both_schedules(pipeline, wide, monkeypatch):
         planned.append(windows)
         return torch.zeros(2, *latents.shape[1:])
 
-    monkeypatch.setattr(animate, "predict_noise", predict)
+    monkeypatch.setattr(sampler, "predict_noise", predict)
     given = Precomputed(offsets=[0, 1])
     for schedule in ("uniform", "uniform_open"):
-        options = dataclasses.replace(OPTIONS, steps=2, context_schedule=schedule)
-        pipeline(wide, poses(8), options=options, generator=seeded(), output_type="latent", precomputed=given)
+        options = {**OPTIONS, "num_inference_steps": 2, "context_schedule": schedule}
+        pipeline(wide, poses(8), **options, generator=seeded(), precomputed=given)
     assert [[window[0] for window in windows] for windows in planned] == [[0, 3, 6], [1, 4, 7], [0, 3, 4], [0, 1, 4]]
 
 

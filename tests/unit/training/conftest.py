@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xdyna.config.loader import load_config
+from xdyna.config.loader import read_yaml
 from xdyna.config.model import ModelConfig
 from xdyna.data.samples import Batch
 from xdyna.pipelines.folder import save_pipeline
@@ -18,7 +18,7 @@ MICRO = Path(__file__).parent / "micro.yaml"
 
 @pytest.fixture
 def components() -> Components:
-    pipeline = build_pipeline(load_config(ModelConfig, MICRO), seed=0)
+    pipeline = build_pipeline(ModelConfig(**read_yaml(MICRO)), seed=0)
     parts = {name: getattr(pipeline, name) for name in Components.__dataclass_fields__ if hasattr(pipeline, name)}
     return Components(**parts)
 
@@ -26,7 +26,7 @@ def components() -> Components:
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A micro pipeline without zero layers: behind those nothing gets a gradient, and no run could go wrong."""
-    pipeline = build_pipeline(load_config(ModelConfig, MICRO), seed=3)
+    pipeline = build_pipeline(ModelConfig(**read_yaml(MICRO)), seed=3)
     generator = torch.Generator().manual_seed(1)
     for part in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet):
         for p in part.parameters():

@@ -8,8 +8,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from xdyna.cli.train import CONFIGS
-from xdyna.config.loader import compose_config
+from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.data.loader import build_loader
 from xdyna.training.objective import build_objective
@@ -18,7 +17,9 @@ from xdyna.training.stages import select_trainable, stage_groups
 
 
 def main(config_path: str, out: str, batch_size: int) -> None:
-    config = compose_config(TrainConfig, Path(config_path), [f"batch_size={batch_size}"], groups=CONFIGS)
+    path = Path(config_path)
+    chosen = [f"experiment={path.stem}", f"batch_size={batch_size}"]
+    config = compose(TrainConfig, "train", chosen, config_dir=path.parents[1]).config
     world_size = int(os.environ["WORLD_SIZE"])
     # Ranks that meet in a file need no port, and no name server, which a TCP store asks for 127.0.0.1.
     torch.distributed.init_process_group(

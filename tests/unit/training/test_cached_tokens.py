@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from xdyna.cli import train
+from xdyna.cli import preprocess, train
 from xdyna.config.data import DataConfig, DataError
 from xdyna.config.train import LossConfig, TrainConfig
 from xdyna.core import program as guard
-from xdyna.data import write_cache as program
 from xdyna.data.cache import token_digest, vae_digest
 from xdyna.data.clips import build_dataset
 from xdyna.data.samples import collate
@@ -25,7 +24,7 @@ SMALL = ["data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,1]"
 @pytest.fixture(scope="module")
 def folder(start: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokens") / "cache"
-    assert program.main(["--vae", start, "--tokens", "--out", str(out), "--clips", "4", *SMALL]) == 0
+    assert preprocess.main(["cache", "--vae", start, "--tokens", "--out", str(out), "--clips", "4", *SMALL]) == 0
     return out
 
 
@@ -71,21 +70,23 @@ def test_those_of_another_encoder_are_refused(folder: Path, parts: Components) -
 
 
 def test_a_cache_is_continued_with_the_same_parts_only(folder: Path, start: str, capsys) -> None:
-    assert guard.run(program.main, ["--vae", start, "--out", str(folder), "--clips", "4", *SMALL]) == 1
+    assert guard.run(preprocess.main, ["cache", "--vae", start, "--out", str(folder), "--clips", "4", *SMALL]) == 1
     assert "tokens" in capsys.readouterr().err
 
 
 def test_a_plain_autoencoder_has_no_tokens(start: str, tmp_path: Path, capsys) -> None:
     given = ["--vae", str(Path(start) / "vae"), "--tokens", "--out", str(tmp_path / "cache"), "--clips", "1", *SMALL]
-    assert guard.run(program.main, given) == guard.USAGE
+    assert guard.run(preprocess.main, ["cache", *given]) == guard.USAGE
     assert "is no pipeline folder" in capsys.readouterr().err
 
 
 def test_a_run_takes_them(folder: Path, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run with kept tokens never computes any but the unconditional ones, and learns the same."""
-    config = tmp_path / "run.yaml"
+    config = tmp_path / "experiment" / "run.yaml"
+    config.parent.mkdir()
     config.write_text(
-        f"defaults: [/data: puppet, _self_]\nstage: dynamics\ninit: {start}\nmax_steps: 2\nbatch_size: 2\n"
+        f"# @package _global_\ndefaults: [_self_, override /data: puppet]\n"
+        f"stage: dynamics\ninit: {start}\nmax_steps: 2\nbatch_size: 2\n"
         f"validation: {{every: 0}}\nlog_every: 1\noptim: {{ema: 0.0}}\n"
         f"data: {{source: cache, cache: {folder}, height: 64, width: 64, frames: 2, stride: [1, 1], video_frames: 6,"
         f" scene_ratio: 0.25}}\n"
@@ -94,7 +95,7 @@ def test_a_run_takes_them(folder: Path, start: str, tmp_path: Path, monkeypatch:
     for name in ("kept", "computed"):
         if name == "computed":
             monkeypatch.setattr("xdyna.training.loop.token_digest", lambda *parts: None)
-        assert train.main(["--config", str(config), "--cpu", f"out={tmp_path / name}"]) == 0
+        assert train.main(["--config-dir", str(tmp_path), "experiment=run", "--cpu", f"out={tmp_path / name}"]) == 0
         losses[name] = read_metrics(tmp_path / name / "metrics.csv")["train/loss"]
     assert losses["kept"] != losses["computed"]  # rounding of float16 tells them apart
     for (_, kept), (_, computed) in zip(losses["kept"], losses["computed"], strict=True):

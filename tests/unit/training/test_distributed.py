@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.training.processes import together
-from tests.unit.training.test_loop import config, losses
+from tests.unit.training.test_loop import config, given, losses
 
 HERE = Path(__file__).parent
 CONFIG = """
@@ -57,7 +57,7 @@ def test_ranks_that_hang_say_where(tmp_path: Path) -> None:
 
 def both(path: Path, *more: str) -> tuple[int, str, str]:
     """`scripts/train.py` in two processes."""
-    command = [str(HERE.parents[2] / "scripts" / "train.py"), "--config", str(path), "--cpu", "--resume", *more]
+    command = [str(HERE.parents[2] / "scripts" / "train.py"), *given(path), "--cpu", "--resume", *more]
     return together(command, processes=2)
 
 

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from tests.unit.data.footage_sets import build_set, record
-from tests.unit.training.test_loop import config, go, losses, weights
+from tests.unit.training.test_loop import config, given, go, losses, weights
 from xdyna.cli import train
-from xdyna.config.loader import compose_config
+from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
 from xdyna.data.write_cache import main as cache
@@ -74,7 +74,7 @@ def test_settings_that_came_later_do_not_end_a_run(tmp_path: Path, capsys: pytes
     for name in ("pose_width", "buckets"):
         del tree["data"][name]
     written.write_text(yaml.safe_dump(tree, sort_keys=False))
-    assert run(train.main, ["--config", str(path), "--cpu", "--resume", "data.pose_width=2.0"]) == 1
+    assert run(train.main, [*given(path), "--cpu", "--resume", "data.pose_width=2.0"]) == 1
     assert "data.pose_width: (absent) there, 2.0 now" in capsys.readouterr().err
     assert go(path, "--resume", "--max-minutes", "1e-9") == 0
     assert yaml.safe_load(written.read_text())["data"]["pose_width"] == 1.0
@@ -82,10 +82,8 @@ def test_settings_that_came_later_do_not_end_a_run(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("changes", [[], ["stage=face", "data.scene_ratio=0"]])
 def test_the_example_configuration_can_be_read(changes: list[str]) -> None:
-    folder = train.CONFIGS / "train"
-    settings = compose_config(TrainConfig, folder / "footage_tiny.yaml", changes, groups=train.CONFIGS)
+    here = "data.manifests=[datasets/footage]"
+    settings = compose(TrainConfig, "train", ["experiment=footage_tiny", here, *changes]).config
     assert (settings.data.source, settings.data.size, settings.data.buckets) == ("footage", (128, 128), [])
-    full = compose_config(
-        TrainConfig, train.CONFIGS / "train" / "dynamics.yaml", ["data=footage"], groups=train.CONFIGS
-    )
+    full = compose(TrainConfig, "train", ["experiment=dynamics", here]).config
     assert full.data.buckets == [[896, 512], [512, 896]]

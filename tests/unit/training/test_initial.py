@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from xdyna.checkpoints import build
-from xdyna.config.loader import load_config
-from xdyna.config.model import ModelConfig
+from xdyna.config.loader import load_model
 from xdyna.training.initial import FIRST_LOG_VARIANCE, has_room, initialise
 from xdyna.training.stages import Components
 
@@ -61,7 +60,7 @@ def test_the_seed_decides(components: Components) -> None:
 
 def test_the_tiny_autoencoder_begins_with_the_colours() -> None:
     """Before any training: smooth pictures come back in their colours, which random weights do not do."""
-    config = load_config(ModelConfig, CONFIGS / "model" / "tiny.yaml")
+    config = load_model("tiny")
     vae, unet = build.build_vae(config.vae), build.build_unet(config.unet)
     coarse = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pictures = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bicubic").clamp(-1, 1)

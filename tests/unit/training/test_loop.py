@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from xdyna.cli import train
-from xdyna.config.loader import compose_config
+from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
 from xdyna.training.parts import build_components
@@ -22,10 +22,10 @@ from xdyna.training.parts import build_components
 ROOT = Path(__file__).resolve().parents[3]
 MICRO = Path(__file__).parent / "micro.yaml"
 
-CONFIG = """
+CONFIG = """# @package _global_
 defaults:
-  - /data: puppet
   - _self_
+  - override /data: puppet
 stage: {stage}
 init: {init}
 out: {out}
@@ -43,7 +43,8 @@ validation: {{every: 3, clips: 2, bands: 2, videos: 1, steps: 2}}
 
 def config(tmp_path: Path, name: str, *, stage: str = "dynamics", init: str = "null") -> Path:
     model = "{" + ", ".join(f"{k}: {v}" for k, v in _flat(MICRO).items()) + "}"
-    path = tmp_path / f"{name}.yaml"
+    path = tmp_path / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(CONFIG.format(stage=stage, init=init, out=tmp_path / name, model=model))
     return path
 
@@ -56,8 +57,18 @@ def _flat(path: Path) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in yaml.safe_load(path.read_text()).items()}
 
 
+def given(path: Path) -> list[str]:
+    """What chooses that configuration on a command line."""
+    return ["--config-dir", str(path.parents[1]), f"experiment={path.stem}"]
+
+
+def read(path: Path, *overrides: str) -> TrainConfig:
+    chosen = [f"experiment={path.stem}", *overrides]
+    return compose(TrainConfig, "train", chosen, config_dir=path.parents[1]).config
+
+
 def go(path: Path, *more: str) -> int:
-    return run(train.main, ["--config", str(path), "--cpu", "--debug", *more])
+    return run(train.main, [*given(path), "--cpu", "--debug", *more])
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:
@@ -108,7 +119,7 @@ def test_a_run_folder_is_not_overwritten(whole: Path, tmp_path: Path, capsys: py
     path = config(tmp_path, "other")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
-    assert run(train.main, ["--config", str(path), "--cpu"]) == 1
+    assert run(train.main, [*given(path), "--cpu"]) == 1
     assert "not empty" in capsys.readouterr().err
     assert (tmp_path / "other" / "precious.txt").read_text() == "mine"
 
@@ -118,7 +129,7 @@ def test_the_average_is_handed_on_and_frozen_parts_are_as_they_were(whole: Path)
     average = load_file(sorted((whole / "checkpoints").glob("step-*"))[-1] / "ema.safetensors")
     trained = {name.removeprefix("unet."): t for name, t in average.items() if name.startswith("unet.")}
     assert all(torch.equal(final[name], t) for name, t in trained.items())
-    fresh = build_components(compose_config(TrainConfig, whole.parent / "whole.yaml", groups=train.CONFIGS))
+    fresh = build_components(read(whole.parent / "experiment" / "whole.yaml"))
     fresh = fresh.unet.state_dict()
     assert all(torch.equal(final[name], fresh[name]) for name in final if name not in trained)
     assert any(not torch.equal(final[name], fresh[name]) for name in trained)
@@ -163,7 +174,7 @@ def test_a_run_with_replay_resumes_exactly(start: str, tmp_path: Path) -> None:
 def test_killed_and_resumed(whole: Path, start: str, tmp_path: Path) -> None:
     """kill -9 somewhere in the middle of a run."""
     path = config(tmp_path, "killed", init=start)
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(path), "--cpu", "--resume"]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *given(path), "--cpu", "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -181,7 +192,7 @@ def test_killed_and_resumed(whole: Path, start: str, tmp_path: Path) -> None:
 def test_terminated_saves_and_says_how_to_go_on(to: str, tmp_path: Path) -> None:
     """SIGTERM to the process, to it and all in its group (`timeout`, shells), or to each process of the job (Slurm)."""
     path = config(tmp_path, "term")
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(path), "--cpu"]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *given(path), "--cpu"]
     command += ["max_steps=100000", "data.workers=2", "optim.schedule=constant", "validation.every=0"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
@@ -218,7 +229,7 @@ def test_a_damaged_latest_checkpoint(whole: Path, start: str, tmp_path: Path) ->
 def test_another_configuration_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, "run")
     assert go(path, "--max-minutes", "1e-9") == 0
-    assert run(train.main, ["--config", str(path), "--cpu", "--resume", "optim.lr=0.5"]) == 1
+    assert run(train.main, [*given(path), "--cpu", "--resume", "optim.lr=0.5"]) == 1
     assert "optim.lr" in capsys.readouterr().err
 
 
@@ -226,13 +237,13 @@ def test_a_cosine_is_not_resumed_with_another_end(tmp_path: Path, capsys: pytest
     """Its rates depend on the end, so that the steps done would have been others."""
     path = config(tmp_path, "run")
     assert go(path, "--max-minutes", "1e-9") == 0
-    assert run(train.main, ["--config", str(path), "--cpu", "--resume", "max_steps=7"]) == 1
+    assert run(train.main, [*given(path), "--cpu", "--resume", "max_steps=7"]) == 1
     assert "max_steps: 6 there, 7 now" in capsys.readouterr().err
 
 
 def test_export_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, "run")
-    assert run(train.main, ["--config", str(path), "--cpu", "--export", str(tmp_path / "pipeline")]) == 2
+    assert run(train.main, [*given(path), "--cpu", "--export", str(tmp_path / "pipeline")]) == 2
     assert "is no run folder; train first" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -247,13 +258,15 @@ def test_export_of_a_run_under_way(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, "run")
-    assert run(train.main, ["--config", str(path), "--cpu", "optim.lr=1e30", "optim.warmup=0", "optim.clip=0"]) == 1
+    assert run(train.main, [*given(path), "--cpu", "optim.lr=1e30", "optim.warmup=0", "optim.clip=0"]) == 1
     error = capsys.readouterr().err
     assert "expected a finite number" in error
     assert list((tmp_path / "run" / "bad_batches").glob("*.json"))
 
 
-@pytest.mark.parametrize("wrong", [["--config", "dynamic"], ["--config", "dynamics", "max_stepz=1"]])
+@pytest.mark.parametrize(
+    "wrong", [["experiment=dynamic"], ["experiment=dynamics", "max_stepz=1"], ["--config", "dynamics"], []]
+)
 def test_usage_errors(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(train.main, wrong) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -261,7 +274,7 @@ def test_usage_errors(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_missing_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, "run", init=str(tmp_path / "nowhere"))
-    assert run(train.main, ["--config", str(path), "--cpu"]) == 2
+    assert run(train.main, [*given(path), "--cpu"]) == 2
     assert "run the stage before this one first" in capsys.readouterr().err
 
 

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from xdyna.config.data import DataConfig
-from xdyna.config.loader import load_config
-from xdyna.config.model import ModelConfig
+from xdyna.config.loader import load_model
 from xdyna.config.train import OptimConfig, TrainConfig
 from xdyna.training import plan as planning
 from xdyna.training.optim import build_optimizer
@@ -19,7 +18,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 def config_of(name: str, **changes) -> TrainConfig:
     data = {"height": 896, "width": 512} if name == "sd15" else {"height": 128, "width": 128}
-    model = load_config(ModelConfig, CONFIGS / "model" / f"{name}.yaml")
+    model = load_model(name)
     return TrainConfig(model=model, data=DataConfig(**data, frames=16), **changes)
 
 

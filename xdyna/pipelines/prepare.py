@@ -1,0 +1,184 @@
+"""What `XDynaPipeline` gets ready before the first step: control images, random numbers, latents, windows.
+
+Shape legend: N videos, T generated frames, H W pixels, h w latent grid.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from xdyna.diffusion.prior import similarity_prior as mix_prior
+from xdyna.diffusion.windows import window_schedule
+from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.models.reference_net import ReferenceNet
+from xdyna.models.unet import XDynaUNet
+from xdyna.pipelines.crop import fit_image, published_crop
+from xdyna.pipelines.denoise import Condition
+from xdyna.pipelines.encode import EncodersMixin
+from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated
+from xdyna.pipelines.options import Draws, Precomputed, Windows
+from xdyna.pipelines.sampler import VideoSampler
+
+
+class PreparationMixin(EncodersMixin):
+    """What `XDynaPipeline` begins with; a part of it."""
+
+    unet: XDynaUNet
+    scheduler: SchedulerMixin
+    pose_controlnet: ControlNetModel
+    face_controlnet: ControlNetModel | None
+    reference_net: ReferenceNet | None
+    vae_scale_factor: int
+    _num_timesteps: int
+
+    def _controls(
+        self, pose_video: VideoInput, face_video: VideoInput | None, num_frames: int | None
+    ) -> list[list[Condition]]:
+        """The ControlNets that run, with the control images of each video."""
+        videos = [(self.pose_controlnet, "pose_video", as_videos(pose_video, "pose_video", channels=POSE_CHANNELS))]
+        if face_video is not None:
+            if self.face_controlnet is None:
+                raise ValueError("face_video was given, but this checkpoint has no face ControlNet; leave it out")
+            face = as_videos(face_video, "face_video", channels=FACE_CHANNELS)
+            videos.append((self.face_controlnet, "face_video", face))
+        count = count_videos({name: len(entries) for _, name, entries in videos})
+        shapes = {(name, _frames_size(entry)) for _, name, entries in videos for entry in entries}
+        if len({shape for _, shape in shapes}) > 1:
+            told = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes))
+            raise ValueError(f"the control videos are (T, H, W) = {told}; they must agree")
+        [(frames, height, width)] = {shape for _, shape in shapes}
+        factor = self.vae_scale_factor
+        if height % factor or width % factor:
+            raise ValueError(f"pose_video is {height}x{width} (HxW); both must be multiples of {factor}")
+        if num_frames is not None and not 1 <= num_frames <= frames:
+            raise ValueError(f"num_frames is {num_frames}, expected 1 to {frames}, the frames of the pose video")
+        nets = [(net, repeated(entries, count, name)) for net, name, entries in videos]
+        return [[Condition(net, entries[number][:num_frames]) for net, entries in nets] for number in range(count)]
+
+    def _timesteps(self, num_inference_steps: int) -> Tensor:
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = self.scheduler.timesteps
+        if int(timesteps.max()) >= self.scheduler.config.num_train_timesteps:
+            raise ValueError(f"{num_inference_steps} steps are more than this checkpoint's scheduler has; use fewer")
+        self._num_timesteps = len(timesteps)
+        return timesteps
+
+    def _start(
+        self,
+        images: Sequence[Image.Image | None],
+        controls: Sequence[list[Condition]],
+        generators: Sequence[torch.Generator | None],
+        *,
+        windows: Windows,
+        steps: int,
+        latents: Tensor | None,
+        given: Precomputed,
+        similar: bool,
+        eta: float,
+    ) -> tuple[list[VideoSampler], Tensor]:
+        """What takes the steps of each video, and the latents (N, C, T, h, w) to begin with."""
+        frames, height, width = _frames_size(controls[0][0].pictures)
+        grid = height // self.vae_scale_factor, width // self.vae_scale_factor
+        given.check(latents, shape=(len(images), self.unet.config.in_channels, frames, *grid), steps=steps)
+        schedule = window_schedule(windows.context_schedule)
+        samplers, starts = [], []
+        for number, (conditions, generator) in enumerate(zip(controls, generators, strict=True)):
+            # All that is random is drawn here, video by video, always in the same order: the seed alone decides.
+            reference = _row(given.reference_latents, number)
+            if reference is None:
+                reference = self._fit_and_encode(images[number], (height, width), len(conditions) > 1, generator)
+            reference = rearrange(reference.to(self._execution_device), "1 c h w -> 1 c 1 h w")
+            draws = self._draw((1, reference.shape[1], frames, *grid), generator, windows.context_frames, steps)
+            offsets = draws.offsets if given.offsets is None else given.offsets
+            state = _row(latents, number)
+            if given.start_step == 0:
+                prior = _row(given.prior, number)
+                state = self.prepare_latents(reference, draws, latents=state, prior=prior, similarity_prior=similar)
+            assert state is not None
+            starts.append(state.to(self._execution_device))
+            samplers.append(
+                VideoSampler(
+                    unet=self.unet,
+                    reference_net=self.reference_net,
+                    scheduler=copy.deepcopy(self.scheduler) if number else self.scheduler,
+                    reference=reference,
+                    conditions=conditions,
+                    windows=[
+                        schedule(
+                            frames,
+                            context=windows.context_frames,
+                            overlap=windows.context_overlap,
+                            offset=int(offset),
+                        )
+                        for offset in offsets
+                    ],
+                    generator=generator,
+                    eta=eta,
+                )
+            )
+        return samplers, torch.cat(starts)
+
+    def _fit_and_encode(
+        self, image: Image.Image | None, size: tuple[int, int], face: bool, generator: torch.Generator | None
+    ) -> Tensor:
+        if image is None:
+            raise ValueError("no reference image given; it is needed unless its latents and image tokens are given")
+        array = np.asarray(image)
+        fitted = fit_image(array, published_crop(array.shape, size, face=face), face=face)
+        return self.encode_reference(Image.fromarray(fitted), generator)
+
+    def _draw(
+        self, shape: tuple[int, ...], generator: torch.Generator | None, context_frames: int, steps: int
+    ) -> Draws:
+        device = self._execution_device
+        draw_on = generator.device if generator is not None else device
+        blurred = torch.rand(shape, generator=generator, device=draw_on).to(device) < 0.5
+        noise = randn_tensor(shape, generator=generator, device=device)
+        offsets = torch.randint(context_frames, (steps,), generator=generator, device=draw_on)
+        return Draws(blurred, noise, offsets.tolist())
+
+    def prepare_latents(
+        self,
+        reference: Tensor,
+        draws: Draws,
+        *,
+        latents: Tensor | None = None,
+        prior: Tensor | None = None,
+        similarity_prior: bool = True,
+    ) -> Tensor:
+        """Noisy latents that the first step begins from; the scheduler's timesteps are set.
+
+        Args:
+            reference: (1, 4, 1, h, w) latents of the reference.
+            draws: what was drawn for this video.
+            latents: (1, 4, T, h, w) noise to use instead of the drawn one.
+            prior: (1, 4, T, h, w) what noise is added to, instead of the similarity prior.
+            similarity_prior: False, without `prior`: pure noise.
+
+        Returns:
+            Tensor: (1, 4, T, h, w).
+        """
+        noise = latents.to(reference.device) if latents is not None else draws.noise
+        if prior is None and not similarity_prior:
+            return noise * self.scheduler.init_noise_sigma
+        clean = prior.to(reference.device) if prior is not None else mix_prior(reference[:, :, 0], draws.blurred)
+        return self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[:1])
+
+
+def _frames_size(video: Tensor) -> tuple[int, int, int]:
+    """(T, H, W) of a video (T, C, H, W)."""
+    return video.shape[0], video.shape[2], video.shape[3]
+
+
+def _row(values: Tensor | None, number: int) -> Tensor | None:
+    """The row of one video; a single row serves all."""
+    if values is None:
+        return None
+    return values if values.shape[0] == 1 else values[number : number + 1]
