@@ -16,11 +16,11 @@ from xdyna.config.convert import PARTS
 from xdyna.config.model import ModelConfig
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.hub import fetch, load_registry, missing, plan
+from xdyna.core.resources import weights_folder
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.folder import (
-    PRETRAINED,
     SAMPLING,
     find_checkpoint,
     load_component,
@@ -30,7 +30,7 @@ from xdyna.pipelines.folder import (
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 
-DOWNLOADS, INITIAL = PRETRAINED / "official", PRETRAINED / "xdyna-initial"
+DOWNLOADS, INITIAL = weights_folder() / "official", weights_folder() / "xdyna-initial"
 
 
 def repack(folder: Path, out: Path, *, dtype: torch.dtype) -> None:

@@ -59,7 +59,7 @@ class Checkpoint:
 
 def named_folder(name: str | Path) -> Path:
     """A pipeline folder: as named where it is there, else a shipped one of that name ("xdyna-tiny"), else as named."""
-    shipped = PRETRAINED / name
+    shipped = pretrained(str(name))
     return shipped if not Path(name).exists() and shipped.is_dir() else Path(name)
 
 
