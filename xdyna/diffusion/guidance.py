@@ -1,4 +1,4 @@
-"""Classifier-free guidance and the scaling of condition pictures."""
+"""Classifier-free guidance and the scaling of control images."""
 
 import torch
 from torch import Tensor
@@ -9,19 +9,32 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: 
     return unconditional + scale * (conditional - unconditional)
 
 
-def scale_condition(condition: Tensor, low: float, high: float) -> Tensor:
-    """Scale condition pictures from [low, high] to [0, 1].
+def condition_range(condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each clip's condition, over all frames, channels and pixels.
+
+    Args:
+        condition: (B, ...) of any type.
+
+    Returns:
+        tuple: float32 (B, 1, ...) twice, with as many axes as the condition.
+    """
+    axes = tuple(range(1, condition.ndim))
+    return condition.amin(axes, keepdim=True).float(), condition.amax(axes, keepdim=True).float()
+
+
+def scale_condition(condition: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Scale control images from [low, high] to [0, 1].
 
     The published sampler takes `low` and `high` from the whole clip's tensor (all frames and channels), not from a
     frame or a window. A clip without any contrast (blank conditions, as scene videos have them) gives zeros.
 
     Args:
         condition: any shape, values in [low, high].
-        low: smallest value of the clip.
-        high: largest value of the clip.
+        low: smallest value of the clip; of each clip, shapes that broadcast.
+        high: largest value.
 
     Returns:
         Tensor: the same shape, float32.
     """
-    values = condition.float()
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    first, last = (torch.as_tensor(x, dtype=torch.float32) for x in (low, high))
+    return (condition.float() - first) / torch.where(last > first, last - first, 1.0)

@@ -4,13 +4,18 @@ The computation is diffusers' IPAdapterPlusImageProjection, which equals the pub
 numbers); this class gives it a config and save_pretrained / from_pretrained.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
+
+from xdyna.models.clip_pixels import clip_pixels
 
 
 class ImageTokenResampler(ModelMixin, ConfigMixin):
@@ -57,24 +62,34 @@ class ImageTokenResampler(ModelMixin, ConfigMixin):
 
 
 def image_tokens(
-    pictures: Tensor, *, extractor: Any, encoder: nn.Module, projection: nn.Module, keep: Tensor | None = None
+    images: Tensor | Sequence[Image.Image],
+    *,
+    extractor: Any,
+    encoder: nn.Module,
+    projection: nn.Module,
+    keep: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Image tokens of pictures; where `keep` is False those of an all-zero input, the unconditional ones.
+    """Image tokens; where `keep` is False those of an all-zero input, for the unconditional branch.
 
     Args:
-        pictures: uint8 (B, 3, H, W) RGB.
+        images: uint8 (B, 3, H, W) RGB, which stay where they are; or B images of PIL.
         extractor: CLIP's preprocessing.
         encoder: CLIP vision model.
         projection: the Resampler.
-        keep: bool (B,); None keeps all.
+        keep: bool (B,), or (K * B,) for K rows of each image, image by image within each row; None keeps all.
+        device: where the encoder runs; None: where its weights are.
 
     Returns:
-        Tensor: (B, S, D) on the encoder's device.
+        Tensor: (B or K * B, S, D) on that device.
     """
     weight = next(encoder.parameters())
-    arrays = rearrange(pictures.cpu(), "b c h w -> b h w c").numpy()
-    pixels = extractor(images=list(arrays), return_tensors="pt").pixel_values
+    device = weight.device if device is None else device
+    if isinstance(images, Tensor):
+        pixels = clip_pixels(images, extractor).to(device)
+    else:
+        pixels = extractor(images=list(images), return_tensors="pt").pixel_values.to(device)
     if keep is not None:
-        pixels = pixels * rearrange(keep.cpu().float(), "b -> b 1 1 1")
-    hidden = encoder(pixels.to(weight.device, weight.dtype), output_hidden_states=True).hidden_states[-2]
-    return projection(hidden)
+        pixels = pixels.repeat(len(keep) // len(pixels), 1, 1, 1) * rearrange(keep.to(device).float(), "b -> b 1 1 1")
+    hidden = encoder(pixels.to(weight.dtype), output_hidden_states=True).hidden_states[-2]
+    return projection(hidden.to(next(projection.parameters()).dtype))

@@ -13,18 +13,11 @@ from einops import rearrange
 from torch import Tensor
 
 from xdyna.checkpoints.build import build_controlnet
-from xdyna.diffusion.guidance import scale_condition
 from xdyna.diffusion.windows import uniform_windows
-from xdyna.models.controls import (
-    FACE_CHANNELS,
-    POSE_CHANNELS,
-    ControlResiduals,
-    merge_residuals,
-    run_controlnet,
-    to_clip,
-)
+from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, ControlResiduals, to_clip
+from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, predict_noise
+from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
 
 CHANNELS = (64, 128, 256, 256)
 SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": 154}
@@ -32,20 +25,18 @@ CONTEXT, OVERLAP = 16, 4
 
 
 class RepeatedControls(ControlResidualCache):
-    """The published way: every ControlNet for every window and for both halves, condition embedding included."""
+    """The published way: every ControlNet for every window and for both branches, condition embedding included."""
 
     def window(self, latents: Tensor, timestep: Tensor, window: Sequence[int]) -> ControlResiduals | None:
         """As `ControlResidualCache.window`, nothing shared."""
-        frames, halves = list(window), self.tokens.text.shape[0]
-        sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w").repeat(halves, 1, 1, 1)
+        frames, rows = list(window), self.tokens.text.shape[0]
+        sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w").repeat(rows, 1, 1, 1)
+        controls = []
+        for condition, value_range in self.conditions:
+            control = condition.scaled(frames, value_range, sample)
+            controls.append(Control(control.net, control.images.repeat(rows, 1, 1, 1)))
         text = self.tokens.text.repeat_interleave(len(frames), dim=0)
-        outputs = []
-        for condition, low, high in self.conditions:
-            pictures = scale_condition(condition.pictures[frames].to(sample.device), low, high).to(sample.dtype)
-            outputs.append(
-                run_controlnet(condition.controlnet, sample, timestep, text, pictures.repeat(halves, 1, 1, 1))
-            )
-        return to_clip(merge_residuals(outputs), halves)
+        return to_clip(control_residuals(sample, timestep, text, controls), rows)
 
 
 def bench_sampling(*, frames: int, height: int, width: int, pairs: int, device: torch.device) -> None:
@@ -69,6 +60,8 @@ def bench_sampling(*, frames: int, height: int, width: int, pairs: int, device: 
                 torch.nn.init.normal_(parameter, std=0.02)
         pictures = torch.randint(0, 256, (frames, channels, height, width), dtype=torch.uint8)
         conditions.append(Condition(net, pictures))
+    pose, face = (condition.controlnet for condition in conditions)
+    denoiser = Denoiser(unet=unet, pose_controlnet=pose, face_controlnet=face)
     grid = (height // 8, width // 8)
     latents, reference = (
         torch.randn(1, 4, frames, *grid, device=device),
@@ -81,7 +74,7 @@ def bench_sampling(*, frames: int, height: int, width: int, pairs: int, device: 
     def step(controls: ControlResidualCache) -> Callable[[], Tensor]:
         def run() -> Tensor:
             return predict_noise(
-                unet,
+                denoiser,
                 latents,
                 reference,
                 torch.tensor(500, device=device),

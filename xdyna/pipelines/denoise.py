@@ -1,6 +1,6 @@
 """The sampling loop: noise prediction over overlapping windows, guidance, scheduler steps.
 
-Shape legend: H halves of guidance (2 = [unconditional, conditional], or 1), T generated frames, h w latent grid.
+Shape legend: B branches of guidance (2 = [unconditional, conditional], or 1), T generated frames, h w latent grid.
 Nothing here draws random numbers: noise and window offsets come in (see `prepare.py`).
 """
 
@@ -14,15 +14,14 @@ from diffusers import ControlNetModel
 from einops import rearrange
 from torch import Tensor
 
-from xdyna.diffusion.guidance import classifier_free_guidance, scale_condition
-from xdyna.models.controls import ControlResiduals, merge_residuals, run_controlnet
-from xdyna.models.reference_net import ReferenceNet
-from xdyna.models.unet import XDynaUNet
+from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
+from xdyna.models.controls import ControlResiduals, merge_residuals
+from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One ControlNet with the condition pictures of the whole clip.
+    """One ControlNet with the control images of the whole clip.
 
     Attributes:
         controlnet: the net.
@@ -33,28 +32,15 @@ class Condition:
     pictures: Tensor
 
     @property
-    def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value of the whole clip."""
-        low, high = torch.aminmax(self.pictures)
-        return float(low), float(high)
+    def value_range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of the whole clip, () each, on the host."""
+        low, high = condition_range(self.pictures[None])
+        return low.cpu().squeeze(), high.cpu().squeeze()
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """Text and image tokens, one row per half of guidance.
-
-    Attributes:
-        text: (H, S, c).
-        image: (H, S', c) or None.
-    """
-
-    text: Tensor
-    image: Tensor | None
-
-    @property
-    def same_text(self) -> bool:
-        """True when both halves have the same text, so that ControlNets need to run only once."""
-        return bool((self.text == self.text[:1]).all())
+    def scaled(self, frames: Sequence[int], value_range: tuple[Tensor, Tensor], like: Tensor) -> Control:
+        """Some frames for the ControlNet: images in [0, 1], on the device and in the dtype of `like`."""
+        pictures = self.pictures[list(frames)].to(like.device)
+        return Control(self.controlnet, scale_condition(pictures, *value_range).to(like.dtype))
 
 
 class ControlResidualCache:
@@ -68,7 +54,7 @@ class ControlResidualCache:
     """
 
     def __init__(self, conditions: Sequence[Condition], tokens: Tokens) -> None:
-        self.conditions = [(condition, *condition.value_range) for condition in conditions]
+        self.conditions = [(condition, condition.value_range) for condition in conditions]
         self.tokens = tokens
         self._texts = tokens.text[:1] if tokens.same_text else tokens.text
         self._frames: dict[int, ControlResiduals] = {}
@@ -88,7 +74,7 @@ class ControlResidualCache:
             window: frame numbers.
 
         Returns:
-            ControlResiduals: each (H or 1, C, frames, ., .); None without ControlNets.
+            ControlResiduals: each (B or 1, C, frames, ., .); None without ControlNets.
         """
         if not self.conditions:
             return None
@@ -105,21 +91,24 @@ class ControlResidualCache:
 
     def _compute(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> Iterator[ControlResiduals]:
         sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w")
-        per_text = []
-        for text in self._texts.split(1):
-            outputs = []
-            for condition, low, high in self.conditions:
-                pictures = scale_condition(condition.pictures[frames].to(sample.device), low, high)
-                dtype = condition.controlnet.dtype  # need not be the UNet's
-                inputs = sample.to(dtype), timestep, text.to(dtype), pictures.to(dtype)
-                outputs.append(run_controlnet(condition.controlnet, *inputs))
-            per_text.append(merge_residuals(outputs))
+        controls = [condition.scaled(frames, value_range, sample) for condition, value_range in self.conditions]
+        per_text = [
+            merge_residuals([_residuals(sample, timestep, text, control) for control in controls])
+            for text in self._texts.split(1)
+        ]
         for i in range(len(frames)):
             rows = [r.select([i]) for r in per_text]
             yield ControlResiduals(
-                tuple(torch.cat(level).to(sample.dtype) for level in zip(*(r.down for r in rows), strict=True)),
-                torch.cat([r.mid for r in rows]).to(sample.dtype),
+                tuple(torch.cat(level) for level in zip(*(r.down for r in rows), strict=True)),
+                torch.cat([r.mid for r in rows]),
             )
+
+
+def _residuals(sample: Tensor, timestep: Tensor, text: Tensor, control: Control) -> ControlResiduals:
+    """Of one ControlNet, whose dtype need not be the UNet's; in the dtype of `sample`."""
+    dtype = control.net.dtype
+    residuals = control_residuals(sample.to(dtype), timestep, text.to(dtype), [control])
+    return ControlResiduals(tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype))
 
 
 def _stack_frames(frames: list[ControlResiduals]) -> ControlResiduals:
@@ -127,24 +116,8 @@ def _stack_frames(frames: list[ControlResiduals]) -> ControlResiduals:
     return ControlResiduals(down, torch.stack([f.mid for f in frames], dim=2))
 
 
-def read_reference(net: ReferenceNet, reference: Tensor, tokens: Tokens) -> tuple[Tensor, ...]:
-    """ReferenceNet features of a clip: neither timestep nor window enters them, so once per clip is enough.
-
-    Args:
-        net: the ReferenceNet.
-        reference: (1, 4, 1, h, w) clean latents of the reference.
-        tokens: text and image tokens per half.
-
-    Returns:
-        tuple[Tensor, ...]: one (H, L, C) per spatial self-attention.
-    """
-    halves = tokens.text.shape[0]
-    image = tokens.image.to(net.dtype) if tokens.image is not None else None
-    return net(reference[:, :, 0].to(net.dtype).expand(halves, -1, -1, -1), tokens.text.to(net.dtype), image)
-
-
 def predict_noise(
-    unet: XDynaUNet,
+    denoiser: Denoiser,
     latents: Tensor,
     reference: Tensor,
     timestep: Tensor,
@@ -158,45 +131,42 @@ def predict_noise(
     """Noise prediction for all frames, averaged over the windows that hold each frame.
 
     Args:
-        unet: the network.
+        denoiser: the networks.
         latents: (1, 4, T, h, w) noisy latents, scaled for the network.
         reference: (1, 4, 1, h, w) clean latents of the reference; joins every window as frame 0.
         timestep: scalar.
         windows: lists of frame numbers that together hold every frame.
-        tokens: text and image tokens per half.
+        tokens: text and image tokens per branch.
         controls: residual cache of the clip.
-        reference_features: what `read_reference` gave; empty without a ReferenceNet.
+        reference_features: of `Denoiser.read_reference`; empty without a ReferenceNet.
         on_window: called after each window (progress).
 
     Returns:
-        Tensor: (H, 4, T, h, w) float32.
+        Tensor: (B, 4, T, h, w) float32.
     """
-    halves = tokens.text.shape[0]
-    latents, reference = latents.to(unet.dtype), reference.to(unet.dtype)
-    total = torch.zeros(halves, *latents.shape[1:], device=latents.device)
+    rows, dtype = tokens.text.shape[0], denoiser.unet.dtype
+    latents, reference = latents.to(dtype), reference.to(dtype)
+    total = torch.zeros(rows, *latents.shape[1:], device=latents.device)
     count = torch.zeros(latents.shape[2], device=latents.device)
     controls.start(windows)
     for window in windows:
         frames = list(window)
-        residuals = controls.window(latents, timestep, frames)
-        sample = torch.cat([reference, latents[:, :, frames]], dim=2).expand(halves, -1, -1, -1, -1)
-        out = unet(
-            sample,
+        out = denoiser.predict(
+            latents[:, :, frames],
             timestep,
-            tokens.text,
-            tokens.image,
-            down_residuals=residuals.down if residuals else (),
-            mid_residual=residuals.mid if residuals else None,
-            reference_features=reference_features,
-        ).sample
-        total[:, :, frames] += out[:, :, 1:].float()
+            tokens,
+            reference_BC1hw=reference,
+            residuals=controls.window(latents, timestep, frames),
+            features=reference_features,
+        )
+        total[:, :, frames] += out.float()
         count[frames] += 1
         on_window()
     return total / count[:, None, None]
 
 
 def guide(prediction: Tensor, scale: float) -> Tensor:
-    """Combine the halves: (H, 4, T, h, w) -> (1, 4, T, h, w)."""
+    """Combine the branches: (B, 4, T, h, w) -> (1, 4, T, h, w)."""
     if prediction.shape[0] == 1:
         return prediction
     unconditional, conditional = prediction.chunk(2)

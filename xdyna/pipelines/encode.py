@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from xdyna.models.denoiser import Denoiser
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.pipelines.inputs import repeated
 
@@ -92,16 +93,7 @@ class EncodersMixin:
         return prompt_embeds, negative_prompt_embeds
 
     def _embed_text(self, texts: Sequence[str]) -> Tensor:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds")
-        ids = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.text_encoder(ids.to(self._execution_device))[0]
+        return Denoiser.of(self).encode_text(texts, device=self._execution_device)
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:
@@ -117,12 +109,9 @@ class EncodersMixin:
         Raises:
             ValueError: this pipeline has no image encoder.
         """
-        if self.image_encoder is None or self.feature_extractor is None or self.image_projection is None:
-            raise ValueError("this pipeline has no image encoder; give image_embeds and negative_image_embeds")
-        pixels = self.feature_extractor(images=image, return_tensors="pt").pixel_values
-        pixels = torch.cat([torch.zeros_like(pixels), pixels]).to(self._execution_device, self.image_encoder.dtype)
-        hidden = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        negative, positive = self.image_projection(hidden.to(self.image_projection.dtype)).chunk(2)
+        both = torch.tensor([False, True])
+        tokens = Denoiser.of(self).encode_image([image], keep=both, device=self._execution_device)
+        negative, positive = tokens.chunk(2)
         return positive, negative
 
     def _image_embeds(

@@ -20,6 +20,7 @@ from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.crop import fit_image, published_crop
+from xdyna.models.denoiser import Denoiser
 from xdyna.pipelines.denoise import Condition
 from xdyna.pipelines.encode import EncodersMixin
 from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated
@@ -105,8 +106,7 @@ class PreparationMixin(EncodersMixin):
             starts.append(state.to(self._execution_device))
             samplers.append(
                 VideoSampler(
-                    unet=self.unet,
-                    reference_net=self.reference_net,
+                    denoiser=Denoiser.of(self),
                     scheduler=copy.deepcopy(self.scheduler) if number else self.scheduler,
                     reference=reference,
                     conditions=conditions,

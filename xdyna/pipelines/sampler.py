@@ -9,9 +9,8 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from xdyna.models.reference_net import ReferenceNet
-from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, Tokens, guide, predict_noise, read_reference
+from xdyna.models.denoiser import Denoiser, Tokens
+from xdyna.pipelines.denoise import Condition, ControlResidualCache, guide, predict_noise
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ class VideoSampler:
     """Takes the steps of one video.
 
     Args:
-        unet: the video UNet.
-        reference_net: of the ablation `w/RefNet`, else None.
+        denoiser: the networks.
         scheduler: this video's own (it may keep a history), timesteps set.
         reference: (1, C, 1, h, w) latents of the reference.
         conditions: ControlNets with their control images.
@@ -118,8 +116,7 @@ class VideoSampler:
     def __init__(
         self,
         *,
-        unet: XDynaUNet,
-        reference_net: ReferenceNet | None,
+        denoiser: Denoiser,
         scheduler: SchedulerMixin,
         reference: Tensor,
         conditions: Sequence[Condition],
@@ -127,8 +124,7 @@ class VideoSampler:
         generator: torch.Generator | None,
         eta: float,
     ) -> None:
-        self.unet = unet
-        self.reference_net = reference_net
+        self.denoiser = denoiser
         self.scheduler = scheduler
         self.reference = reference
         self.conditions = conditions
@@ -163,11 +159,9 @@ class VideoSampler:
         """
         if self._controls is None or self._controls.tokens is not tokens:
             self._controls = ControlResidualCache(self.conditions, tokens)
-            if self.reference_net is not None:
-                features = read_reference(self.reference_net, self.reference, tokens)
-                self._features = tuple(feature.to(self.unet.dtype) for feature in features)
+            self._features = self.denoiser.read_reference(self.reference, tokens)
         prediction = predict_noise(
-            self.unet,
+            self.denoiser,
             self.scheduler.scale_model_input(latents, timestep),
             self.reference,
             timestep,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.process.small import SMALL
 from xdyna.pipelines import prepare, sampler
-from xdyna.pipelines.denoise import Tokens
+from xdyna.models.denoiser import Tokens
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
 
