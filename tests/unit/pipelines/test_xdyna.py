@@ -5,10 +5,10 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DPMSolverMu
 from PIL import Image
 
 from xdyna.checkpoints import build
+from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import denoise
-from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.pipelines.denoise import Condition, ControlResidualCache
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
 
