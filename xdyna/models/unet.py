@@ -20,15 +20,9 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from xdyna.models.blocks import (
-    BlockOptions,
-    ClipContext,
-    SpatialTransformerBlock,
-    build_levels,
-    clip_group_norm,
-    run_up_blocks,
-)
+from xdyna.models.blocks import build_levels, run_up_blocks
 from xdyna.models.controls import add_to_frames
+from xdyna.models.layers import BlockOptions, ClipContext, SpatialTransformerBlock, clip_group_norm
 
 
 @dataclass

@@ -5,9 +5,9 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
 
-from xdyna.models.blocks import clip_group_norm
 from xdyna.models.controls import ControlResiduals, add_to_frames, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import ImageTokenResampler
+from xdyna.models.layers import clip_group_norm
 from xdyna.models.unet import XDynaUNet, sine_positions
 
 SMALL = {

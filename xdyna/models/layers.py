@@ -1,0 +1,208 @@
+"""Layers of the UNet: resnets whose norms span a clip, transformers with the Dynamics-Adapter, resampling.
+
+Shape legend: Z frames of all clips, C channels, H W grid, L tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from diffusers.models.attention import FeedForward
+from einops import rearrange
+from torch import Tensor, nn
+
+from xdyna.models.attention import DynamicsAdapterAttention, TextImageCrossAttention, expand_frames
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of one UNet share; see `XDynaUNet` for the meaning of each."""
+
+    time_dim: int
+    heads: int
+    context_dim: int
+    transformer_layers: int
+    groups: int
+    norm_eps: float
+    joint_group_norm: bool
+    dynamics_adapter: bool
+    image_tokens: bool
+    motion_heads: int
+    motion_blocks: int
+    motion_attentions: int
+    motion_max_frames: int
+    motion: bool = True
+
+
+class FeatureRecorder:
+    """Collects the inputs of self-attentions. Not a dataclass or dict: wrappers of layers may hand on copies of these.
+
+    Attributes:
+        features: by place, (B, L, C) each.
+    """
+
+    def __init__(self) -> None:
+        self.features: dict[int, Tensor] = {}
+
+    def record(self, place: int, x_ZLC: Tensor) -> None:
+        """Keep a self-attention's input; the first of a place stays, as checkpointing runs a layer twice."""
+        self.features.setdefault(place, x_ZLC)
+
+
+@dataclass(frozen=True)
+class ClipContext:
+    """What every layer of one forward pass may look at.
+
+    Attributes:
+        num_frames: F.
+        time_BC: (B, time_dim) timestep embedding, one per clip.
+        text_BSC: (B, S, context_dim) text tokens.
+        image_BSC: (B, S', context_dim) image tokens or None.
+        reference: one (B, L, C) per spatial self-attention, the ReferenceNet's tokens of the same place; or empty.
+        recorder: where the ReferenceNet collects these; None otherwise.
+    """
+
+    num_frames: int
+    time_BC: Tensor
+    text_BSC: Tensor
+    image_BSC: Tensor | None
+    reference: Sequence[Tensor] = ()
+    recorder: FeatureRecorder | None = None
+
+
+def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> Tensor:
+    """GroupNorm with statistics over all frames of a clip together, the reference frame included.
+
+    Args:
+        x_ZCHW: (B * F, C, H, W).
+        norm: the layer whose groups, weight, bias and eps are used.
+        num_frames: F; 1 gives the ordinary per-picture GroupNorm.
+
+    Returns:
+        Tensor: (B * F, C, H, W).
+    """
+    h, w = x_ZCHW.shape[-2:]
+    x_BCX = rearrange(x_ZCHW, "(b f) c h w -> b c (f h w)", f=num_frames)
+    return rearrange(norm(x_BCX), "b c (f h w) -> (b f) c h w", f=num_frames, h=h, w=w)
+
+
+class ResnetBlock(nn.Module):
+    """Residual block of Stable Diffusion with the timestep added between its convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, options: BlockOptions) -> None:
+        super().__init__()
+        self.joint_group_norm = options.joint_group_norm
+        self.norm1 = nn.GroupNorm(options.groups, in_channels, eps=options.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(options.time_dim, out_channels)
+        self.norm2 = nn.GroupNorm(options.groups, out_channels, eps=options.norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x_ZCHW: Tensor, context: ClipContext) -> Tensor:
+        """Args: x_ZCHW: (B * F, C, H, W). Returns: (B * F, out_channels, H, W)."""
+        norm_frames = context.num_frames if self.joint_group_norm else 1
+        h = self.conv1(F.silu(clip_group_norm(x_ZCHW, self.norm1, num_frames=norm_frames)))
+        time_BC = self.time_emb_proj(F.silu(context.time_BC))
+        h = h + expand_frames(time_BC, context.num_frames)[:, :, None, None]
+        h = self.conv2(F.silu(clip_group_norm(h, self.norm2, num_frames=norm_frames)))
+        return h + (x_ZCHW if self.conv_shortcut is None else self.conv_shortcut(x_ZCHW))
+
+
+class SpatialTransformerBlock(nn.Module):
+    """Self-attention with the Dynamics-Adapter, cross-attention, feed-forward; pre-norm with residuals.
+
+    Attributes:
+        place: number of this block's self-attention among all of its UNet, in order of computation.
+    """
+
+    place = 0
+
+    def __init__(self, dim: int, *, options: BlockOptions) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = DynamicsAdapterAttention(dim, heads=options.heads, adapter=options.dynamics_adapter)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = TextImageCrossAttention(
+            dim, heads=options.heads, context_dim=options.context_dim, image_tokens=options.image_tokens
+        )
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, activation_fn="geglu")
+
+    def forward(self, x_ZLC: Tensor, context: ClipContext) -> Tensor:
+        """Args: x_ZLC: (B * F, L, C). Returns: the same shape."""
+        f = context.num_frames
+        h_ZLC = self.norm1(x_ZLC)
+        if context.recorder is not None:
+            context.recorder.record(self.place, h_ZLC)
+        reference_BLC = context.reference[self.place] if context.reference else None
+        x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f, reference_BLC=reference_BLC)
+        x_ZLC = x_ZLC + self.attn2(self.norm2(x_ZLC), context.text_BSC, context.image_BSC, num_frames=f)
+        return x_ZLC + self.ff(self.norm3(x_ZLC))
+
+
+class LastRead(nn.Module):
+    """The last transformer block of a ReferenceNet as far as it is read: what follows would never get a gradient."""
+
+    def __init__(self, block: SpatialTransformerBlock) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.place = block.place
+
+    def forward(self, x_ZLC: Tensor, context: ClipContext) -> Tensor:
+        """Args: x_ZLC: (B * F, L, C). Returns: the same tensor."""
+        assert context.recorder is not None
+        context.recorder.record(self.place, self.norm1(x_ZLC))
+        return x_ZLC
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the places of each frame. Its GroupNorm is always per frame."""
+
+    def __init__(self, dim: int, *, options: BlockOptions) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(options.groups, dim, eps=1e-6)
+        self.proj_in = nn.Conv2d(dim, dim, 1)
+        self.transformer_blocks = nn.ModuleList(
+            [SpatialTransformerBlock(dim, options=options) for _ in range(options.transformer_layers)]
+        )
+        self.proj_out: nn.Module = nn.Conv2d(dim, dim, 1)
+
+    def end_at_read(self) -> None:
+        """Take away what follows the last self-attention's input: the end of a ReferenceNet."""
+        block = self.transformer_blocks[-1]
+        assert isinstance(block, SpatialTransformerBlock)
+        self.transformer_blocks[-1] = LastRead(block)
+        self.proj_out = nn.Identity()
+
+    def forward(self, x_ZCHW: Tensor, context: ClipContext) -> Tensor:
+        """Args: x_ZCHW: (B * F, C, H, W). Returns: the same shape."""
+        h, w = x_ZCHW.shape[-2:]
+        x_ZLC = rearrange(self.proj_in(self.norm(x_ZCHW)), "z c h w -> z (h w) c")
+        for block in self.transformer_blocks:
+            x_ZLC = block(x_ZLC, context)
+        return x_ZCHW + self.proj_out(rearrange(x_ZLC, "z (h w) c -> z c h w", h=h, w=w))
+
+
+class Downsample(nn.Module):
+    """Halve the grid with a strided convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, x_ZCHW: Tensor) -> Tensor:
+        """(Z, C, H, W) -> (Z, C, ceil(H / 2), ceil(W / 2))."""
+        return self.conv(x_ZCHW)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement to a given grid, then a convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x_ZCHW: Tensor, size: tuple[int, int]) -> Tensor:
+        """(Z, C, H, W) -> (Z, C, *size); `size` is the grid of the skip connection that comes next."""
+        return self.conv(F.interpolate(x_ZCHW, size=size, mode="nearest"))
