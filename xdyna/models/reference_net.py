@@ -26,9 +26,8 @@ from xdyna.models.blocks import (
     FeatureRecorder,
     SpatialTransformer,
     build_levels,
-    run_up_blocks,
 )
-from xdyna.models.unet import XDynaUNet, check_sizes
+from xdyna.models.unet import XDynaUNet, check_sizes, run_up_blocks
 
 SHARED_SIZES = (
     "in_channels",

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.process.small import SMALL
-from xdyna.pipelines import prepare, sampler
 from xdyna.models.denoiser import Tokens
+from xdyna.pipelines import prepare, sampler
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
 
