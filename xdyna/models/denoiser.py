@@ -204,8 +204,7 @@ class Denoiser:
         rows, dtype = tokens.text.shape[0], self.reference_net.dtype  # which need not be the UNet's
         reference = reference_BC1hw[:, :, 0].to(dtype).expand(rows, -1, -1, -1)
         image = tokens.image.to(dtype) if tokens.image is not None else None
-        features = self.reference_net(reference, tokens.text.to(dtype), image)
-        return tuple(feature.to(tokens.text.dtype) for feature in features)
+        return self.reference_net(reference, tokens.text.to(dtype), image)
 
     def predict(
         self,
