@@ -166,8 +166,8 @@ def _in_file(config: str, cause: Any, schema: Any, folders: Sequence[Path]) -> s
         group = key.partition(".")[0]
         if group not in typing.get_type_hints(schema) and any((folder / group).is_dir() for folder in folders):
             return (
-                f"{path or config} would fill a section {group!r}, which there is not; files of the group {group} begin "
-                "with '# @package _global_', and choose others in their defaults by 'override /GROUP: NAME'"
+                f"{path or config} would fill a section {group!r}, which there is not; files of the group {group} "
+                "begin with '# @package _global_', and choose others in their defaults by 'override /GROUP: NAME'"
             )
         return unknown_key(schema, key, where)
     if not key:
