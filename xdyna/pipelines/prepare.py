@@ -17,10 +17,10 @@ from torch import Tensor
 from xdyna.diffusion.prior import similarity_prior as mix_prior
 from xdyna.diffusion.windows import window_schedule
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.models.denoiser import Denoiser
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.crop import fit_image, published_crop
-from xdyna.models.denoiser import Denoiser
 from xdyna.pipelines.denoise import Condition
 from xdyna.pipelines.encode import EncodersMixin
 from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.process.small import SMALL
-from xdyna.pipelines import prepare, sampler
 from xdyna.models.denoiser import Tokens
+from xdyna.pipelines import prepare, sampler
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
 
@@ -232,9 +232,7 @@ def test_the_value_range_is_that_of_all_frames(pipeline, wide, monkeypatch, net)
 
     monkeypatch.setattr(getattr(pipeline, net), "forward", spy)
     clip = {"pose_video": frames} if channels == 3 else {"pose_video": poses(), "face_video": frames}
-    pipeline(
-        wide, **clip, **OPTIONS, generator=seeded(), precomputed=Precomputed(offsets=[0])
-    )
+    pipeline(wide, **clip, **OPTIONS, generator=seeded(), precomputed=Precomputed(offsets=[0]))
     expected = torch.from_numpy((frames[:4].astype(np.float32) - low) / (205 - low)).permute(0, 3, 1, 2)
     torch.testing.assert_close(given[0], expected)
     assert torch.cat(given).max() == 1

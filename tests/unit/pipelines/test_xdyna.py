@@ -5,10 +5,10 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DPMSolverMu
 from PIL import Image
 
 from xdyna.checkpoints import build
+from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import denoise
-from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.pipelines.denoise import Condition, ControlResidualCache
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
 
@@ -218,8 +218,8 @@ def test_predictions_are_averaged_over_windows():
     tokens = Tokens(torch.zeros(1, 1, 1), None)
     windows = [[0, 1, 2], [2, 3, 4], [4, 0, 1]]
     prediction = denoise.predict_noise(
-        Denoiser(unet=Numbers(), pose_controlnet=None), latents, reference, torch.tensor(1), windows=windows, tokens=tokens,
-        controls=ControlResidualCache([], tokens),
+        Denoiser(unet=Numbers(), pose_controlnet=None), latents, reference, torch.tensor(1),
+        windows=windows, tokens=tokens, controls=ControlResidualCache([], tokens),
     )  # fmt: skip
     assert prediction[0, 0, :, 0, 0].tolist() == [2.0, 2.0, 1.5, 2.0, 2.5]
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from xdyna.config.train import OptimConfig, TrainConfig, ValidationConfig
 from xdyna.data.samples import Batch
+from xdyna.training.components import Components
 from xdyna.training.ema import ema_decay
-from xdyna.training.loop import Trainer
-from xdyna.training.objective import build_objective
-from xdyna.training.stages import Components, select_trainable
+from xdyna.training.groups import select_trainable
+from xdyna.training.stages import STAGES
+from xdyna.training.trainer import Trainer
 
 MakeBatch = Callable[..., Batch]
 MakeTrainer = Callable[..., Trainer]
@@ -38,7 +39,7 @@ def make_trainer(components: Components, tmp_path: Path) -> MakeTrainer:
             validation=ValidationConfig(every=0),
         )
         groups = select_trainable(components, ["motion", "pose_controlnet"])
-        objective = build_objective(config.stage, components, config.loss, seed=config.seed)
+        objective = STAGES[config.stage].objective(components, config.loss, seed=config.seed)
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
         return Trainer(config, objective, groups, accelerator=accelerator, run_dir=tmp_path)
 
