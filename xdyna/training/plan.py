@@ -298,8 +298,10 @@ class _AsOnGPU(TorchFunctionMode):
             elif func in self.WIDEST:
                 widest = torch.float32 if any(x.dtype == torch.float32 for x in args[0]) else self.dtype
                 args = _cast(args, widest)
-        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is None and len(args) == 3:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+            qkv = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))
+            if len(qkv) == 3:
+                return torch.ops.aten._scaled_dot_product_flash_attention(*qkv)[0]
         return func(*args, **kwargs)
 
 

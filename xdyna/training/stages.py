@@ -178,7 +178,15 @@ class BaseStage(Stage):
 class ClipStage(Stage):
     """What the stages on whole clips have in common."""
 
-    reached = ("adapter", "motion", "unet", "image_encoder", "resampler", "pose_controlnet", "reference_net")
+    reached: ClassVar[tuple[str, ...]] = (
+        "adapter",
+        "motion",
+        "unet",
+        "image_encoder",
+        "resampler",
+        "pose_controlnet",
+        "reference_net",
+    )
     moves = True
 
     def fit(self, components: Components, config: TrainConfig) -> Components:

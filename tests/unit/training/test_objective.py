@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 
 from xdyna.config.train import LossConfig
 from xdyna.data.samples import Batch
+from xdyna.models.denoiser import Tokens
 from xdyna.training.components import Components
 from xdyna.training.draws import TRAINING, VALIDATION, sample_generator, spread_timestep
 from xdyna.training.groups import select_trainable
@@ -173,7 +174,7 @@ def test_dropping_the_text_gives_the_tokens_of_no_text(components: Components, m
     batch = dataclasses.replace(make_batch([1, 2]), caption=["dance", "dance"], drop_text=torch.tensor([False, True]))
     with torch.no_grad():
         kept, dropped = objective._text_tokens(batch)
-        torch.testing.assert_close(dropped, objective._encode_texts([""])[0])
+        torch.testing.assert_close(dropped, objective.components.encode_text([""])[0])
     assert not torch.allclose(kept, dropped)
 
 
@@ -238,7 +239,7 @@ def test_velocity_is_what_diffusers_calls_so(components: Components, make_batch:
     objective = DiffusionObjective(randomised(components), LossConfig(), seed=1)
     batch = make_batch([3, 5], frames=2)
     predicted = []
-    objective._predict_clip = lambda *args: predicted.append(torch.ones_like(args[1])) or predicted[-1]  # type: ignore[method-assign]
+    objective.predict = lambda *args: predicted.append(torch.ones_like(args[1])) or predicted[-1]  # type: ignore[method-assign]
     with torch.no_grad():
         loss = objective(batch)
         draw = objective._draw(batch, TRAINING)
@@ -268,3 +269,46 @@ def test_spread_timesteps() -> None:
     counts = np.bincount([spread_timestep(3, k, 10) for k in range(10_000)], minlength=10)
     assert abs(counts - 1000).max() < 10
     assert spread_timestep(4, 0, 1000) != spread_timestep(3, 0, 1000)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_every_noise_schedule_trains_as_diffusers_has_it(
+    beta_schedule: str, prediction_type: str, components: Components, make_batch: MakeBatch
+) -> None:
+    """What the network is shown and what it is to predict, against diffusers' formulas for this schedule; and a step of
+    the optimizer on it lowers the loss of its own noise."""
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": prediction_type}
+    components.scheduler = DDIMScheduler(beta_schedule=beta_schedule, **settings)
+    objective = DiffusionObjective(randomised(components), LossConfig(), seed=2)
+    batch = make_batch([3, 5], frames=2)
+    shown, predict = [], objective.predict
+    objective.predict = lambda *args: shown.append(args[1]) or predict(*args)  # type: ignore[method-assign]
+    with torch.no_grad():
+        loss = objective(batch)
+        draw = objective._draw(batch, TRAINING)
+        clean = objective._latents(batch, draw.posterior)
+        noisy = components.scheduler.add_noise(clean[:, :, 1:], draw.noise, draw.timestep)
+        out = predict(clean[:, :, :1], noisy, draw.timestep, objective_tokens(objective, batch), batch)
+    target = draw.noise
+    if prediction_type == "v_prediction":
+        target = components.scheduler.get_velocity(clean[:, :, 1:], draw.noise, draw.timestep)
+    torch.testing.assert_close(shown[0], noisy, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss, ((out - target) ** 2).mean(dim=(1, 2, 3, 4)), rtol=1e-5, atol=1e-6)
+    groups = select_trainable(components, ["motion", "pose_controlnet"])
+    optimizer = torch.optim.SGD([p for group in groups.values() for p in group.values()], lr=1e-3)
+    objective(batch).mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert float(objective(batch).mean()) < float(loss.mean())
+
+
+def objective_tokens(objective: DiffusionObjective, batch: Batch) -> Tokens:
+    return Tokens(objective._text_tokens(batch), objective._image_tokens(batch))
+
+
+def test_noise_that_hides_everything_needs_v(components: Components) -> None:
+    """At the last timestep of such a schedule the noise is the input itself."""
+    components.scheduler = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="prediction_type=v_prediction"):
+        STAGES["dynamics"].objective(components, LossConfig(), seed=0)
