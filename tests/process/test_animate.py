@@ -1,8 +1,10 @@
 """The library: `xdyna.animate`, its steps by themselves, what comes back, and how it is cancelled."""
 
 import dataclasses
+import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import xdyna
 from tests.process.small import SMALL, standing_figure
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import FileError, UsageError
+from xdyna.core.files import file_sha256
 from xdyna.core.progress import CancelledError
 from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
@@ -83,6 +86,11 @@ def test_without_a_name_it_is_temporary_until_it_is_saved(checkpoint, media, tmp
     assert sorted(path.name for path in Path("mine").iterdir()) == [
         "saved.grid.mp4", "saved.mp4", "saved.run.json", "saved.sheet.png",
     ]  # fmt: skip
+    stored = json.loads(Path("mine/saved.run.json").read_text())
+    assert list(stored["outputs"]) == ["saved.mp4", "saved.grid.mp4", "saved.sheet.png"]
+    assert stored["outputs"] == made.manifest["outputs"] == {
+        path.name: file_sha256(path) for path in made.written[:-1]
+    }  # fmt: skip
     assert not first.exists()
     assert not first.parent.exists()
     assert len(made.frames) == 7
@@ -142,6 +150,29 @@ def test_another_scheduler(checkpoint, media) -> None:
         xdyna.load(checkpoint, dataclasses.replace(QUICK, scheduler="dpmsolver"))
     with pytest.raises(UsageError, match="scheduler=UNet2DModel: unknown"):
         xdyna.load(checkpoint, dataclasses.replace(QUICK, scheduler="UNet2DModel"))
+
+
+def test_settings_are_those_of_the_model_and_do_not_contradict_it(checkpoint, media) -> None:
+    files = (media / "ref.png", str(media / "driving.npz"))
+    model = xdyna.load(checkpoint, QUICK)
+    made = xdyna.animate(*files, out="own.mp4", model=model)
+    assert made.manifest["config"]["steps"] == 2
+    other = dataclasses.replace(QUICK, scheduler="unipc")
+    with pytest.raises(UsageError, match=r"scheduler='unipc' is asked for, but the model was made with None"):
+        xdyna.animate(*files, out="other.mp4", model=model, settings=other)
+    with pytest.raises(UsageError, match=r"lora=\['a.safetensors'\] is asked for"):
+        xdyna.animate(*files, model=model, settings=dataclasses.replace(QUICK, lora=["a.safetensors"]))
+    assert not Path("other.mp4").exists()
+
+
+def test_an_event_cancels(checkpoint, media) -> None:
+    event = threading.Event()
+    files = (media / "ref.png", media / "driving.npz")
+    with pytest.raises(CancelledError):
+        xdyna.animate(
+            *files, out="e.mp4", settings=QUICK, model=checkpoint, cancel=event, progress=lambda *_: event.set()
+        )
+    assert not Path("e.mp4").exists()
 
 
 def test_names_of_lora_files(tmp_path: Path) -> None:

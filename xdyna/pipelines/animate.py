@@ -10,8 +10,10 @@ Each step can be called by itself.
 """
 
 import dataclasses
+import json
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from xdyna.config.infer import InferConfig
+from xdyna.core.atomic import write_file
 from xdyna.core.errors import FileError
 from xdyna.core.files import file_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
@@ -126,11 +129,19 @@ class Animation:
         targets = files.all(keypoints=keypoints)
         for source, target in zip(self.files.all(keypoints=keypoints), targets, strict=True):
             shutil.move(source, target)
+        self._rename_outputs(targets)
         self.files, self.written = files, targets
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
         return files.video
+
+    def _rename_outputs(self, targets: Sequence[Path]) -> None:
+        """Let the manifest name the files as they are called now."""
+        hashes = self.manifest["outputs"].values()
+        self.manifest["outputs"] = dict(zip([path.name for path in targets[:-1]], hashes, strict=True))
+        stored = json.loads(targets[-1].read_text()) | {"outputs": self.manifest["outputs"]}
+        write_file(targets[-1], (json.dumps(stored, indent=1) + "\n").encode())
 
 
 def animate(
@@ -141,11 +152,11 @@ def animate(
     settings: InferConfig | None = None,
     model: Model | str | Path | None = None,
     kind: str = "auto",
-    face_video: Path | None = None,
-    ref_keypoints: Path | None = None,
+    face_video: str | Path | None = None,
+    ref_keypoints: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    cancel: Callable[[], bool] | None = None,
+    cancel: Callable[[], bool] | threading.Event | None = None,
 ) -> Animation:
     """Animate the person in an image with the motion and the expression of a driving video.
 
@@ -153,15 +164,15 @@ def animate(
         reference: the person: a file, a PIL image or uint8 (H, W, 3).
         driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.perception.perceive`.
         out: the video to write, beside which the other files go; None: temporary files, which `Animation.save` moves.
-        settings: all settings; None for the published ones.
+        settings: all settings; None for those of the `model`, or the published ones.
         model: what `xdyna.load` gave, for several animations with the same weights; or a pipeline folder, or its name.
         kind: what the driving file is: "auto" (by its ending), "video", "pose" or "keypoints".
         face_video: for pose videos and keypoints: the video they were made from.
         ref_keypoints: keypoints of the person in the reference, where no detector sees it.
         overwrite: whether existing files may be replaced.
         progress: called as (stage, done, total).
-        cancel: asked often; True ends the work with a `CancelledError`. As after an interruption, the same call with
-            the same `out` goes on from there.
+        cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
+            after an interruption, the same call with the same `out` goes on from there.
 
     Returns:
         Animation: its frames and files.
@@ -171,16 +182,17 @@ def animate(
         ValueError: an input that cannot be used; the message says what to do.
         CancelledError: see `cancel`.
     """
-    settings = settings or InferConfig()
-    if not isinstance(model, Model):
+    if isinstance(model, Model):
+        settings = settings or model.settings
+    else:
+        settings = settings or InferConfig()
         model = load(model, settings)
     notes: list[str] = []
     temporary = tempfile.TemporaryDirectory(prefix="xdyna-") if out is None else None
     folder = Path(temporary.name) if temporary is not None else Path("outputs")
-    request = Request(
-        reference, driving, Path(out) if out is not None else None, folder, kind, face_video, ref_keypoints
-    )
-    watch = Watch(progress, cancel, notes.append)
+    target, faces, points = (Path(path) if path is not None else None for path in (out, face_video, ref_keypoints))
+    request = Request(reference, driving, target, folder, kind, faces, points)
+    watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
     made = make(request, model, settings=settings, overwrite=overwrite, watch=watch)
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
@@ -213,6 +225,7 @@ def make(
         ValueError: see `animate`.
     """
     start, watch = time.perf_counter(), watch or Watch()
+    model.check_fits(settings)
     with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **request.names()) as files:
         plan = plan_animation(request, settings, model.checkpoint, files=files, overwrite=overwrite)
         for note in plan.notes:

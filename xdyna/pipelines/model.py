@@ -57,6 +57,24 @@ class Model:
         self.scheduler = scheduler_class(settings.scheduler) if settings.scheduler is not None else None
         self.lora = [parse_lora(entry) for entry in settings.lora]
 
+    def check_fits(self, settings: InferConfig) -> None:
+        """See whether an animation's settings ask for the networks that this model has.
+
+        Raises:
+            UsageError: another scheduler or LoRA, or face control that the model was made without.
+        """
+        for name in ("scheduler", "lora"):
+            mine, asked = getattr(self.settings, name), getattr(settings, name)
+            if mine != asked:
+                raise UsageError(
+                    f"{name}={asked!r} is asked for, but the model was made with {mine!r}; make it with the same "
+                    "settings: load(checkpoint, settings)"
+                )
+        if self.settings.face is False and settings.face is not False and self.checkpoint.has_face:
+            raise UsageError(
+                f"face={settings.face} is asked for, but the model was made with face=False; give face=False here, too"
+            )
+
     @cached_property
     def pipeline(self) -> XDynaPipeline:
         """The pipeline itself, loaded strictly."""
