@@ -219,8 +219,7 @@ def test_predictions_are_averaged_over_windows():
     windows = [[0, 1, 2], [2, 3, 4], [4, 0, 1]]
     prediction = denoise.predict_noise(
         Denoiser(unet=Numbers(), pose_controlnet=None), latents, reference, torch.tensor(1),
-        windows=windows, tokens=tokens,
-        controls=ControlResidualCache([], tokens),
+        windows=windows, tokens=tokens, controls=ControlResidualCache([], tokens),
     )  # fmt: skip
     assert prediction[0, 0, :, 0, 0].tolist() == [2.0, 2.0, 1.5, 2.0, 2.5]
 
