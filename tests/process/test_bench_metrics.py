@@ -35,7 +35,8 @@ def test_on_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(["--metrics", "psrn"], "did you mean 'psnr'"), (["--frames", "1"], "at least 2 frames")]
+    ("options", "message"),
+    [(["--metrics", "psrn"], "did you mean 'psnr'"), (["--frames", "1"], "frames: got 1, expected 2 or more")],
 )
 def test_wrong_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["metrics", *options]) == 2

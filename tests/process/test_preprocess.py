@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def preprocess(tmp_path, monkeypatch, capfd):
     """Runs preprocess.py in a folder of its own, with a stand-in for the processing of videos."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(program, "LocalEngine", Here)
+    monkeypatch.setattr("xdyna.preprocess.engines.LocalEngine", Here)
     monkeypatch.setattr("xdyna.preprocess.video.process_video", quick_process)
     footage = tmp_path / "footage"
     footage.mkdir()

@@ -8,7 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xdyna.core.errors import UsageError
-from xdyna.core.program import USAGE
+
+
+def refuse_several_processes() -> None:
+    """See that this is the only process: sweeps run jobs one after the other.
+
+    Raises:
+        UsageError: a launcher has started several.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"--multirun: a launcher has started {os.environ['WORLD_SIZE']} processes, which cannot run jobs one after "
+            "the other; start --multirun without it, or launch each job by itself"
+        )
 
 
 def run(
@@ -30,23 +42,14 @@ def run(
 
     Returns:
         The largest exit code.
-
-    Raises:
-        UsageError: a launcher has started several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if os.environ.get("RANK", "0") != "0":
-            raise SystemExit(USAGE)  # the first process says why
-        raise UsageError(
-            f"--multirun: a launcher has started {os.environ['WORLD_SIZE']} processes, which cannot run jobs one after "
-            "the other; start --multirun without it, or launch each job by itself"
-        )
     lines, worst = [], 0
+    same = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     for number, (job, command) in enumerate(zip(jobs, commands, strict=True)):
         own = numbered(command, number) if numbered is not None else []
-        told = " ".join([*job, *own])
+        told = " ".join([*(word for word in job if word not in same), *own])
         print(f"[job {number} of {len(jobs)}] {told}", flush=True)
-        code = _wait([sys.executable, "-m", "xdyna", program, *words, *job, *own])
+        code = _wait([sys.executable, "-m", "xdyna", *program.split(), *words, *job, *own])
         worst = max(worst, code)
         lines.append(f"job {number}: {'done' if code == 0 else f'exit code {code}'}: {told}")
     print("\n".join(["", *lines]))

@@ -5,17 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xdyna.cli.arguments import Command, Program
-from xdyna.config.data import DataError
 from xdyna.config.preprocess import CacheConfig, PreprocessConfig
-from xdyna.core.errors import FileError, UsageError
+from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
-
-if TYPE_CHECKING:
-    from xdyna.preprocess.engines import Engine
-    from xdyna.preprocess.run import Job
 
 PROGRAM = Program(
     name="preprocess",
@@ -72,8 +66,13 @@ def main(argv: Sequence[str]) -> int:
         from xdyna.preprocess.faces import sheet
 
         return sheet.main(argv[1:])
-    numbered = lambda command, number: ["--out", str(command.flags.out / str(number))]  # noqa: E731
-    return PROGRAM.main(parser(), argv, work, numbered=numbered)
+    return PROGRAM.main(parser(), argv, work, numbered=_numbered)
+
+
+def _numbered(command: Command[PreprocessConfig], number: int) -> list[str]:
+    if command.flags.out is None:
+        raise UsageError("give --out DIR, the folder of the data sets")
+    return ["--out", str(command.flags.out / str(number))]
 
 
 def work(command: Command[PreprocessConfig]) -> int:
@@ -96,16 +95,23 @@ def work(command: Command[PreprocessConfig]) -> int:
     if args.shards is not None:
         if args.inputs:
             raise UsageError("--shards exports the finished data set --out; leave the inputs out")
-        print(console.export_with_bar(args.out, args.shards, _engine(args, config), clips=args.clips_per_shard))
+        engine = console.make_engine(config, ray_address=args.ray_address)
+        print(console.export_with_bar(args.out, args.shards, engine, clips=args.clips_per_shard))
         return 0
 
-    job = _job(args, config)
+    if args.ray_address and config.engine != "ray":
+        raise UsageError("--ray-address needs --engine ray")
+    if args.shard is not None and (args.finish or config.faces):
+        raise UsageError("--shard processes a part; give --finish and --faces in a call of its own, after all parts")
+    job = console.make_job(
+        args.inputs, args.out, config, shard=args.shard, retry_errors=args.retry_errors, begin=not args.dry_run
+    )
     if args.dry_run:
         print(console.describe_work(job, workers=config.workers))
         return 0
     try:
         if not args.finish:
-            console.process_with_bar(job, _engine(args, config))
+            console.process_with_bar(job, console.make_engine(config, ray_address=args.ray_address))
             if args.shard is not None:
                 return 0
         print(console.describe_dataset(finish_all(job, config.finish), args.out))
@@ -115,53 +121,6 @@ def work(command: Command[PreprocessConfig]) -> int:
         print("\nrun the same command again to continue", file=sys.stderr)
         raise
     return 0
-
-
-def _job(args: argparse.Namespace, config: PreprocessConfig) -> "Job":
-    """What is asked for; whatever is wrong with it is wrong usage."""
-    from xdyna.preprocess.listing import read_sources
-    from xdyna.preprocess.run import Job, check_addresses
-    from xdyna.preprocess.work import WorkFolder
-
-    if not args.inputs:
-        raise UsageError("give at least one folder, glob, video or list")
-    if args.ray_address and config.engine != "ray":
-        raise UsageError("--ray-address needs --engine ray")
-    if args.shard is not None and (args.finish or config.faces):
-        raise UsageError("--shard processes a part; give --finish and --faces in a call of its own, after all parts")
-    try:
-        sources = read_sources(args.inputs, kind=config.kind)
-        check_addresses(sources)
-        job = Job(sources, args.out, config.preprocess, _shard(args.shard), args.retry_errors)
-        if not args.dry_run:
-            WorkFolder(job.folder, job.footage).open()
-    except FileError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return job
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UsageError(f"--shard {text}: expected I/N with I from 0 to N - 1, for example 0/8")
-    return int(index), int(count)
-
-
-def _engine(args: argparse.Namespace, config: PreprocessConfig) -> "Engine":
-    from xdyna.preprocess.engines import LocalEngine
-
-    try:
-        if config.engine == "local":
-            return LocalEngine(config.workers)
-        from xdyna.preprocess.engine_ray import RayEngine
-
-        return RayEngine(args.ray_address, workers=config.workers)
-    except DataError as error:
-        raise UsageError(str(error)) from error
 
 
 def _cache_parser() -> argparse.ArgumentParser:

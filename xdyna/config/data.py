@@ -33,7 +33,7 @@ class DataConfig:
 
     Attributes:
         source: "puppet" (rendered on the fly), "footage" (data sets of `scripts/preprocess.py`) or "cache" (written by
-            `scripts/cache.py`).
+            `scripts/preprocess.py cache`).
         cache: folder of the cache; for source "cache" only.
         manifests: data set folders of source "footage", or {folder, weight} each: clips of either kind are drawn from
             them by weight, without weights by their numbers of clips.

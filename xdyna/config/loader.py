@@ -29,10 +29,11 @@ from xdyna.config import mistakes
 from xdyna.config.convert import ConvertConfig
 from xdyna.config.model import ModelConfig
 from xdyna.core.errors import ConfigError
+from xdyna.core.resources import resource
 
 Schema = TypeVar("Schema")
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = resource("configs")
 
 
 class Composed(NamedTuple, Generic[Schema]):
@@ -59,7 +60,7 @@ def compose(
 
     Args:
         schema: a dataclass; its defaults hold for everything that is not given.
-        root: name of a file in `configs` (or in `config_dir`), without ".yaml".
+        root: name of a file right in `configs` (or in `config_dir`), without ".yaml".
         overrides: in Hydra's grammar: "key=value", "group=name", "+key=value", "++key=value", "~key".
         config_dir: a folder of the user's own, laid out like `configs` and searched first.
         placeholders: stand in for values that must be given ("???") and are not, by dotted key.
@@ -226,7 +227,8 @@ def _prepared(
     ConfigStore.instance().store(group="schema", name=root, node=node, package="_global_")
     searched = folders(config_dir)
     with _searching(config_dir) as hydra, mistakes.explained(schema, root, overrides, searched):
-        words = []
+        words: list[str] = []
+        lists: dict[str, Any] = {}
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key = override.key_or_group
             group = bool(key) and any((folder / key).is_dir() for folder in searched)
@@ -234,11 +236,13 @@ def _prepared(
                 mistakes.check_override(schema, override)
             listed = override.value() if group and not override.is_sweep_override() else None
             if isinstance(listed, list) and not set(listed) <= set(names(key, config_dir)):
-                # Hydra takes a list for several configs of the group; here it is the key of the same name.
-                store_group(key, "given", {key: listed})
-                words.append(f"{key}=given")
+                lists[key] = listed
             else:
                 words.append(str(override.input_line))
+        for key, listed in lists.items():
+            # Hydra takes a list for several configs of the group; here it is the key of the same name.
+            store_group(f"value_of_{key}", "given", {key: listed})
+            words.append(f"+value_of_{key}=given")
         yield hydra, words
 
 

@@ -163,6 +163,12 @@ def _in_file(config: str, cause: Any, schema: Any, folders: Sequence[Path]) -> s
     path = next((each for folder in folders if (each := folder / f"{config}.yaml").is_file()), None)
     where, key = f" in {path or config}", getattr(cause, "full_key", None) or ""
     if isinstance(cause, UNKNOWN):
+        group = key.partition(".")[0]
+        if group not in typing.get_type_hints(schema) and any((folder / group).is_dir() for folder in folders):
+            return (
+                f"{path or config} would fill a section {group!r}, which there is not; files of the group {group} "
+                "begin with '# @package _global_', and choose others in their defaults by 'override /GROUP: NAME'"
+            )
         return unknown_key(schema, key, where)
     if not key:
         return f"config file {path or config}: expected lines like 'steps: 25' ({_line(cause)})"
@@ -183,8 +189,8 @@ def _in_override(text: str, cause: Any, schema: Any) -> str:
 
 def _not_there(key: str, cause: Any, schema: Any, root: str, folders: Sequence[Path]) -> str:
     if any((folder / key).is_dir() for folder in folders) and "." not in key:
-        groups = _groups(root, folders)
-        return f"{key}: the group is not one of {root}'s, which are {', '.join(groups) or 'none'}"
+        used = groups(root, folders)
+        return f"{key}: the group is not one of {root}'s, which are {', '.join(used) or 'none'}"
     *parents, last = key.split(".")
     if parents and _is_free(schema, parents):
         section = ".".join(parents)
@@ -192,7 +198,8 @@ def _not_there(key: str, cause: Any, schema: Any, root: str, folders: Sequence[P
     return unknown_key(schema, getattr(cause, "full_key", None) or key)
 
 
-def _groups(root: str, folders: Sequence[Path]) -> list[str]:
+def groups(root: str, folders: Sequence[Path]) -> list[str]:
+    """The groups that a root config chooses from. Args: root: its name; folders: where configs are searched."""
     path = next((each for folder in folders if (each := folder / f"{root}.yaml").is_file()), None)
     defaults = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", []) if path else []  # type: ignore[union-attr]
     return [str(key) for entry in defaults if isinstance(entry, dict) for key in entry]

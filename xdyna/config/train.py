@@ -20,6 +20,29 @@ TRACKERS = ("none", "wandb", "tensorboard")
 ON_NAN = ("stop", "skip")
 
 
+PUBLISHED_VAE = (128, 256, 512, 512)  # channels of Stable Diffusion's autoencoder: each step but one halves the image
+MAX_AREA_RATIO = 4.0  # twice the height and width; beyond, positions and details are others than the model knows
+
+
+def check_size(data: DataConfig, size: tuple[int, int], what: str) -> None:
+    """See that clips are about as large as a model is made for.
+
+    Args:
+        data: the clips.
+        size: (height, width) of the model's images, px.
+        what: where the size stands.
+
+    Raises:
+        ConfigError: the areas differ by more than a factor of four.
+    """
+    ratio = data.height * data.width / (size[0] * size[1])
+    if not 1 / MAX_AREA_RATIO <= ratio <= MAX_AREA_RATIO:
+        raise ConfigError(
+            f"the clips have {data.height} x {data.width} px, but the model is made for {size[0]} x {size[1]} px "
+            f"({what}); set data.height and data.width (or data.buckets), or take another model"
+        )
+
+
 @dataclass
 class OptimConfig:
     """The optimizer.
@@ -216,6 +239,9 @@ class TrainConfig:
                 f"stage=face trains the face ControlNet, but face={self.face} has none; the ablation ends with "
                 "stage=dynamics"
             )
+        if sample_size := self.model.unet.get("sample_size"):
+            scale = 2 ** (len(self.model.vae.get("block_out_channels", PUBLISHED_VAE)) - 1)
+            check_size(self.data, (sample_size[0] * scale, sample_size[1] * scale), "model.unet.sample_size")
         if not self.out.strip():
             raise ConfigError("out: got an empty text, expected the folder of the run")
         # What the clips must carry follows from the stage: nobody has to keep the two in step by hand.

@@ -82,7 +82,7 @@ def read_header(folder: Path) -> Header:
     """
     path = folder / INDEX
     if not path.is_file():
-        raise DataError(f"data.cache: '{folder}' holds no {INDEX}; give a folder written by scripts/cache.py")
+        raise DataError(f"data.cache: '{folder}' holds no {INDEX}; give one written by scripts/preprocess.py cache")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != FORMAT or index["shard_clips"] != SHARD_CLIPS:
@@ -140,7 +140,7 @@ class Shard:
         if not path.is_file():
             raise DataError(
                 f"cache '{path.parent}' is incomplete: {path.name} of {len(header.shard_sizes())} shards is missing; "
-                f"run the same scripts/cache.py command again, it continues"
+                f"run the same scripts/preprocess.py cache command again, it continues"
             )
         try:
             self._file = safe_open(path, framework="numpy")
@@ -153,7 +153,7 @@ class Shard:
         if metadata.get("recipes_checksum") != expected["recipes_checksum"]:
             raise self._damaged("the checksum of its description differs")
         if metadata != expected or len(self.checksums) != header.shard_sizes()[number]:
-            raise DataError(f"'{path}' is part of another cache; remove it and run scripts/cache.py again")
+            raise DataError(f"'{path}' is part of another cache; remove it and run scripts/preprocess.py cache again")
 
     def clip(self, row: int) -> dict[str, np.ndarray]:
         """All arrays of one clip of V frames, checked.
@@ -178,8 +178,8 @@ class Shard:
 
     def _damaged(self, reason: str) -> DataError:
         return DataError(
-            f"shard '{self.path}' is damaged or truncated ({reason}); remove it and run the same scripts/cache.py "
-            f"command again, it writes only what is missing"
+            f"shard '{self.path}' is damaged or truncated ({reason}); remove it and run the same "
+            f"scripts/preprocess.py cache command again, it writes only what is missing"
         )
 
 
@@ -301,7 +301,7 @@ class CachedClips:
         if self._tokens and tokens != self.header.tokens:
             raise DataError(
                 f"cache '{self.folder}' holds image tokens of another image encoder or Resampler; write it again with "
-                f"scripts/cache.py --tokens, or without"
+                f"scripts/preprocess.py cache --tokens, or without"
             )
         self._shards: dict[int, Shard] = {}
         self._recipes: dict[str, list[tuple[int, int, Origin]]] = {"human": [], "scene": []}
@@ -350,7 +350,7 @@ class CachedClips:
         if vae != self.header.vae:
             raise DataError(
                 f"cache '{self.folder}' was written with another autoencoder ({self.header.vae[:12]}, this run has "
-                f"{vae[:12]}); write it again with scripts/cache.py --vae, or use data.source=puppet"
+                f"{vae[:12]}); write it again with scripts/preprocess.py cache --vae, or use data=puppet"
             )
         options = self.header.options
         if options.get("source", "puppet") == "puppet":

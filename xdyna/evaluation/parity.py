@@ -64,7 +64,7 @@ CASES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `scripts/eval_parity.py`: all cases; exit code 1 when one differs by more than 1e-4 of its largest value."""
+    """Run `scripts/eval.py parity`: all cases; exit code 1 when one differs by more than 1e-4 of its largest value."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     pictures: dict[str, np.ndarray] = {}
     videos: dict[str, np.ndarray] = {}

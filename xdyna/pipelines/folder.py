@@ -58,9 +58,14 @@ class Checkpoint:
 
 
 def named_folder(name: str | Path) -> Path:
-    """A pipeline folder: as named where it is there, else a shipped one of that name ("xdyna-tiny"), else as named."""
-    shipped = pretrained(str(name))
-    return shipped if not Path(name).exists() and shipped.is_dir() else Path(name)
+    """A pipeline folder: as named where it is there, else a kept or shipped one of that name, else as named.
+
+    Args:
+        name: a path, or the name of a folder of `pretrained/` with or without that: "xdyna-tiny".
+    """
+    path = Path(name)
+    kept = pretrained(path.as_posix().removeprefix("pretrained/"))
+    return kept if not path.exists() and not path.is_absolute() and kept.is_dir() else path
 
 
 def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> Checkpoint:

@@ -1,25 +1,92 @@
 """What preprocessing shows on a terminal: bars, the summary of a data set, and how much there is to do."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from xdyna.core.errors import FileError
+from xdyna.config.data import DataError
+from xdyna.config.preprocess import PreprocessConfig
+from xdyna.core.errors import FileError, UsageError
 from xdyna.data.addresses import is_remote
 from xdyna.data.records import REASONS
 from xdyna.data.store import validate
 from xdyna.media import probe
+from xdyna.preprocess import engines
 from xdyna.preprocess.engines import Engine, available_cores
 from xdyna.preprocess.faces.cross_faces import add_faces
 from xdyna.preprocess.faces.reenact import get_reenactor
 from xdyna.preprocess.inspect import inspect_clip
+from xdyna.preprocess.listing import read_sources
 from xdyna.preprocess.report import Summary, duration
-from xdyna.preprocess.run import Job, Plan, Step, plan, process_all
+from xdyna.preprocess.run import Job, Plan, Step, check_addresses, plan, process_all
 from xdyna.preprocess.shards import write_shards
+from xdyna.preprocess.work import WorkFolder
 
 _PROBED = 40  # videos that a dry run looks into; the others are estimated by their size
 _CORE_SECONDS = 0.2  # of one core per frame of 512 x 896 px with a person, measured
+
+
+def make_job(
+    inputs: Sequence[str], out: Path, config: PreprocessConfig, *, shard: str | None, retry_errors: bool, begin: bool
+) -> Job:
+    """What is asked for; whatever is wrong with it is wrong usage.
+
+    Args:
+        inputs: folders, globs, videos, lists.
+        out: the data set.
+        config: settings.
+        shard: "I/N" for part I (from 0) of N; None for all.
+        retry_errors: process again what failed by an error.
+        begin: make the folder, or see that the one that is there was begun with the same settings.
+
+    Raises:
+        UsageError: no inputs, or settings, videos or a folder that do not fit.
+        FileError: a file cannot be read or written.
+    """
+    if not inputs:
+        raise UsageError("give at least one folder, glob, video or list")
+    try:
+        sources = read_sources(inputs, kind=config.kind)
+        check_addresses(sources)
+        job = Job(sources, out, config.preprocess, _part(shard), retry_errors)
+        if begin:
+            WorkFolder(job.folder, job.footage).open()
+    except FileError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return job
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UsageError(f"--shard {text}: expected I/N with I from 0 to N - 1, for example 0/8")
+    return int(index), int(count)
+
+
+def make_engine(config: PreprocessConfig, *, ray_address: str | None) -> Engine:
+    """Who does the work.
+
+    Args:
+        config: settings.
+        ray_address: of an existing Ray cluster.
+
+    Raises:
+        UsageError: it is not to be had.
+    """
+    try:
+        if config.engine == "local":
+            return engines.LocalEngine(config.workers)
+        from xdyna.preprocess.engine_ray import RayEngine
+
+        return RayEngine(ray_address, workers=config.workers)
+    except DataError as error:
+        raise UsageError(str(error)) from error
 
 
 def process_with_bar(job: Job, engine: Engine) -> None:

@@ -49,7 +49,7 @@ from xdyna.puppets.report import FRAMES
 from xdyna.puppets.report import OUT as TINY_REPORT
 from xdyna.puppets.variants import VARIANTS, Bench, Settings
 
-ROOT_CONFIG = "puppets/eval"
+ROOT_CONFIG = "puppets"
 OUT, DOC = Path("outputs") / "eval_tiny", Path("docs") / "eval_tiny.md"
 ROWS = {
     "full": "xdyna-tiny",
@@ -63,7 +63,7 @@ ARROW = {LOWER: "↓", HIGHER: "↑"}
 
 @dataclass
 class TinyEvalConfig:
-    """`configs/puppets/eval.yaml`.
+    """`configs/puppets.yaml`.
 
     Attributes:
         clips: the first so many held-out clips.

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from xdyna.core.resources import resource
 from xdyna.data.conditions import face_pictures, pose_pictures
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.puppets.expression import READINGS
 from xdyna.puppets.world import EXPRESSIONS, SPLITS, PuppetClip, render_clip
 
-HELD_OUT = Path(__file__).resolve().parents[2] / "configs" / "puppets" / "heldout.yaml"
+HELD_OUT = resource("configs", "puppets", "heldout.yaml")
 VIDEO_FRAMES = 48  # length of the videos, as in training
 _SMALL = (64, 64)  # px, where only the pose is looked at
 DISTANCE = 12  # world frames between a clip and its reference, at least

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from xdyna.config.train import TrainConfig
+from xdyna.config.train import TrainConfig, check_size
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.models.denoiser import Denoiser
 from xdyna.models.image_tokens import ImageTokenResampler
@@ -72,6 +72,7 @@ def load_components(config: TrainConfig) -> Components:
                 "(scripts/convert.py --initial makes one from Stable Diffusion 1.5)"
             )
         checkpoint = find_checkpoint(folder, tiny.build_untrained)
+        check_size(config.data, checkpoint.size, str(folder))
         pipeline = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
         _tell_of_other_sizes(pipeline, config)
     names = [entry.name for entry in dataclasses.fields(Components)]

@@ -158,8 +158,8 @@ def test_jobs_have_outputs_of_their_own(monkeypatch: pytest.MonkeyPatch, capsys:
         [*flags, "steps=3", "smooth=true", f"seed={k + 1}", "--out", f"o/a/{k}/a.mp4"] for k in range(2)
     ]
     out = capsys.readouterr().out
-    assert "job 0: done: steps=3" in out
-    assert "job 1: exit code 1: steps=3" in out
+    assert "job 0: done: seed=1 --out o/a/0/a.mp4" in out
+    assert "job 1: exit code 1: seed=2 --out o/a/1/a.mp4" in out
 
 
 def test_no_job_starts_if_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,35 +1,52 @@
 """Training configurations: what ships is valid, ablations are one line, what is wrong is said."""
 
-import re
 from pathlib import Path
 
 import pytest
 
-from xdyna.config.loader import compose_config
+from xdyna.config.loader import compose, names
+from xdyna.config.recipes import PLACEHOLDERS, stages_of
 from xdyna.config.train import TrainConfig
 from xdyna.core.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-SHIPPED = sorted(p for p in (CONFIGS / "train").rglob("*.yaml") if not p.name.startswith("_"))
+FOOTAGE = "data.manifests=[datasets/mine]"
 
 
 def load(name: str, *overrides: str) -> TrainConfig:
-    return compose_config(TrainConfig, CONFIGS / "train" / f"{name}.yaml", overrides, groups=CONFIGS)
+    """A shipped recipe; one for footage with a data set."""
+    return compose(TrainConfig, "train", [f"experiment={name}", *overrides], placeholders=PLACEHOLDERS).config
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_shipped(path: Path) -> None:
-    config = compose_config(TrainConfig, path, groups=CONFIGS)
+@pytest.mark.parametrize("name", names("experiment"))
+def test_shipped(name: str) -> None:
+    config = load(name)
     assert config.model.scheduler
     stages = {"clips": "face", "footage_tiny": "dynamics"}
-    if path.parent.name == "gpu":  # where the face ControlNet trains from the start
+    if "/gpu/" in name:  # where the face ControlNet trains from the start
         stages["dynamics"] = "face"
-    assert config.stage == stages.get(path.stem, path.stem)
+    last = name.rpartition("/")[2]
+    assert config.stage == stages.get(last, last)
+    assert config.data.source == ("puppet" if name.startswith("tiny/") else "footage")
+
+
+@pytest.mark.parametrize("words", [["experiment=dynamics"], ["experiment=face"], ["experiment=footage_tiny"], []])
+def test_recipes_for_footage_want_data_sets(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"must be given \(data set folders .*\): add 'data.manifests="):
+        compose(TrainConfig, "train", words)
+    given = compose(TrainConfig, "train", [*words, FOOTAGE]).config
+    assert [entry["folder"] for entry in given.data.manifests] == ["datasets/mine"]
+
+
+def test_the_order_of_a_recipe_follows_from_what_is_handed_on() -> None:
+    assert stages_of("tiny") == [f"tiny/{name}" for name in ("vae", "base", "dynamics", "clips", "face")]
+    assert stages_of("tiny/gpu") == [f"tiny/gpu/{name}" for name in ("vae", "base", "dynamics", "clips")]
+    with pytest.raises(ConfigError, match="expected one of tiny, tiny/gpu"):
+        stages_of("small")
 
 
 def test_groups_can_be_chosen() -> None:
     assert "block_out_channels" not in load("dynamics").model.unet
-    assert load("dynamics", "model=tiny").model.unet["block_out_channels"][0] == 64
+    assert load("tiny/vae", "model=tiny").model.unet["block_out_channels"][0] == 64
 
 
 def test_lists_and_sections_are_no_files_of_a_group() -> None:
@@ -39,45 +56,41 @@ def test_lists_and_sections_are_no_files_of_a_group() -> None:
     assert load("dynamics", "data={frames: 4}").data.frames == 4
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("defaults: 3\n", "defaults must be a list"),
-        ("stage: ${nothing}\n", "Interpolation key 'nothing' not found"),
-        ("stage: ${x\n", "cannot be read"),
-        ("defaults: [/model: hugo]\n", "Could not find 'model/hugo'"),
-    ],
-)
-def test_what_hydra_refuses_is_one_line(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        compose_config(TrainConfig, tmp_path / "mine.yaml", groups=CONFIGS)
-    assert "mine.yaml" in str(caught.value)
-    assert "search path" not in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_hydra_reads_yaml_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.yml").write_text("stage: dynamics\n")
-    with pytest.raises(ConfigError, match=r"a name that ends in \.yaml"):
-        compose_config(TrainConfig, tmp_path / "mine.yml", groups=CONFIGS)
+def test_a_stage_of_the_command_line_wins_over_that_of_the_recipe() -> None:
+    assert load("tiny/vae", "stage=face").stage == "face"
+    assert load("tiny/vae", "stage=face", "model=tiny").model.unet["sample_size"] == [32, 32]
 
 
 @pytest.mark.parametrize(
-    ("line", "name", "value"),
+    ("name", "key", "value"),
     [
-        ("appearance=reference_net", "appearance", "reference_net"),
-        ("appearance=ip_adapter", "appearance", "ip_adapter"),
-        ("face=landmarks", "face", "landmarks"),
-        ("face=none", "face", "none"),
+        ("w_refnet", "appearance", "reference_net"),
+        ("w_ip_adapter", "appearance", "ip_adapter"),
+        ("w_lmk", "face", "landmarks"),
+        ("wo_face", "face", "none"),
     ],
 )
-def test_ablations_are_one_line(line: str, name: str, value: str) -> None:
-    assert getattr(load("dynamics", line), name) == value
+def test_ablations_are_one_word(name: str, key: str, value: str) -> None:
+    changed = load("dynamics", f"ablation={name}")
+    assert getattr(changed, key) == value
+    assert load("dynamics", f"{key}={value}") == changed
 
 
-def test_wo_fusion_is_one_line() -> None:
-    assert load("dynamics", "data.scene_ratio=0").data.scene_ratio == 0
+def test_wo_fusion_is_one_word() -> None:
+    assert load("dynamics", "ablation=wo_fusion").data.scene_ratio == 0
+    assert load("dynamics").data.scene_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiment=dynamics", "model=tiny"], "896 x 512 px.*128 x 128 px"),
+        (["experiment=tiny/base", "data.height=896", "data.width=512"], "896 x 512 px"),
+    ],
+)
+def test_a_size_that_contradicts_the_model_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(TrainConfig, "train", [*words], placeholders=PLACEHOLDERS)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +119,12 @@ def test_the_face_pictures_follow_from_the_stage(stage: str, line: str, face: st
         ("optim.ema=1.0", "optim.ema: got 1.0"),
         ("appearance=adapter", "appearance: got 'adapter'"),
         ("model=huge", "model=huge: there is no"),
-        ("data=3", "data: got 3"),
-        ("infer=fast", "unknown key 'infer'"),
+        ("data=3", "must be a string or a list"),
+        (
+            "preset=preview",
+            "which are model, data, stage, experiment, ablation",
+        ),
+        ("+preset=preview", "unknown key 'steps' in"),
         ("data.face=cross", "data.face: got 'cross', but stage=dynamics with face=sface needs 'none'"),
         ("precision=fp8", "precision: got 'fp8'"),
         ("loss.min_snr=0", "loss.min_snr: got 0"),
@@ -122,7 +139,7 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
 
 def test_an_autoencoder_does_not_train_on_latents() -> None:
     with pytest.raises(ConfigError, match="stage=vae trains on pictures"):
-        load("tiny/vae", "data.source=cache", "data.cache=somewhere")
+        load("tiny/vae", "data=cache", "data.cache=somewhere")
 
 
 def test_stage_face_without_face() -> None:
@@ -131,15 +148,12 @@ def test_stage_face_without_face() -> None:
 
 
 def test_a_file_of_the_users_own(tmp_path: Path) -> None:
-    own = tmp_path / "mine.yaml"
-    own.write_text("defaults:\n  - /train/tiny/dynamics@_global_\n  - _self_\nmax_steps: 7\ndata: {frames: 4}\n")
-    config = compose_config(TrainConfig, own, groups=CONFIGS)
-    assert (config.max_steps, config.data.frames, config.stage) == (7, 4, "dynamics")
+    own = tmp_path / "experiment" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text(
+        "# @package _global_\ndefaults:\n  - /experiment/tiny/dynamics\n  - _self_\nmax_steps: 7\ndata: {frames: 3}\n"
+    )
+    config = compose(TrainConfig, "train", ["experiment=mine"], config_dir=tmp_path).config
+    assert (config.max_steps, config.data.frames, config.stage) == (7, 3, "dynamics")
     assert config.model.unet["block_out_channels"][0] == 64
-
-
-def test_missing_parent(tmp_path: Path) -> None:
-    own = tmp_path / "mine.yaml"
-    own.write_text("defaults:\n  - nothing_here\n")
-    with pytest.raises(ConfigError, match="nothing_here"):
-        compose_config(TrainConfig, own, groups=CONFIGS)
+    assert "mine" in names("experiment", tmp_path)

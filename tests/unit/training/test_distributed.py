@@ -11,8 +11,8 @@ from tests.unit.training.processes import together
 from tests.unit.training.test_loop import config, given, losses
 
 HERE = Path(__file__).parent
-CONFIG = """
-defaults: [/data: puppet, _self_]
+CONFIG = """# @package _global_
+defaults: [_self_, override /data: puppet]
 stage: dynamics
 model: {model}
 data: {{height: 64, width: 64, frames: 2, video_frames: 8, scene_ratio: 0.5}}
@@ -24,7 +24,8 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
 
     import yaml
 
-    config, out = folder / f"{processes}.yaml", folder / f"{processes}.safetensors"
+    config, out = folder / "experiment" / f"of_{processes}.yaml", folder / f"{processes}.safetensors"
+    config.parent.mkdir(exist_ok=True)
     config.write_text(CONFIG.format(model=json.dumps(yaml.safe_load((HERE / "micro.yaml").read_text()))))
     command = [str(HERE / "gradients.py"), str(config)]
     try:

@@ -8,11 +8,10 @@ import yaml
 
 from tests.unit.data.footage_sets import build_set, record
 from tests.unit.training.test_loop import config, given, go, losses, weights
-from xdyna.cli import train
+from xdyna.cli import preprocess, train
 from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
-from xdyna.data.write_cache import main as cache
 
 QUICK = ["max_steps=3", "optim.schedule=constant", "validation.every=3", "data.frames=3", "data.scene_ratio=0.25"]
 
@@ -53,7 +52,7 @@ def test_a_cache_trains_as_its_videos_do(start: str, tmp_path: Path) -> None:
     data = [f"data.{text}" for text in data]
     source = ["data.source=footage", f"data.manifests=[{folder}]"]
     written = ["--vae", start, "--out", str(tmp_path / "cache"), "--clips", "1", "--device", "cpu"]
-    assert cache([*written, *source, *data]) == 0
+    assert preprocess.main(["cache", *written, *source, *data]) == 0
     cached = ["data.source=cache", f"data.cache={tmp_path / 'cache'}"]
     found = {}
     for name, more in (("videos", source), ("cached", cached)):

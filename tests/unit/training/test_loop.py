@@ -115,7 +115,7 @@ def test_what_a_run_leaves(whole: Path) -> None:
 
 def test_a_finished_run_is_not_run_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted((p, p.stat().st_mtime_ns) for p in whole.rglob("*"))
-    assert go(whole.parent / "whole.yaml", "--resume") == 0
+    assert go(whole.parent / "experiment" / "whole.yaml", "--resume") == 0
     assert "finished" in capsys.readouterr().out
     assert before == sorted((p, p.stat().st_mtime_ns) for p in whole.rglob("*"))
 

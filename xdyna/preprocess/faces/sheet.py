@@ -1,4 +1,4 @@
-"""Cross-identity faces to look at, and how well they keep expression and change identity (`scripts/face_sheet.py`).
+"""Cross-identity faces to look at, and how well they keep expression and change identity.
 
 Expression: the eight coefficients of `xdyna.evaluation.metrics.people` in driving frames (read by the pose backend)
 against those read back from the reenacted pictures; deviations from each clip's mean are pooled over frames and
@@ -237,7 +237,7 @@ def _square(picture: np.ndarray) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `scripts/face_sheet.py`. Args: argv: without the program's name. Returns: exit code."""
+    """Run `scripts/preprocess.py face-sheet`. Args: argv: without the program's name. Returns: exit code."""
     args = _parser().parse_args(argv)
     if (not args.driving) != (not args.other):
         raise UsageError("--driving and --other belong together; give both, or neither for rendered figures alone")
@@ -293,7 +293,7 @@ def _line(transfer: Transfer) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="face_sheet.py",
+        prog="xdyna preprocess face-sheet",
         description="Show cross-identity faces side by side, and measure them. Without videos: rendered figures alone.",
     )
     p.add_argument("--driving", type=Path, nargs="+", default=[], metavar="VIDEO", help="whose expression is shown")
