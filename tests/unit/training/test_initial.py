@@ -1,7 +1,6 @@
 """Weights to train from nothing with."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,7 +70,7 @@ def test_the_tiny_autoencoder_begins_with_the_colours() -> None:
             return float((vae.decode(latents).sample - pictures).square().mean() / pictures.var())
 
     assert error() > 0.5
-    initialise(SimpleNamespace(vae=vae, unet=unet), seed=0)  # type: ignore[arg-type]
+    initialise(vae, unet, seed=0)
     assert has_room(vae)
     assert error() < 0.1
 

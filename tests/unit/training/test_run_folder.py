@@ -32,7 +32,7 @@ def test_new_run(tmp_path: Path) -> None:
     plain = {"root": "clips", "workers": 2, "text": None}
     expected = {**CONFIG, "optim": {"lr": 1e-5, "betas": [0.9, 0.999], "groups": {}}, "data": plain}
     assert yaml.safe_load((run / "config.yaml").read_text()) == expected
-    assert json.loads((run / "run.json").read_text()) == {"starts": [{"git": "1234"}]}
+    assert json.loads((run / "run.json").read_text()) == {"format": 2, "starts": [{"git": "1234"}]}
 
 
 def test_hidden_files_do_not_count(tmp_path: Path) -> None:

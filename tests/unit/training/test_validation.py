@@ -12,7 +12,7 @@ from xdyna.config.train import LossConfig, OptimConfig, TrainConfig, ValidationC
 from xdyna.data.clips import build_dataset
 from xdyna.data.samples import collate
 from xdyna.puppets.world import SPLITS
-from xdyna.training import loop
+from xdyna.training import trainer as training
 from xdyna.training.components import Components
 from xdyna.training.draws import VALIDATION
 from xdyna.training.groups import select_trainable
@@ -81,7 +81,7 @@ def test_the_average_is_measured_and_the_weights_come_back(
         seen.append(all(torch.equal(p, average[name]) for name, p in trainer.parameters.items()))
         return {"loss": 1.0}
 
-    monkeypatch.setattr(loop, "band_losses", measure)
+    monkeypatch.setattr(training, "band_losses", measure)
     trainer.progress.step = 1
     assert trainer._validate(None, last=False), "the first is the best, and kept"
     assert not trainer._validate(None, last=False), "no better"
