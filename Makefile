@@ -19,7 +19,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report eval-tiny sensitivity eval-parity test test-fast test-slow test-parity lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report tiny-card sensitivity eval-parity test test-fast test-slow test-parity lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -103,8 +103,8 @@ eval-parity: ## compare metrics' networks with their libraries, in .venv-parity 
 	.venv-parity/bin/pip install -q --no-deps cd-fvd facenet-pytorch
 	PYTHONPATH=. .venv-parity/bin/python -m xdyna eval parity
 
-eval-tiny: $(STAMP) ## evaluate xdyna-tiny on held-out clips; writes docs/eval_tiny.md
-	$(BIN)/python scripts/puppets.py eval $(ARGS)
+tiny-card: $(STAMP) ## the same into the card of xdyna-tiny and docs/eval_tiny.md
+	$(BIN)/python scripts/puppets.py report --card pretrained/xdyna-tiny/README.md --doc docs/eval_tiny.md $(ARGS)
 
 sensitivity: $(STAMP) ## damage puppet clips and see which metrics react; writes docs/metrics
 	$(BIN)/python scripts/puppets.py sensitivity $(ARGS)

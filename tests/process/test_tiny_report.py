@@ -6,28 +6,37 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.process.small import SMALL
-from xdyna.core.program import run
+from xdyna.config.loader import compose
+from xdyna.core.program import FAILURE, run
+from xdyna.core.resources import resource
+from xdyna.evaluation.masks import Masker
+from xdyna.media.image import read_image
 from xdyna.models.attention import DynamicsAdapterAttention
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.pipelines.xdyna import XDynaPipeline
 from xdyna.puppets import report as tiny_report
 from xdyna.puppets import summary as tiny_summary
-from xdyna.puppets import variants as tiny_variants
+from xdyna.puppets.card import BEGIN, END, check_card
+from xdyna.puppets.evaluate import FOLDERS, PuppetNets, puppet_metrics
 from xdyna.puppets.expression import ExpressionReader
-from xdyna.puppets.heldout import HeldOut, load_held_out, self_driven
+from xdyna.puppets.heldout import HeldOut, Task, load_held_out, self_driven
+from xdyna.puppets.rows import ROWS, TinyReportConfig
 from xdyna.puppets.sheets import MAX_BYTES, clip_block, write_sheet
-from xdyna.puppets.variants import VARIANTS, Bench, Settings, adapter_off, reconstruct
+from xdyna.puppets.variants import VARIANTS, Bench, Settings, Variant, adapter_off, reconstruct
 from xdyna.puppets.world import EXPRESSIONS
 
 SIZE, FRAMES = (64, 64), 2
 MODEL = replace(SMALL, unet={**SMALL.unet, "sample_size": [8, 8]})
+METRICS = "metrics=[psnr,ssim,dtfvd_puppet,face_cos_puppet,temporal_ratio]"
 ENTRY = HeldOut(identity=2_000_001, motion=2_000_002, scene=2_000_001, other=2_000_004, start=2)
 
 
@@ -159,7 +168,7 @@ def test_summary_by_hand() -> None:
         "copy": {0: numbers(15), 1: numbers(19), 2: numbers(math.nan)},
         "no_pose": {2: numbers(29)},
     }
-    summary = tiny_summary.summarise(clips, {0: "fire", 1: "wall", 2: "sea"}, expression_clips=2)
+    summary = tiny_summary.summarise(clips, {0: "fire", 1: "wall", 2: "sea"})
     assert summary["gains"]["full - copy"] == {
         "clips": 2,
         "psnr_figure": 4,
@@ -171,7 +180,10 @@ def test_summary_by_hand() -> None:
     assert summary["quality"]["copy"]["psnr_figure"] == 17
     assert summary["energy"]["full"] == {"clips": 2, "pooled": pytest.approx(2.2 / 4), "median": 0.7, "within": 0.5}
     assert summary["energy_by_scene"].keys() == {"fire", "sea"}
-    assert summary["expression"]["full"]["clips"] == 2
+    assert {name: row["clips"] for name, row in summary["expression"].items()} == {"full": 3, "copy": 3}
+    fewer = {**clips, "no_face": {1: numbers(21)}}
+    rows = tiny_summary.summarise(fewer, {0: "fire", 1: "wall", 2: "sea"})["expression"]
+    assert {name: row["clips"] for name, row in rows.items()} == {"full": 1, "copy": 1, "no_face": 1}
     text = tiny_summary.tables(summary)
     assert "| (b) reference copied | 3 | 17.00 |" in text
     assert "+4.00 ± 1.00 (2)" in text
@@ -184,6 +196,7 @@ def test_plan() -> None:
     expected = {"full": 64, "vae": 64, "no_pose": 64, "cross_exact": 64, "no_face": 32, "cross_aligned": 16}
     assert {name: sum(n == name for _, n in short) for name in expected} == expected
     assert not any(name == "no_face" for _, name in tiny_report.plan(2, full=True, face=False))
+    assert tiny_report.plan(2, full=True, face=True, variants=["vae"]) == [(0, "vae"), (1, "vae")]
 
 
 def test_large_sheets_get_a_palette(tmp_path: Path) -> None:
@@ -203,75 +216,202 @@ def test_large_sheets_get_a_palette(tmp_path: Path) -> None:
 
 @pytest.fixture
 def report(pipeline: XDynaPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs tiny_report.py on a small checkpoint with two frames and one step."""
+    """Runs the report of a small checkpoint on two clips with one step."""
     save_pipeline(pipeline, tmp_path / "model")
     reader().save(tmp_path / "reader", facts={})
     monkeypatch.setattr(tiny_report, "READER", tmp_path / "reader")
-    monkeypatch.setattr(tiny_report, "FRAMES", FRAMES)
 
-    def call(*arguments: str) -> int:
-        given = [str(tmp_path / "model"), "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
-        return run(tiny_report.main, [*given, *arguments])
+    def call(*arguments: str, model: str = "model") -> int:
+        given = [
+            str(tmp_path / model),
+            "--clips",
+            "2",
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        return run(tiny_report.main, [*given, "--set", METRICS, *arguments])
 
     return call
 
 
-def test_report_is_complete_and_goes_on(
-    report: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Lets sampling be replaced by a dimmed truth; collects what was generated, by clip and variant."""
+    made: list[tuple[int, str]] = []
+    original_make, original = Bench.make, Bench._generate
+
+    def make(self: Bench, number: int, name: str, entry: HeldOut) -> np.ndarray:
+        made.append((number, name))
+        return original_make(self, number, name, entry)
+
+    def generate(self: Bench, number: int, variant: Variant, task: Task) -> np.ndarray:
+        if variant.way != "sample":
+            return original(self, number, variant, task)
+        return (task.truth.frames * (0.9 - 0.1 * (not variant.pose))).astype(np.uint8)
+
+    monkeypatch.setattr(Bench, "make", make)
+    monkeypatch.setattr(Bench, "_generate", generate)
+    return made
+
+
+def cells(text: str, label: str) -> list[str]:
+    """The first row of a table that begins with a label."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_card_and_document_say_the_same(
+    report: Callable[..., int], generated: list[tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report("--clips", "1", "--full") == 0
-    assert "Self-driven" in capsys.readouterr().out
-    out = tmp_path / "out"
+    """One run fills both; PSNR and SSIM of whole frames are equal, and those of scikit-image; all else stays."""
+    card, doc = tmp_path / "card.md", tmp_path / "doc.md"
+    card.write_text(f"# A model\n\nabove\n\n{BEGIN}\nold\n{END}\n\nbelow\n")
+    assert report("--full", "--card", str(card), "--doc", str(doc)) == 0
+    filled, text, out = card.read_text(), doc.read_text(), tmp_path / "out"
+    assert filled.startswith(f"# A model\n\nabove\n\n{BEGIN}\n")
+    assert filled.endswith(f"{END}\n\nbelow\n")
+    assert "old" not in filled
+    rows = {"(a) full": 0, "(b) reference copied": 1, "(e) truth through the VAE": 3}
+    for label, column in rows.items():
+        number, _, _, psnr, ssim = cells(filled, label)[:5]
+        assert number == "2"
+        assert psnr == cells(text, "PSNR ↑")[column]
+        assert ssim == f"{float(cells(text, 'SSIM ↑')[column]):.3f}"
+    made = filled.partition("\n\nMade by")[0]
+    sentence = next(line for line in text.splitlines() if line.startswith("2 held-out puppet clips"))
+    assert sentence.partition(" Measured through")[0] in made
+
     content = json.loads((out / "report.json").read_text())
+    reports = {row: json.loads((out / "reports" / row / "report.json").read_text())["metrics"] for row in ROWS}
+    for name in ("full", "copy", "vae"):
+        for metric in ("psnr", "ssim"):
+            assert content["quality"][name][f"{metric}_frame"] == pytest.approx(
+                reports[name][metric]["values"][metric], abs=1e-9
+            )
+    expected: dict[str, list[tuple[float, float]]] = {"copy": [], "late": []}
+    for entry in load_held_out()[:2]:  # by hand: the reference copied, and the truth one frame late
+        task = self_driven(entry, frames=16, size=SIZE)
+        late = replace(entry, start=entry.start + 1).clip(frames=16, size=SIZE)
+        assert np.array_equal(late.frames[:-1], task.truth.frames[1:])
+        for name, frames in (("copy", np.repeat(task.reference[None], 16, 0)), ("late", late.frames)):
+            for a, b in zip(task.truth.frames, frames, strict=True):
+                grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (a, b)]
+                expected[name].append((peak_signal_noise_ratio(a, b), structural_similarity(*grey)))
+    for name, values in expected.items():
+        psnr_mean, ssim_mean = np.mean(values, axis=0)
+        assert reports[name]["psnr"]["values"]["psnr"] == pytest.approx(psnr_mean, abs=1e-6)
+        assert reports[name]["ssim"]["values"]["ssim"] == pytest.approx(ssim_mean, abs=1e-6)
+    assert reports["copy"]["temporal_ratio"]["values"]["temporal_ratio"] == 0
+    assert reports["late"]["face_cos_puppet"]["values"]["face_cos_puppet"] > 0.5
+    assert "`dtfvd_puppet` (2 clips, 64 channels)" in text
+
+    first = self_driven(load_held_out()[0], frames=16, size=SIZE).truth
+    assert np.array_equal(read_image(out / "truth" / "00" / "005.png"), first.frames[5])
+    assert np.array_equal(read_image(out / "masks" / "00" / "005.png")[..., 0] >= 128, first.mask[5])
+
     assert content["quality"].keys() == VARIANTS.keys()
     assert content["clips"]["0"]["identity"] == load_held_out()[0].identity
-    assert content["quality"]["full"]["psnr_figure"] == content["clips"]["0"]["full"]["psnr_figure"]
-    assert content["weights"].keys() >= {"unet/diffusion_pytorch_model.safetensors"}
-    assert content["settings"]["steps"] == 1
     assert content["clips"]["0"]["truth"]["psnr_frame"] == 100
-    assert {path.name for path in out.iterdir()} == {"clips", "report.json", "report.md", "self_1.png", "cross_1.png"}
-    assert "| (a) full | 1 |" in (out / "report.md").read_text()
+    assert content["weights"].keys() >= {"unet/diffusion_pytorch_model.safetensors"}
+    assert (out / "self_1.png").is_file()
+    assert (out / "cross_1.png").is_file()
 
-    made: list[tuple[int, str]] = []
-    original = tiny_variants.Bench.make
 
-    def spy(self: Bench, number: int, name: str, entry: HeldOut) -> np.ndarray:
-        made.append((number, name))
-        return original(self, number, name, entry)
-
-    monkeypatch.setattr(tiny_variants.Bench, "make", spy)
+def test_report_goes_on(report: Callable[..., int], generated: list[tuple[int, str]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert report() == 0
+    assert len(generated) == 2 * len(VARIANTS)
+    before = json.loads((out / "report.json").read_text())
+    generated.clear()
     (out / "clips" / "00_no_pose.npz").unlink()
-    assert report("--clips", "1", "--full") == 0
-    assert made == [(0, "no_pose")]
-    again = json.loads((out / "report.json").read_text())
-    assert again["quality"] == content["quality"]
-    made.clear()
-    assert report("--clips", "1", "--seed", "7") == 0
-    assert len(made) == len(VARIANTS)
+    assert report() == 0
+    assert generated == [(0, "no_pose")]
+    assert json.loads((out / "report.json").read_text())["quality"] == before["quality"]
+    generated.clear()
+    assert report("--variants", "copy,vae", "--seed", "7") == 0
+    assert {name for _, name in generated} == {"copy", "vae"}
+    assert not (tmp_path / "doc.md").exists()
 
 
 def test_parts_make_what_the_report_takes(
-    report: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: Callable[..., int], generated: list[tuple[int, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampled = {name for name, variant in VARIANTS.items() if variant.way == "sample"}
     for number in (1, 2):
-        assert report("--clips", "1", "--part", f"{number}/2") == 0
+        assert report("--part", f"{number}/2") == 0
         assert not (tmp_path / "out" / "report.json").exists()
-    made = {path.stem.removeprefix("00_") for path in (tmp_path / "out" / "clips").iterdir()}
-    assert made == sampled
-    monkeypatch.setattr(Bench, "_generate", lambda self, number, variant, task: task.truth.frames)
-    assert report("--clips", "1") == 0
-    content = json.loads((tmp_path / "out" / "report.json").read_text())["clips"]["0"]
-    assert all((content[name]["psnr_frame"] == 100) == (name not in sampled) for name in ("full", "no_pose", "copy"))
+    assert len(generated) == 2 * len(sampled)
+    assert {name for _, name in generated} == sampled
+    generated.clear()
+    assert report() == 0
+    assert {name for _, name in generated} == VARIANTS.keys() - sampled
     for wrong in ("3/2", "0/2", "1", "a/b"):
         with pytest.raises(SystemExit, match="2"):
             report("--part", wrong)
         assert f"got '{wrong}', expected K/N" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--clips", "65"], ["--clips", "0"], ["--steps", "0"]])
-def test_wrong_numbers_are_refused(
-    arguments: list[str], report: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_untrained_weights_are_not_measured(
+    report: Callable[..., int],
+    generated: list[tuple[int, str]],
+    pipeline: XDynaPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert report(*arguments) == 2
-    assert "expected 1 to 64 clips" in capsys.readouterr().err
+    save_pipeline(pipeline, tmp_path / "untrained", untrained=True)
+    assert report(model="untrained") == FAILURE
+    assert "is not final: the weights are untrained" in capsys.readouterr().err
+    monkeypatch.setattr(tiny_report, "TINY", tmp_path / "xdyna-tiny")
+    assert report(model="xdyna-tiny") == FAILURE
+    assert "make tiny" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "clips").exists()
+    assert report("--allow-untrained", "--variants", "full,copy,vae", model="untrained") == 0
+    for name in ("eval_tiny.md", "report.md"):
+        assert "**Not final: the weights are untrained" in (tmp_path / "out" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clips", "65"], "lists 64"),
+        (["--clips", "1"], "expected 2 clips"),
+        (["--steps", "0"], "and 1 step"),
+        (["--set", "metrics=[psn]"], "got ['psn'], expected some of l1"),
+        (["--card", "nowhere.md"], "give a model card that is there"),
+        (["--card", "plain.md"], "has no place for tables"),
+    ],
+)
+def test_wrong_arguments_are_refused_first(
+    arguments: list[str],
+    message: str,
+    report: Callable[..., int],
+    generated: list[tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "plain.md").write_text(f"{END}\n{BEGIN}\n")
+    monkeypatch.chdir(tmp_path)
+    assert report(*arguments) != 0
+    assert message in capsys.readouterr().err
+    assert not generated
+
+
+def test_shipped_card_can_be_filled() -> None:
+    check_card(resource("pretrained") / "xdyna-tiny" / "README.md")
+
+
+def test_shipped_protocol_names_all_metrics() -> None:
+    config = compose(TinyReportConfig, tiny_report.ROOT_CONFIG).config
+    assert config.clips == len(load_held_out())
+    nets = PuppetNets.load(resource("pretrained"))
+    assert sorted(nets.hashes) == sorted(
+        f"{name}/{path.name}" for name in FOLDERS for path in (resource("pretrained") / name).glob("*.safetensors")
+    )
+    metrics = puppet_metrics(nets, lambda case: np.zeros((0, 68, 3)), Masker(None))
+    assert config.metrics == [metric.name for metric in metrics]

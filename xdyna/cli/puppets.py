@@ -1,4 +1,4 @@
-"""The rendered world: `scripts/puppets.py report|eval|faces|sensitivity|train-extractors|train-reader`."""
+"""The rendered world: `scripts/puppets.py report|faces|sensitivity|train-extractors|train-reader`."""
 
 import importlib
 from collections.abc import Sequence
@@ -7,8 +7,7 @@ from xdyna.core.errors import UsageError
 
 # Modules with a function `main`; imported when their action is called.
 ACTIONS = {
-    "report": ("xdyna.puppets.report", "measure a small model on held-out clips, with contact sheets"),
-    "eval": ("xdyna.puppets.eval_tiny", "evaluate xdyna-tiny on held-out clips; writes docs/eval_tiny.md"),
+    "report": ("xdyna.puppets.report", "measure a small model on held-out clips: its card, docs/eval_tiny.md, sheets"),
     "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),
     "train-extractors": ("xdyna.puppets.train_extractors", "train the networks that metrics look through"),

@@ -1,4 +1,4 @@
-"""The metrics that need no download, on puppets: what `make eval-tiny` and `make sensitivity` measure."""
+"""The metrics that need no download, on puppets: what `make tiny-report` and `make sensitivity` measure."""
 
 from __future__ import annotations
 

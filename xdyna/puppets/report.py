@@ -1,6 +1,7 @@
-"""Measures a small model on the held-out puppet clips and writes tables and contact sheets (`scripts/tiny_report.py`).
+"""The report of xdyna-tiny on the held-out puppet clips (`scripts/puppets.py report`): one command makes the tables of
+its model card and docs/eval_tiny.md, from the same clips, and contact sheets.
 
-Interrupted runs go on where they were: every generated clip is a file of its own.
+Interrupted runs go on where they were: every generated clip is a file of its own, and so is every measurement.
 """
 
 import argparse
@@ -17,86 +18,118 @@ import torch
 from tqdm import tqdm
 
 from xdyna import __version__
+from xdyna.config.loader import compose
 from xdyna.core.atomic import atomic_output
 from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import UsageError
 from xdyna.core.quiet import quiet_libraries
-from xdyna.pipelines.folder import TINY, Checkpoint, find_checkpoint, load_pipeline
+from xdyna.evaluation.report import Report
+from xdyna.evaluation.store import Store
+from xdyna.pipelines.folder import TINY, UNTRAINED_MARK, Checkpoint, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
+from xdyna.puppets.card import check_card, fill_card
 from xdyna.puppets.expression import ExpressionReader
-from xdyna.puppets.heldout import HeldOut, load_held_out
+from xdyna.puppets.heldout import HELD_OUT, HeldOut, load_held_out
+from xdyna.puppets.rows import TinyReportConfig, chosen_metrics, document, measure_rows
 from xdyna.puppets.sheets import clip_block, write_sheet
 from xdyna.puppets.summary import Numbers, measure, summarise, tables
 from xdyna.puppets.train_reader import FOLDER as READER
 from xdyna.puppets.variants import VARIANTS, Bench, Settings
 
+ROOT_CONFIG = "puppets"
 OUT = Path("outputs") / "tiny_report"
 FRAMES = 16
 SHORT = {"cross_aligned": 16, "no_face": 32}
 """Clips of the lesser comparisons without --full."""
-EXPRESSION_CLIPS = 32
+DOC_VARIANTS = ("full", "copy", "vae")
+"""Without these there is no docs/eval_tiny.md."""
 SHEET_CLIPS, PER_SHEET, CROSS_CLIPS = 12, 4, 4
+
+NOTES = """\
+PSNR (dB) and SSIM are means over N clips. Frame: of whole frames, computed frame by frame, SSIM of the grey
+pictures (7 x 7 px), as `scripts/eval.py` and docs/eval_tiny.md have them. Figure: over the figure's pixels of all
+frames of a clip together, SSIM in colour (Gaussian, 11 x 11 px). ± is the standard error of the paired
+difference, in brackets its N. Temporal energy: mean squared difference of neighbouring frames where the scene
+moves by itself, dynamic scenes only. Expression: read from the face's pixels (`pretrained/puppet-expression`),
+against what was rendered, on the clips that all rows have."""
 
 Job = tuple[int, str]
 """Number of a clip and name of a variant."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `scripts/tiny_report.py`. Args: argv: without the program's name. Returns: exit code."""
+    """Run `scripts/puppets.py report`. Args: argv: without the program's name. Returns: exit code."""
     args = _parser().parse_args(argv)
     quiet_libraries()
-    held_out = load_held_out()
-    if not 1 <= args.clips <= len(held_out) or args.steps < 1:
-        raise UsageError(
-            f"--clips {args.clips} --steps {args.steps}: expected 1 to {len(held_out)} clips and 1 step up"
-        )
-    device = pick_device(args.device)
-    checkpoint = find_checkpoint(args.checkpoint, build_untrained)
-    dtype = pick_dtype(args.dtype, device)
-    pipeline = load_pipeline(checkpoint, device=device, dtype=dtype, face=checkpoint.has_face)
-    pipeline.set_progress_bar_config(disable=True)
+    config, held_out = _config(args), load_held_out()
+    if config.clips > len(held_out):
+        raise UsageError(f"{config.clips} clips were asked for; {HELD_OUT} lists {len(held_out)}; ask for fewer")
+    if args.card is not None:
+        check_card(args.card)
+    chosen_metrics(config.metrics, args.out / "points", Store(args.out / "records"))
+    checkpoint = _trained(args.checkpoint, allow_untrained=args.allow_untrained)
+    bench = _bench(checkpoint, config, args)
     reader = ExpressionReader.load(READER)
-    hashes = checkpoint.hashes()
-    settings = Settings(
-        steps=args.steps,
-        guidance=args.guidance,
-        seed=args.seed,
-        frames=FRAMES,
-        size=checkpoint.size,
-        weights=hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
-        dtype=str(dtype).removeprefix("torch."),
-    )
-    bench = Bench(pipeline, settings, args.out / "clips")
-    jobs = plan(args.clips, full=args.full, face=checkpoint.has_face)
+    jobs = plan(config.clips, full=args.full, face=checkpoint.has_face, variants=args.variants)
     if args.part is not None:
         number, parts = args.part
-        print(f"part {number} of {parts}: results for {args.out / 'clips'}, no report")
+        print(f"part {number} of {parts}: results for {bench.folder}, no report")
         sampled = [job for job in jobs if VARIANTS[job[1]].way == "sample"]  # what takes the time
         run(bench, held_out, sampled[number - 1 :: parts], reader)
         return 0
-    print(f"{checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''} on {device}, {len(jobs)} results")
+    mark = _mark(checkpoint) if checkpoint.untrained else ""
+    print(f"{checkpoint.folder}{' (untrained)' if mark else ''} on {bench.pipeline.device}, {len(jobs)} results")
     start = time.perf_counter()
     clips, scenes = run(bench, held_out, jobs, reader)
-    summary = summarise(clips, scenes, expression_clips=EXPRESSION_CLIPS)
-    facts = _facts(args, checkpoint, settings, hashes, seconds=time.perf_counter() - start)
+    summary = summarise(clips, scenes)
+    reports, command = {}, ["scripts/puppets.py", "report", *argv]
+    if set(DOC_VARIANTS) <= clips.keys():
+        reports = measure_rows(
+            args.out, bench, held_out[: config.clips], config, weights=checkpoint.hashes(), command=command
+        )
+    facts = _facts(checkpoint, bench, config.clips, command, seconds=time.perf_counter() - start) | {"mark": mark}
     write_report(args.out, facts, summary, clips, held_out, scenes)
     write_sheets(args.out, bench, held_out, jobs, scenes)
-    print(f"{tables(summary)}\n\nwritten to {args.out}: report.md, report.json and contact sheets")
+    publish(args, facts, summary, reports)
+    print(f"{tables(summary)}\n\nwritten to {args.out}: report.md, report.json, contact sheets, reports of all rows")
     return 0
 
 
-def plan(clips: int, *, full: bool, face: bool) -> list[Job]:
+def publish(
+    args: argparse.Namespace, facts: dict[str, Any], summary: dict[str, Any], reports: dict[str, Report]
+) -> None:
+    """Write docs/eval_tiny.md and the tables of the model card, where they were asked for (`--doc`, `--card`)."""
+    if reports:
+        doc = args.doc if args.doc is not None else args.out / "eval_tiny.md"
+        with atomic_output(doc, overwrite=True) as path:
+            path.write_text(document(reports, made=_made(facts), mark=facts["mark"]), encoding="utf-8")
+        print(f"written: {doc}")
+    if args.card is not None:
+        fill_card(args.card, card(facts, summary))
+        print(f"written: {args.card}")
+
+
+def card(facts: dict[str, Any], summary: dict[str, Any]) -> str:
+    """The measured part of the model card, Markdown below a heading of the second level."""
+    mark = [f"**Not final: {facts['mark']}**"] if facts["mark"] else []
+    weights = "\n".join(f"- `{name}` {value}" for name, value in facts["weights"].items())
+    hashes = f"<details><summary>SHA-256 of the weights</summary>\n\n{weights}\n\n</details>"
+    return "\n\n".join([*mark, _made(facts), tables(summary), NOTES, hashes])
+
+
+def plan(clips: int, *, full: bool, face: bool, variants: Sequence[str] = tuple(VARIANTS)) -> list[Job]:
     """What is generated, clip by clip.
 
     Args:
         clips: the first so many of the list.
         full: every variant for all of them; else the slower comparisons for the first few (see `SHORT`).
         face: whether there is a face ControlNet that can be left out.
+        variants: only these.
 
     Returns:
         The jobs.
     """
-    names = [name for name, variant in VARIANTS.items() if face or variant.face]
+    names = [name for name, variant in VARIANTS.items() if name in variants and (face or variant.face)]
     return [(k, name) for k in range(clips) for name in names if full or k < SHORT.get(name, clips)]
 
 
@@ -148,21 +181,8 @@ def write_report(
     with atomic_output(folder / "report.json", overwrite=True) as path:
         content = _without_nan({**facts, **summary, "clips": rows})
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    settings = ", ".join(f"{name} {value}" for name, value in facts["settings"].items() if name != "weights")
-    lines = [
-        "# Report on held-out puppet clips",
-        f"`{facts['checkpoint']}`{' (**untrained**)' if facts['untrained'] else ''}: {settings}. Weights "
-        f"`{facts['settings']['weights'][:16]}`, xdyna {facts['version']}, torch {facts['torch']}, {facts['device']}; "
-        f"{facts['seconds'] / 60:.1f} min in this run.",
-        "PSNR (dB) and SSIM over 16 frames, averaged over N clips of unseen identities, motions and scenes; figure: "
-        "the figure's pixels in the truth. ± is the standard error of the paired difference, in brackets its N.",
-        tables(summary),
-        "Temporal energy: mean squared difference of neighbouring frames where the scene moves by itself, dynamic "
-        "scenes only. Expression: read from the face's pixels (`pretrained/puppet-expression`), against the truth.",
-        "<details><summary>SHA-256 of the weights</summary>\n\n"
-        + "\n".join(f"- `{name}` {value}" for name, value in facts["weights"].items())
-        + "\n\n</details>",
-    ]
+    title = f"# Report on held-out puppet clips: `{facts['checkpoint']}`"
+    lines = [title + (" (**untrained**)" if facts["untrained"] else ""), card(facts, summary)]
     with atomic_output(folder / "report.md", overwrite=True) as path:
         path.write_text("\n\n".join(lines) + "\n")
 
@@ -184,22 +204,76 @@ def write_sheets(
             write_sheet(folder / f"{stem}_{page}.png", blocks[first : first + PER_SHEET])
 
 
-def _facts(
-    args: argparse.Namespace, checkpoint: Checkpoint, settings: Settings, hashes: dict[str, str], *, seconds: float
-) -> dict[str, Any]:
+def _config(args: argparse.Namespace) -> TinyReportConfig:
+    """configs/puppets.yaml with what the arguments change."""
+    flags = {name: getattr(args, name) for name in ("clips", "steps", "guidance", "seed")}
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return compose(TinyReportConfig, ROOT_CONFIG, [*given, *args.set]).config
+
+
+def _trained(folder: Path, *, allow_untrained: bool) -> Checkpoint:
+    """The pipeline folder, whose weights must be trained unless that is allowed."""
+    hint = "`make tiny` trains it, `make tiny-report` measures it then; --allow-untrained measures it as it is"
+    if folder == TINY and not (TINY / "model_index.json").is_file() and not allow_untrained:
+        raise ValueError(f"xdyna-tiny is not trained yet: {TINY} does not exist. {hint}")
+    checkpoint = find_checkpoint(folder, build_untrained)
+    if checkpoint.untrained and not allow_untrained:
+        raise ValueError(f"{folder} is not final: {_mark(checkpoint)} {hint}")
+    return checkpoint
+
+
+def _mark(checkpoint: Checkpoint) -> str:
+    """What the folder says about its unfinished weights."""
+    return (checkpoint.folder / UNTRAINED_MARK).read_text(encoding="utf-8").strip()
+
+
+def _bench(checkpoint: Checkpoint, config: TinyReportConfig, args: argparse.Namespace) -> Bench:
     device = pick_device(args.device)
+    dtype = pick_dtype(args.dtype, device)
+    pipeline = load_pipeline(checkpoint, device=device, dtype=dtype, face=checkpoint.has_face)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = Settings(
+        steps=config.steps,
+        guidance=config.guidance,
+        seed=config.seed,
+        frames=FRAMES,
+        size=checkpoint.size,
+        weights=hashlib.sha256(json.dumps(checkpoint.hashes(), sort_keys=True).encode()).hexdigest(),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    return Bench(pipeline, settings, args.out / "clips")
+
+
+def _facts(
+    checkpoint: Checkpoint, bench: Bench, clips: int, command: Sequence[str], *, seconds: float
+) -> dict[str, Any]:
+    device = bench.pipeline.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})"
     return {
         "checkpoint": checkpoint.folder.name,
         "untrained": checkpoint.untrained,
-        "settings": vars(settings),
-        "full": args.full,
-        "weights": hashes,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "settings": vars(bench.settings),
+        "held_out": clips,
+        "command": " ".join(command),
+        "weights": checkpoint.hashes(),
         "version": __version__,
         "torch": torch.__version__,
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "seconds": round(seconds, 1),
     }
+
+
+def _made(facts: dict[str, Any]) -> str:
+    """How the numbers came about: the same sentence in the card and in docs/eval_tiny.md."""
+    settings = facts["settings"]
+    height, width = settings["size"]
+    return (
+        f"{facts['held_out']} held-out puppet clips (`configs/puppets/heldout.yaml`: unseen identities, motions and "
+        f"scenes), {settings['frames']} frames of {height} x {width} px; {settings['steps']} steps, guidance "
+        f"{settings['guidance']:g}, seed {settings['seed']}, {settings['dtype']}. Made by `{facts['command']}` "
+        f"on {facts['date']} (xdyna {facts['version']}, torch {facts['torch']}, {facts['device']})."
+    )
 
 
 def _without_nan(value: Any) -> Any:
@@ -218,16 +292,28 @@ def _part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+def _variants(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {','.join(VARIANTS)}")
+    return names
+
+
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="tiny_report.py", description="Measure a small model on puppet clips that it was not trained on."
+        prog="puppets.py report", description="Measure a small model on puppet clips that it was not trained on."
     )
     p.add_argument("checkpoint", nargs="?", type=Path, default=TINY, help="pipeline folder (%(default)s)")
-    p.add_argument("--clips", type=int, default=64, help="the first so many of the list (%(default)s)")
+    p.add_argument("--clips", type=int, metavar="N", help="the first so many of the list (64)")
     p.add_argument("--full", action="store_true", help="every comparison on all clips (default: some on 16 or 32)")
-    p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
-    p.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1: one half of the work (%(default)s)")
-    p.add_argument("--seed", type=int, default=42, help="of the noise (%(default)s)")
+    p.add_argument(
+        "--variants", type=_variants, default=list(VARIANTS), metavar="NAME,NAME", help="only these comparisons"
+    )
+    p.add_argument("--steps", type=int, metavar="N", help="denoising steps (10)")
+    p.add_argument("--guidance", type=float, metavar="X", help="guidance scale; 1: one half of the work (1)")
+    p.add_argument("--seed", type=int, metavar="N", help="of the noise (42)")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of puppets.yaml")
     p.add_argument(
         "--part",
         type=_part,
@@ -235,6 +321,9 @@ def _parser() -> argparse.ArgumentParser:
         help="make only the K-th of N parts of the results and no report; the next run without it takes them over",
     )
     p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--doc", type=Path, metavar="FILE", help="the table of all metrics (OUT/eval_tiny.md)")
+    p.add_argument("--card", type=Path, metavar="FILE", help="model card whose tables are replaced")
+    p.add_argument("--allow-untrained", action="store_true", help="measure untrained weights, too")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     p.add_argument("--debug", action="store_true", help="show tracebacks")

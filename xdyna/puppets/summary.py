@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xdyna.evaluation.metrics.pictures import psnr_float, ssim_grey
 from xdyna.evaluation.metrics.regions import RegionQuality, temporal_energy
 from xdyna.puppets.expression import READINGS, ExpressionReader
 from xdyna.puppets.heldout import Task, true_readings
@@ -17,6 +18,7 @@ Clips = Mapping[str, Mapping[int, Numbers]]
 
 ENERGY_RANGE = (0.5, 2.0)  # generated / truth that counts as alive
 SELF = ("full", "copy", "no_pose", "no_adapter", "no_face", "vae")
+EXPRESSION = ("full", "no_face", "copy", "vae", "truth")
 CROSS = ("cross_exact", "cross_aligned", "cross_copy", "cross_vae")
 
 
@@ -29,20 +31,22 @@ def measure(task: Task, frames: np.ndarray, reader: ExpressionReader) -> Numbers
         reader: of expressions.
 
     Returns:
-        PSNR in dB and SSIM in the figure's region and in the whole frame; temporal energy of the dynamic region, its
-        truth, and their ratio (NaN for static scenes); mean absolute errors of mouth and eye opening; mean distance of
-        the driving joints from the truth's in px.
+        PSNR in dB and SSIM in the figure's region (over its pixels of all frames) and of whole frames (mean over
+        frames, by the functions of `scripts/eval.py`: the numbers of docs/eval_tiny.md); temporal energy of the dynamic
+        region, its truth, and their ratio (NaN for static scenes); mean absolute errors of mouth and eye opening; mean
+        distance of the driving joints from the truth's in px.
     """
     truth = task.truth
-    figure, whole = RegionQuality.of(truth.frames, frames, truth.mask), RegionQuality.of(truth.frames, frames)
+    figure = RegionQuality.of(truth.frames, frames, truth.mask)
+    pairs = list(zip(truth.frames, frames, strict=True))
     energy, true_energy = temporal_energy(frames, truth.dynamic), temporal_energy(truth.frames, truth.dynamic)
     error = np.abs(reader.read(frames, truth.face) - true_readings(truth)).mean(axis=0)
     by_name = dict(zip(READINGS, error.tolist(), strict=True))
     return {
         "psnr_figure": figure.psnr,
         "ssim_figure": figure.ssim,
-        "psnr_frame": whole.psnr,
-        "ssim_frame": whole.ssim,
+        "psnr_frame": float(np.mean([psnr_float(*pair) for pair in pairs])),
+        "ssim_frame": float(np.mean([ssim_grey(*pair) for pair in pairs])),
         "energy": energy,
         "energy_truth": true_energy,
         "energy_ratio": energy / true_energy if true_energy > 0 else math.nan,
@@ -84,13 +88,12 @@ def energies(rows: Sequence[Numbers]) -> dict[str, Any]:
     return {"clips": len(rows), "pooled": pooled, "median": float(np.median(ratios)), "within": within}
 
 
-def summarise(clips: Clips, scenes: Mapping[int, str], *, expression_clips: int) -> dict[str, Any]:
+def summarise(clips: Clips, scenes: Mapping[int, str]) -> dict[str, Any]:
     """Everything the tables say.
 
     Args:
         clips: numbers by variant and clip.
         scenes: kind of scene by clip.
-        expression_clips: expressions are compared on the first so many clips.
 
     Returns:
         "quality", "gains", "energy", "energy_by_scene", "expression": nested mappings of numbers.
@@ -109,9 +112,10 @@ def summarise(clips: Clips, scenes: Mapping[int, str], *, expression_clips: int)
     energy = {name: energies(list(clips[name].values())) for name in ("full", "copy", "vae") if name in clips}
     kinds = sorted({scenes[k] for k, row in clips.get("full", {}).items() if not math.isnan(row["energy_ratio"])})
     by_scene = {kind: energies([row for k, row in clips["full"].items() if scenes[k] == kind]) for kind in kinds}
-    expression = {}
-    for name in ("full", "no_face", "copy", "vae", "truth"):
-        rows = {k: row for k, row in clips.get(name, {}).items() if k < expression_clips}
+    expression, compared = {}, [name for name in EXPRESSION if clips.get(name)]
+    common = set.intersection(*(set(clips[name]) for name in compared)) if compared else set()
+    for name in compared:  # on the clips that all of them have
+        rows = {k: clips[name][k] for k in sorted(common)}
         if rows:
             errors = {n: average(list(rows.values()), n) for n in ("mouth_error", "eye_error")}
             expression[name] = {"clips": len(rows), **errors}

@@ -181,8 +181,8 @@ def _card(reader: ExpressionReader, facts: dict[str, object], accuracy: dict[str
     return f"""# puppet-expression
 
 A small network ({size:,} parameters) that reads mouth and eye opening (0 shut, 1 wide open) from the pixels of a
-puppet's face, cut out upright to {SIDE} x {SIDE} px. `scripts/tiny_report.py` compares generated faces with the truth
-by it. Code: `xdyna/puppets/expression.py`. It knows puppets only.
+puppet's face, cut out upright to {SIDE} x {SIDE} px. `scripts/puppets.py report` compares generated faces with the
+truth by it. Code: `xdyna/puppets/expression.py`. It knows puppets only.
 
 Trained by `python scripts/train_reader.py` on {facts["train_faces"]:,} faces of the puppet world's training split,
 blurred, coarsened, shifted and dirtied at random. Accuracy on {facts["test_faces"]:,} faces of identities, motions and
