@@ -40,7 +40,7 @@ from xdyna.config.loader import compose
         ({"source": "footage", "manifests": ["a", {"folder": "b", "weight": 1}]}, "some have a weight and some have"),
         ({"source": "footage", "manifests": ["a"], "buckets": [[64, 60]]}, r"data.buckets: got \[64, 60\]"),
         ({"source": "footage", "manifests": ["a"], "buckets": [[64, 64], [128, 128]]}, "sizes of different aspects"),
-        ({"buckets": [[64, 64]]}, "data.buckets is for source 'footage'"),
+        ({"buckets": [[64, 64]]}, "data.buckets is for sources 'footage' and 'shards'"),
         ({"pose_width": 0.0}, "data.pose_width: got 0.0, expected more than 0"),
     ],
 )
