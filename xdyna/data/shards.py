@@ -31,7 +31,7 @@ import numpy as np
 from xdyna.config.data import DataError
 from xdyna.data.footage import FootageSource
 from xdyna.data.footage_video import FootageVideo
-from xdyna.data.records import ClipArrays, ClipRecord
+from xdyna.data.records import ClipArrays, ClipRecord, clip_record
 from xdyna.data.sources import ClipError
 from xdyna.data.store import check_arrays_fit, check_records, read_arrays
 from xdyna.media import read_frames
@@ -39,7 +39,6 @@ from xdyna.media import read_frames
 FORMAT = "xdyna-shards-1"
 INDEX = "index.json"
 RECORD, ARRAYS, VIDEO, FACES, SUMS = "json", "npz", "mp4", "faces.npz", "sums.json"
-_FORMER_FIELDS = ("latents",)  # of records in shards of earlier versions; never filled
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ def _scan(address: str, name: str) -> list[tuple[ClipRecord, dict[str, Member]]]
 
 
 def _clip(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo], shard: str) -> tuple[ClipRecord, dict[str, Member]]:
-    record: dict[str, Any] = {k: v for k, v in _json(tar, files[RECORD]).items() if k not in _FORMER_FIELDS}
+    record = clip_record(_json(tar, files[RECORD]))
     sums = _json(tar, files[SUMS]) if SUMS in files else {}
     members = {
         suffix: Member(shard, entry.offset_data, entry.size, sums.get(suffix))
@@ -225,8 +224,8 @@ def _clip(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo], shard: str) -
     }
     for suffix in (ARRAYS, VIDEO):
         if suffix not in members:
-            raise KeyError(f".{suffix} of clip '{record['clip_id']}'")
-    return ClipRecord(**record), members
+            raise KeyError(f".{suffix} of clip '{record.clip_id}'")
+    return record, members
 
 
 def _json(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> dict[str, Any]:

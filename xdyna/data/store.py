@@ -26,6 +26,7 @@ from xdyna.data.addresses import local_copy
 from xdyna.data.records import (
     DATASET_FILE,
     FORMAT,
+    FORMER_FIELDS,
     MANIFEST,
     REASONS,
     SKIPPED,
@@ -252,6 +253,7 @@ def _read_table(kind: type[Row], path: Path) -> list[Row]:
             f"table '{path}' has format '{version}', this program reads '{FORMAT}'; preprocess the footage again"
         )
     schema = _schema(kind)
+    table = table.drop_columns([name for name in FORMER_FIELDS if name in table.column_names])
     if sorted(table.column_names) != sorted(schema.names):
         missing = sorted(set(schema.names) - set(table.column_names))
         unknown = sorted(set(table.column_names) - set(schema.names))
@@ -299,7 +301,7 @@ def _record_problems(record: ClipRecord) -> Iterator[str]:
         yield "fps, person_height, confidence, motion and camera must be finite, fps above 0"
     if len(record.phash) != 16 or not set(record.phash) <= set("0123456789abcdef"):
         yield f"phash is {record.phash!r}, expected 16 hexadecimal digits"
-    for name in ("arrays", "faces", "latents"):
+    for name in ("arrays", "faces"):
         value = Path(getattr(record, name))
         if value.is_absolute() or ".." in value.parts:
             yield f"{name} is '{value}', expected a path below the data set folder"
@@ -403,9 +405,8 @@ def validate(folder: Path, *, videos: bool = False) -> list[str]:
             dataset.arrays(record)
         except DataError as error:
             problems.append(str(error))
-        for name in (record.faces, record.latents):
-            if name and not (folder / name).exists():
-                problems.append(f"clip '{record.clip_id}': '{folder / name}' is missing")
+        if record.faces and not (folder / record.faces).exists():
+            problems.append(f"clip '{record.clip_id}': '{folder / record.faces}' is missing")
     if videos:
         problems += _video_problems(dataset.records)
     return problems

@@ -94,6 +94,8 @@ def test_the_card_counts(tmp_path) -> None:
         "| not given | 1 |",
         "| 24.5 to 27 | 3 |",
         "| below 256 | 4 |",
+        "| person, share of the picture's height | 0.5 | 0.5 | 0.5 |",
+        "| motion, picture heights per second | 0.1 | 0.1 | 0.1 |",
         "| finish.test | `0.5` |",
         "| numpy | 1 |",
     ):
