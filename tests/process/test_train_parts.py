@@ -9,11 +9,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.unit.training.test_loop import config, read
+from xdyna.config.train import TrainConfig
 from xdyna.core.program import FAILURE
 from xdyna.pipelines.folder import save_pipeline
-from xdyna.training import session
+from xdyna.training import processes
+from xdyna.training.components import Components, as_pipeline
 from xdyna.training.errors import TrainingWarning
-from xdyna.training.parts import as_pipeline, build_components, whole
+from xdyna.training.export import whole_components
+from xdyna.training.stages import STAGES
+
+
+def build(settings: TrainConfig) -> Components:
+    return STAGES[settings.stage].build(settings)
 
 
 def fail() -> None:
@@ -22,31 +29,31 @@ def fail() -> None:
 
 def test_the_main_process_does_it_and_says_what_failed() -> None:
     accelerator = Accelerator(cpu=True)
-    assert session.on_main(accelerator, lambda: 3) == 3
+    assert processes.on_main(accelerator, lambda: 3) == 3
     with pytest.raises(ValueError, match="the folder is not empty"):
-        session.on_main(accelerator, fail)
+        processes.on_main(accelerator, fail)
 
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_the_other_processes_do_not_and_end_with_it(failed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "is_main_process", False)
-    monkeypatch.setattr(session, "broadcast_object_list", lambda values: [failed])
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda values: [failed])
     if not failed:
-        assert session.on_main(accelerator, fail) is None
+        assert processes.on_main(accelerator, fail) is None
         return
     with pytest.raises(SystemExit) as ended:
-        session.on_main(accelerator, fail)
+        processes.on_main(accelerator, fail)
     assert ended.value.code == FAILURE
 
 
 def test_gathered_weights_become_whole_networks(tmp_path: Path) -> None:
     """As FSDP gives them: of the networks that the stage runs, by component and name."""
     settings = read(config(tmp_path, "run"))
-    components = build_components(settings)
-    assert whole(components, None, settings) is components
+    components = STAGES[settings.stage].build(settings)
+    assert whole_components(components, None, settings) is components
     weights = {f"unet.{name}": tensor + 1 for name, tensor in components.unet.state_dict().items()}
-    built = whole(components, weights, settings)
+    built = whole_components(components, weights, settings)
     assert all(torch.equal(tensor, weights[f"unet.{name}"]) for name, tensor in built.unet.state_dict().items())
     start = components.vae.state_dict()
     assert all(torch.equal(tensor, start[name]) for name, tensor in built.vae.state_dict().items())
@@ -54,9 +61,7 @@ def test_gathered_weights_become_whole_networks(tmp_path: Path) -> None:
 
 def test_channels_last_is_a_matter_of_memory_alone(tmp_path: Path) -> None:
     """The same numbers but for rounding, and a folder with the same tensors."""
-    plain, last = (
-        build_components(read(config(tmp_path, f"run{k}"), f"channels_last={str(k == 1).lower()}")) for k in (0, 1)
-    )
+    plain, last = (build(read(config(tmp_path, f"run{k}"), f"channels_last={str(k == 1).lower()}")) for k in (0, 1))
     weight = last.vae.encoder.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
@@ -72,12 +77,12 @@ def test_channels_last_is_a_matter_of_memory_alone(tmp_path: Path) -> None:
 def test_a_start_of_another_model_is_told(tmp_path: Path) -> None:
     """The folder's networks count, not the model section; nobody should find that out hours later."""
     path = config(tmp_path, "run")
-    save_pipeline(as_pipeline(build_components(read(path))), tmp_path / "s")
+    save_pipeline(as_pipeline(build(read(path))), tmp_path / "s")
     start = f"init={tmp_path / 's'}"
     with warnings.catch_warnings():
         warnings.simplefilter("error", TrainingWarning)
-        build_components(read(path, start))
+        build(read(path, start))
     changed = read(path, start)
     changed.model.scheduler["prediction_type"] = "v_prediction"
     with pytest.warns(TrainingWarning, match="prediction_type is epsilon there, v_prediction in the model section"):
-        build_components(changed)
+        STAGES[changed.stage].build(changed)

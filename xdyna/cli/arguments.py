@@ -151,8 +151,8 @@ class Program(Generic[Schema]):
             parser: from `parser`, with the program's own flags.
             argv: without the program's name.
         """
-        marked = [f"--override={word}" if is_setting else word for word, is_setting in _split(self, parser, argv)]
-        flags = parser.parse_intermixed_args(marked)
+        words = _split(parser, argv, self.inputs)
+        flags = parser.parse_intermixed_args([f"--override={word}" if setting else word for word, setting in words])
         flags.overrides = [word for _, word in flags.overrides]
         return flags
 
@@ -164,12 +164,11 @@ def kept_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str
         parser: of the program.
         argv: without the program's name.
     """
-    program = typing.cast(Any, argparse.Namespace(inputs=True))
-    words = [word for word, is_setting in _split(program, parser, argv) if not is_setting]
+    words = [word for word, is_setting in _split(parser, argv, inputs=True) if not is_setting]
     return [word for word in words if word not in ("--multirun", "-m")]
 
 
-def _split(program: Any, parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[tuple[str, bool]]:
+def _split(parser: argparse.ArgumentParser, argv: Sequence[str], inputs: bool) -> list[tuple[str, bool]]:
     """Every word, and whether it is a setting in Hydra's grammar: not a flag, nor a value of the flag before it."""
     options, words = parser._option_string_actions, []
     fixed, more = 0, False
@@ -182,11 +181,11 @@ def _split(program: Any, parser: argparse.ArgumentParser, argv: Sequence[str]) -
         elif fixed > 0:
             fixed -= 1
             words.append((word, False))
-        elif _OVERRIDE.match(word) and not (program.inputs and Path(word).exists()):
+        elif _OVERRIDE.match(word) and not (inputs and Path(word).exists()):
             more = False
             words.append((word, True))
         else:
-            words.append((word, not (program.inputs or more or word.startswith("-"))))
+            words.append((word, not (inputs or more or word.startswith("-"))))
     return words
 
 

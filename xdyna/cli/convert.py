@@ -46,8 +46,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/convert.py`. Args: argv: without the program's name. Returns: exit code."""
-    numbered = lambda command, number: ["--out", f"{command.flags.out or 'outputs/convert'}/{number}"]  # noqa: E731
-    return PROGRAM.main(parser(), argv, work, prepare=_choose_model, numbered=numbered)
+    return PROGRAM.main(parser(), argv, work, prepare=_choose_model, numbered=_numbered)
+
+
+def _numbered(command: Command[ConvertConfig], number: int) -> list[str]:
+    return ["--out", str((command.flags.out or Path("outputs") / "convert") / str(number))]
 
 
 def _choose_model(flags: argparse.Namespace) -> None:

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xdyna.core.atomic import unique_path
+from PIL import Image
+
+from xdyna.core.atomic import atomic_output, unique_path
 from xdyna.core.resources import resource
 from xdyna.media.image import write_png
+from xdyna.media.video import probe, read_frames
 from xdyna.media.writer import VideoWriter
 from xdyna.puppets.world import PuppetClip, render_clip
 
@@ -118,6 +121,25 @@ def command(args: argparse.Namespace, sample: SampleFiles, out: Path) -> list[st
     return [str(word) for word in words]
 
 
+def write_webp(path: Path, video: Path, *, overwrite: bool = False) -> None:
+    """A video as an animated WebP that repeats for ever, for a page.
+
+    Args:
+        path: the .webp file.
+        video: read frame by frame; shown at its rate.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        FileError: the file exists or cannot be written.
+    """
+    frames = [Image.fromarray(frame) for frame in read_frames(video)]
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        frames[0].save(
+            temporary, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 / probe(video).fps), loop=0,
+            quality=75,
+        )  # fmt: skip
+
+
 def aligned(args: argparse.Namespace) -> bool:
     """Whether the driving person is fitted to the one in the picture: a person has not the puppet's size and place."""
     return args.drive is not None and args.ref is None if args.align is None else args.align
@@ -147,6 +169,9 @@ def main(argv: Sequence[str]) -> int:
         )
     out = unique_path(FOLDER / "demo.mp4")
     code = infer.main([*command(args, sample, out), *more])
+    if out.exists() and args.webp is not None:
+        write_webp(args.webp, out.with_suffix(".grid.mp4"), overwrite="--overwrite" in more)
+        print(f"Moving image:  {args.webp.resolve()}")
     if out.exists():
         sampling = json.loads(out.with_suffix(".run.json").read_text())["sampling_seconds"]
         print(f"\nVideo:         {out.resolve()}\nContact sheet: {out.with_suffix('.sheet.png').resolve()}")
@@ -170,5 +195,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--frames", type=int, default=16, help="frames to make (%(default)s)")
     p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    p.add_argument("--webp", type=Path, metavar="FILE", help="write the side-by-side video as an animated WebP, too")
     p.add_argument("--render", action="store_true", help="only render the sample in assets/demo anew")
     return p

@@ -15,7 +15,6 @@ from xdyna.pipelines.plan import Request
 
 if TYPE_CHECKING:
     from xdyna.evaluation.inputs import Inputs
-    from xdyna.evaluation.report import Report
 
 WORK = ".work"
 PROGRAM = Program(
@@ -70,8 +69,11 @@ def main(argv: Sequence[str]) -> int:
         from xdyna.evaluation import parity
 
         return parity.main(argv[1:])
-    numbered = lambda command, number: ["--out", str(command.flags.out / str(number))]  # noqa: E731
-    return PROGRAM.main(parser(), argv, work, prepare=_choose_metrics, numbered=numbered)
+    return PROGRAM.main(parser(), argv, work, prepare=_choose_metrics, numbered=_numbered)
+
+
+def _numbered(command: Command[EvalConfig], number: int) -> list[str]:
+    return ["--out", str(command.flags.out / str(number))]
 
 
 def _choose_metrics(flags: argparse.Namespace) -> None:
@@ -95,7 +97,7 @@ def work(command: Command[EvalConfig]) -> int:
 
     from xdyna.core.quiet import quiet_libraries
     from xdyna.evaluation.catalogue import check_names
-    from xdyna.evaluation.evaluate import evaluate
+    from xdyna.evaluation.evaluate import check_out, evaluate, not_computed
     from xdyna.evaluation.report import write_report
     from xdyna.evaluation.weights import WeightsFolder
 
@@ -104,7 +106,7 @@ def work(command: Command[EvalConfig]) -> int:
     quiet_libraries()
     config.metrics = check_names(config.metrics)
     if rank == 0:
-        _check_out(args.out, overwrite=args.overwrite)
+        check_out(args.out, overwrite=args.overwrite)
     found = _inputs(args)
     with tqdm(total=-(-len(found.entries) // world), desc="videos", unit="video", disable=rank > 0) as bar:
         report = evaluate(
@@ -122,7 +124,11 @@ def work(command: Command[EvalConfig]) -> int:
         return 0
     files = write_report(report, args.out)
     print(f"\n{files[2].read_text()}\nwritten: {', '.join(str(file) for file in files)}")
-    return _ending(report, allow_skipped=args.allow_skipped)
+    if report.complete:
+        return 0
+    skipped, empty = not_computed(report)
+    print(f"not computed: {', '.join([*skipped, *empty])}")
+    return 0 if args.allow_skipped and not empty else FAILURE
 
 
 def _inputs(args: argparse.Namespace) -> "Inputs":
@@ -144,21 +150,6 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
         found = from_folders(args.generated, args.truth, args.driving, args.masks_dir)
     found.entries = found.entries[: args.quick]
     return found
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if (out / "report.json").exists() and not overwrite:
-        raise UsageError(f"{out} holds a report already; give --overwrite, or another --out")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder")
-
-
-def _ending(report: "Report", *, allow_skipped: bool) -> int:
-    if report.complete:
-        return 0
-    empty = [r.metric.name for r in report.results if any(v != v for v in r.values.values())]
-    print(f"not computed: {', '.join([*(entry.name for entry in report.skipped), *empty])}")
-    return 0 if allow_skipped and not empty else FAILURE
 
 
 def _animate(requests: list[Request], options: str) -> int:

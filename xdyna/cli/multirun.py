@@ -49,7 +49,7 @@ def run(
         own = numbered(command, number) if numbered is not None else []
         told = " ".join([*(word for word in job if word not in same), *own])
         print(f"[job {number} of {len(jobs)}] {told}", flush=True)
-        code = _wait([sys.executable, "-m", "xdyna", program, *words, *job, *own])
+        code = _wait([sys.executable, "-m", "xdyna", *program.split(), *words, *job, *own])
         worst = max(worst, code)
         lines.append(f"job {number}: {'done' if code == 0 else f'exit code {code}'}: {told}")
     print("\n".join(["", *lines]))

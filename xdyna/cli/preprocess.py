@@ -66,8 +66,13 @@ def main(argv: Sequence[str]) -> int:
         from xdyna.preprocess.faces import sheet
 
         return sheet.main(argv[1:])
-    numbered = lambda command, number: ["--out", str(command.flags.out / str(number))]  # noqa: E731
-    return PROGRAM.main(parser(), argv, work, numbered=numbered)
+    return PROGRAM.main(parser(), argv, work, numbered=_numbered)
+
+
+def _numbered(command: Command[PreprocessConfig], number: int) -> list[str]:
+    if command.flags.out is None:
+        raise UsageError("give --out DIR, the folder of the data sets")
+    return ["--out", str(command.flags.out / str(number))]
 
 
 def work(command: Command[PreprocessConfig]) -> int:

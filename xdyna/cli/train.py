@@ -79,7 +79,7 @@ def work(command: Command[TrainConfig]) -> int:
 
         print(f"{describe(config)}\n\nsettings\n{yaml.safe_dump(command.tree, sort_keys=False)}", end="")
         return 0
-    from xdyna.training.session import train
+    from xdyna.training.trainer import train
 
     finished = train(
         config,

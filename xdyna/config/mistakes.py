@@ -163,6 +163,12 @@ def _in_file(config: str, cause: Any, schema: Any, folders: Sequence[Path]) -> s
     path = next((each for folder in folders if (each := folder / f"{config}.yaml").is_file()), None)
     where, key = f" in {path or config}", getattr(cause, "full_key", None) or ""
     if isinstance(cause, UNKNOWN):
+        group = key.partition(".")[0]
+        if group not in typing.get_type_hints(schema) and any((folder / group).is_dir() for folder in folders):
+            return (
+                f"{path or config} would fill a section {group!r}, which there is not; files of the group {group} "
+                "begin with '# @package _global_', and choose others in their defaults by 'override /GROUP: NAME'"
+            )
         return unknown_key(schema, key, where)
     if not key:
         return f"config file {path or config}: expected lines like 'steps: 25' ({_line(cause)})"

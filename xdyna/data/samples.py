@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xdyna.core.devices import to_device
+
+ON_HOST = ("index", "drop_text")  # reading them from a GPU would wait for all that it has to do
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -85,9 +89,11 @@ class Batch:
         return len(self.clip_id)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on a device."""
+        """The same batch with its tensors on a device, but for `index` and `drop_text`, which the host reads."""
         tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: to_device(value, device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name not in ON_HOST
         }
         return dataclasses.replace(self, **tensors)
 

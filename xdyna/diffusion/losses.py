@@ -1,4 +1,4 @@
-"""Noising and losses of training, as pure functions.
+"""Losses of training, as pure functions. Noising and v are the scheduler's (`add_noise`, `get_velocity`).
 
 Shape legend: B clips, C channels, T generated frames, h w latent grid.
 """
@@ -7,52 +7,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
-
-
-def linear_alphas_cumprod(*, steps: int, beta_start: float, beta_end: float) -> Tensor:
-    """Cumulative products of 1 - beta for betas linear in the step (DDPM, arXiv 2006.11239, eq. 4; X-Dyna's schedule).
-
-    Args:
-        steps: number of training steps.
-        beta_start: first beta.
-        beta_end: last beta.
-
-    Returns:
-        Tensor: (steps,) float32, decreasing.
-    """
-    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), dim=0).float()
-
-
-def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod_B: Tensor) -> Tensor:
-    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (DDPM, eq. 4).
-
-    Args:
-        clean: (B, ...) clean latents.
-        noise: the same shape, standard normal.
-        alphas_cumprod_B: (B,) a_t of each clip's timestep.
-
-    Returns:
-        Tensor: the shape of `clean`.
-    """
-    a = alphas_cumprod_B.reshape(-1, *(1 for _ in clean.shape[1:]))
-    return a.sqrt() * clean + (1 - a).sqrt() * noise
-
-
-def velocity(clean: Tensor, noise: Tensor, alphas_cumprod_B: Tensor) -> Tensor:
-    """v = sqrt(a_t) e - sqrt(1 - a_t) x_0, what a network with `prediction_type: v_prediction` predicts.
-
-    Args:
-        clean: (B, ...) clean latents.
-        noise: the same shape, standard normal.
-        alphas_cumprod_B: (B,) a_t of each clip's timestep.
-
-    Returns:
-        Tensor: the shape of `clean`.
-
-    Source: Salimans & Ho, arXiv 2202.00512, appendix D.
-    """
-    a = alphas_cumprod_B.reshape(-1, *(1 for _ in clean.shape[1:]))
-    return a.sqrt() * noise - (1 - a).sqrt() * clean
 
 
 def offset_noise(noise: Tensor, offset_BC: Tensor, strength: float) -> Tensor:

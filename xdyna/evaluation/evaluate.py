@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xdyna.config.eval import EvalConfig
+from xdyna.core.errors import UsageError
 from xdyna.core.manifest import versions
 from xdyna.evaluation import engine
 from xdyna.evaluation.catalogue import Shared, make_metrics
@@ -69,6 +70,28 @@ def evaluate(
         {"versions": versions(), "command": list(command)},
         config.table,
     )
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """See that a report can be written.
+
+    Args:
+        out: folder of the report.
+        overwrite: whether one that is there may be replaced.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if (out / "report.json").exists() and not overwrite:
+        raise UsageError(f"{out} holds a report already; give --overwrite, or another --out")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+
+
+def not_computed(report: Report) -> tuple[list[str], list[str]]:
+    """Names of the metrics that were skipped, and of those that found nothing to measure. Args: report."""
+    empty = [r.metric.name for r in report.results if any(value != value for value in r.values.values())]
+    return [entry.name for entry in report.skipped], empty
 
 
 def _gather(outcomes: dict[str, Any], work: Path, *, rank: int, world: int) -> dict[str, Any] | None:

@@ -196,29 +196,6 @@ class UpBlock(Checkpointed):
         return x_ZCHW
 
 
-def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor], context: ClipContext) -> Tensor:
-    """All up blocks, each with its own skip connections.
-
-    Args:
-        blocks: `UpBlock`s, the lowest level first.
-        x_ZCHW: output of the middle block.
-        skips: all skip connections that they take, in order of computation, and perhaps others before these.
-        context: timestep and tokens of the clips.
-
-    Returns:
-        Tensor: (B * F, C, H, W).
-    """
-    end = len(skips)
-    for block in blocks:
-        resnets = block.resnets
-        assert isinstance(resnets, nn.ModuleList)
-        start = end - len(resnets)
-        size = (skips[start - 1].shape[-2], skips[start - 1].shape[-1]) if start else None
-        x_ZCHW = block(x_ZCHW, skips[start:end], context, size)
-        end = start
-    return x_ZCHW
-
-
 def build_levels(
     channels: Sequence[int],
     attention_levels: Sequence[bool],

@@ -20,6 +20,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from xdyna.core.devices import to_device
+
 BITS = 22  # of the filter's coefficients (Pillow, src/libImaging/Resample.c, PRECISION_BITS)
 EXPECTED = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 
@@ -40,7 +42,7 @@ def clip_pixels(images: Tensor, extractor: Any) -> Tensor:
         if order is not None:
             return clip_pixels_as_tensors(images, extractor, order)
     arrays = rearrange(images.cpu(), "n c h w -> n h w c").numpy()
-    return extractor(images=list(arrays), return_tensors="pt").pixel_values.to(images.device)
+    return to_device(extractor(images=list(arrays), return_tensors="pt").pixel_values, images.device)
 
 
 def resize_bicubic(images: Tensor, size: tuple[int, int], order: tuple[int, int]) -> Tensor:

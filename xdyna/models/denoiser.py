@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from xdyna.core.devices import to_device
 from xdyna.diffusion.guidance import condition_range, scale_condition
 from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import ImageTokenResampler, image_tokens
@@ -204,8 +205,7 @@ class Denoiser:
         rows, dtype = tokens.text.shape[0], self.reference_net.dtype  # which need not be the UNet's
         reference = reference_BC1hw[:, :, 0].to(dtype).expand(rows, -1, -1, -1)
         image = tokens.image.to(dtype) if tokens.image is not None else None
-        features = self.reference_net(reference, tokens.text.to(dtype), image)
-        return tuple(feature.to(tokens.text.dtype) for feature in features)
+        return self.reference_net(reference, tokens.text.to(dtype), image)
 
     def predict(
         self,
@@ -297,10 +297,3 @@ class Denoiser:
         images = rearrange(noisy_BCThw, "b c t h w -> (b t) c 1 h w")
         out = self.unet(images, repeat(t_B, "b -> (b t)", t=frames), each.text, each.image).sample
         return rearrange(out, "(b t) c 1 h w -> b c t h w", t=frames)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to a device without waiting for either (from page-locked memory, for a GPU)."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -15,6 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from xdyna.core.devices import to_device
 from xdyna.models.clip_pixels import clip_pixels
 
 
@@ -83,13 +84,27 @@ def image_tokens(
     Returns:
         Tensor: (B or K * B, S, D) on that device.
     """
-    weight = next(encoder.parameters())
-    device = weight.device if device is None else device
+    device = next(encoder.parameters()).device if device is None else device
     if isinstance(images, Tensor):
         pixels = clip_pixels(images, extractor).to(device)
     else:
-        pixels = extractor(images=list(images), return_tensors="pt").pixel_values.to(device)
+        pixels = to_device(extractor(images=list(images), return_tensors="pt").pixel_values, device)
     if keep is not None:
         pixels = pixels.repeat(len(keep) // len(pixels), 1, 1, 1) * rearrange(keep.to(device).float(), "b -> b 1 1 1")
-    hidden = encoder(pixels.to(weight.dtype), output_hidden_states=True).hidden_states[-2]
-    return projection(hidden.to(next(projection.parameters()).dtype))
+    return tokens_of_pixels(pixels, encoder, projection)
+
+
+def tokens_of_pixels(pixels: Tensor, encoder: nn.Module, projection: nn.Module) -> Tensor:
+    """The Resampler's view of CLIP's last hidden states but one.
+
+    Args:
+        pixels: (B, 3, side, side), as `clip_pixels` gives them.
+        encoder: CLIP vision model.
+        projection: the Resampler.
+
+    Returns:
+        Tensor: (B, S, D).
+    """
+    dtype, own = (next(module.parameters()).dtype for module in (encoder, projection))
+    hidden = encoder(pixels.to(dtype), output_hidden_states=True).hidden_states[-2]
+    return projection(hidden.to(own))

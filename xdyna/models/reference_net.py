@@ -20,9 +20,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from xdyna.models.blocks import build_levels, run_up_blocks
+from xdyna.models.blocks import build_levels
 from xdyna.models.layers import BlockOptions, ClipContext, FeatureRecorder, SpatialTransformer
-from xdyna.models.unet import XDynaUNet, check_sizes
+from xdyna.models.unet import XDynaUNet, check_sizes, run_up_blocks
 
 SHARED_SIZES = (
     "in_channels",

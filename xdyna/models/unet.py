@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from xdyna.models.blocks import build_levels, run_up_blocks
+from xdyna.models.blocks import build_levels
 from xdyna.models.controls import add_to_frames
 from xdyna.models.layers import BlockOptions, ClipContext, SpatialTransformerBlock, clip_group_norm
 
@@ -235,6 +235,29 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 f"{frames} frames, expected one ({clips} clips, tokens, channels) for each of this UNet's {places} "
                 "spatial self-attentions, and at least one frame beside the reference; use a ReferenceNet made for it"
             )
+
+
+def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor], context: ClipContext) -> Tensor:
+    """All up blocks, each with its own skip connections.
+
+    Args:
+        blocks: `UpBlock`s, the lowest level first.
+        x_ZCHW: output of the middle block.
+        skips: all skip connections that they take, in order of computation, and perhaps others before these.
+        context: timestep and tokens of the clips.
+
+    Returns:
+        Tensor: (B * F, C, H, W).
+    """
+    end = len(skips)
+    for block in blocks:
+        resnets = block.resnets
+        assert isinstance(resnets, nn.ModuleList)
+        start = end - len(resnets)
+        size = (skips[start - 1].shape[-2], skips[start - 1].shape[-1]) if start else None
+        x_ZCHW = block(x_ZCHW, skips[start:end], context, size)
+        end = start
+    return x_ZCHW
 
 
 def sine_positions(like_NCHW: Tensor, channels: int) -> Tensor:

@@ -159,7 +159,8 @@ class VideoSampler:
         """
         if self._controls is None or self._controls.tokens is not tokens:
             self._controls = ControlResidualCache(self.conditions, tokens)
-            self._features = self.denoiser.read_reference(self.reference, tokens)
+            features = self.denoiser.read_reference(self.reference, tokens)
+            self._features = tuple(feature.to(self.denoiser.unet.dtype) for feature in features)
         prediction = predict_noise(
             self.denoiser,
             self.scheduler.scale_model_input(latents, timestep),

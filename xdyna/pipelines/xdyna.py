@@ -373,6 +373,10 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         Yields:
             Tensor: (<= chunk, 3, H, W) float32 in [0, 1], on the CPU.
         """
+        yield from self._decoded(latents, chunk)
+        self.maybe_free_model_hooks()
+
+    def _decoded(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
         frames = rearrange(latents, "1 c t h w -> t c h w") / self.vae.config.scaling_factor
         for part in frames.to(self._execution_device, self.vae.dtype).split(chunk):
             decoded = self.vae.decode(part, return_dict=False)[0]
@@ -381,7 +385,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             yield (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def _decode(self, latents: Tensor, chunk: int, output_type: str) -> Any:
-        videos = [torch.cat(list(self.decode_frames(video, chunk=chunk))) for video in latents.split(1)]
+        videos = [torch.cat(list(self._decoded(video, chunk))) for video in latents.split(1)]
         if output_type == "pil":
             return [[Image.fromarray(frame) for frame in to_uint8(video)] for video in videos]
         frames = torch.stack(videos)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xdyna.evaluation import RegionQuality, temporal_energy
+from xdyna.evaluation.metrics.regions import RegionQuality, temporal_energy
 from xdyna.puppets.expression import READINGS, ExpressionReader
 from xdyna.puppets.heldout import Task, true_readings
 from xdyna.puppets.variants import VARIANTS

@@ -19,17 +19,16 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
-from xdyna.checkpoints import build
 from xdyna.config.train import ReplayConfig, TrainConfig
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
 from xdyna.training.checkpointing import set_checkpointing
-from xdyna.training.loop import Trainer
-from xdyna.training.objective import build_objective
-from xdyna.training.parts import use_channels_last
+from xdyna.training.components import use_channels_last
+from xdyna.training.groups import select_trainable
 from xdyna.training.plan import Plan, make_plan, sized_components
-from xdyna.training.session import make_accelerator
-from xdyna.training.stages import select_trainable, training_groups
+from xdyna.training.processes import make_accelerator
+from xdyna.training.stages import STAGES
+from xdyna.training.trainer import Trainer
 
 WARM_UP = 2  # steps that are not timed: the optimizer's state is made, and kernels are chosen
 
@@ -114,14 +113,12 @@ def measure(trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> Measur
 
 def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> Trainer:
     components = sized_components(config, device=device)
-    components.tokenizer = build.build_tokenizer()
-    components.feature_extractor = build.build_feature_extractor(components.image_encoder.config.image_size)
-    components.scheduler = build.build_scheduler(config.model.scheduler)
     if config.channels_last:
         use_channels_last(components)
-    groups = select_trainable(components, training_groups(config.stage, config.appearance, config.train))
+    stage = STAGES[config.stage]
+    groups = select_trainable(components, stage.chosen_groups(config.appearance, config.train))
     accelerator = make_accelerator(config, cpu=device.type == "cpu")
-    objective = build_objective(config.stage, components, config.loss, seed=config.seed)
+    objective = stage.objective(components, config.loss, seed=config.seed)
     return Trainer(config, objective, groups, accelerator=accelerator, run_dir=folder)
 
 

@@ -37,14 +37,12 @@ class Inputs:
 
     Attributes:
         timestep: int64 (B,).
-        alphas: float32 (B,), a_t.
         noise: (B, C, T, h, w).
         posterior: (B, C, F, h, w).
         text: (B, S, D), text tokens.
     """
 
     timestep: Tensor
-    alphas: Tensor
     noise: Tensor
     posterior: Tensor
     text: Tensor

@@ -1,43 +1,12 @@
-"""What a stage prepares for the next one when it ends."""
+"""What a stage prepares for the next one when it ends: the measurements and copies themselves."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from torch import Tensor
 
 from xdyna.models.unet import XDynaUNet
-from xdyna.training.stages import Components
-
-
-def hand_over(
-    stage: str, components: Components, pictures: Iterable[Tensor], *, trained: Collection[str]
-) -> dict[str, float]:
-    """Prepare the networks for the stage after `stage`.
-
-    `vae`: the latents' scale is measured, so that they have unit variance. If the decoder trained alone they are what
-    they were, and keep their scale: what stands on them stays valid. `base`: the Dynamics-Adapters and both
-    ControlNets start as copies of the trained UNet (W'o and the ControlNets' outputs at zero).
-
-    Args:
-        stage: that ended.
-        components: networks with the weights that are handed on.
-        pictures: (N, 3, H, W) float32 in [-1, 1], for the latents' scale.
-        trained: groups that the stage trained.
-
-    Returns:
-        What was measured.
-    """
-    if stage == "vae" and "vae_encoder" in trained:
-        factor = latent_scale(components.vae, pictures)
-        components.vae.register_to_config(scaling_factor=factor)
-        return {"scaling_factor": factor}
-    if stage == "base":
-        components.unet.init_adapter()
-        for net in (components.pose_controlnet, components.face_controlnet):
-            if net is not None:
-                copy_encoder(components.unet, net)
-    return {}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from xdyna.training.stages import Components
+from xdyna.models.unet import XDynaUNet
 
 # The last layer of every residual branch, and the UNet's output.
 SILENT = {"vae": r"\.conv2$", "unet": r"\.(conv2|proj_out)$|^conv_out$"}
@@ -29,16 +29,17 @@ LATENT_GAIN = 4.0  # colours in [-1, 1] -> latents that are large beside the pos
 
 
 @torch.no_grad()
-def initialise(components: Components, *, seed: int) -> None:
+def initialise(vae: AutoencoderKL, unet: XDynaUNet, *, seed: int) -> None:
     """Set autoencoder and UNet to a state that trains well from nothing.
 
     Args:
-        components: the networks, changed in place.
+        vae: changed in place.
+        unet: changed in place.
         seed: of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    for component, pattern in SILENT.items():
-        for name, module in getattr(components, component).named_modules():
+    for network, pattern in ((vae, SILENT["vae"]), (unet, SILENT["unet"])):
+        for name, module in network.named_modules():
             if not isinstance(module, nn.Conv2d):
                 continue
             fan_in = module.weight[0].numel()
@@ -46,12 +47,12 @@ def initialise(components: Components, *, seed: int) -> None:
             module.weight.copy_(deviation * torch.randn(module.weight.shape, generator=generator))
             if module.bias is not None:
                 module.bias.zero_()
-    quant = components.vae.quant_conv
+    quant = vae.quant_conv
     channels = quant.weight.shape[0] // 2
     quant.weight[channels:] *= 0.1
     quant.bias[channels:] = FIRST_LOG_VARIANCE
-    if has_room(components.vae):
-        carry_colour(components.vae)
+    if has_room(vae):
+        carry_colour(vae)
 
 
 def has_room(vae: AutoencoderKL) -> bool:

@@ -10,28 +10,28 @@ Shape legend: B clips, F = 1 + T frames (frame 0 is the reference), C channels, 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from diffusers import DDPMScheduler
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from xdyna.config.train import LossConfig
+from xdyna.core.devices import to_device
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
-from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
-from xdyna.models.image_tokens import image_tokens
+from xdyna.models.denoiser import Control, Tokens
+from xdyna.training.components import Components
 from xdyna.training.draws import TRAINING, Draw, Inputs, sample_generator, spread_timestep
-from xdyna.training.stages import Components
 
 
 class Objective(nn.Module, abc.ABC):
     """Common part: the networks, and the encoders that every stage shares.
 
     Args:
-        components: the networks; frozen and thawed already.
+        components: the networks; frozen and unfrozen already.
         loss: weights of the terms.
         seed: of the run.
     """
@@ -157,27 +157,35 @@ class DiffusionObjective(Objective):
         self.single_frames, self.face = single_frames, face
         self._unconditional: Tensor | None = None  # image tokens of an all-zero input, for batches that bring theirs
         super().__init__(components, loss, seed=seed)
-        schedule = components.scheduler.config
-        if schedule.beta_schedule != "linear" or schedule.prediction_type not in ("epsilon", "v_prediction"):
+        # DDPM's noising for whatever sampler the model has: all of them share its noise schedule.
+        self.scheduler = DDPMScheduler.from_config(components.scheduler.config)
+        predicted = self.scheduler.config.prediction_type
+        if predicted not in ("epsilon", "v_prediction"):
             raise ValueError(
-                f"the scheduler has beta_schedule={schedule.beta_schedule} and prediction_type="
-                f"{schedule.prediction_type}; training needs 'linear', and 'epsilon' (X-Dyna) or 'v_prediction'"
+                f"the scheduler has prediction_type={predicted}; training needs 'epsilon' (X-Dyna) or 'v_prediction'"
             )
-        self.of_velocity = schedule.prediction_type == "v_prediction"
+        self.of_velocity = predicted == "v_prediction"
         if self.of_velocity and loss.velocity is not None:
             raise ValueError(
                 f"loss.velocity={loss.velocity:g} weighs errors of predicted noise as those of v, but the scheduler of "
                 "this model has prediction_type=v_prediction: its errors are those of v already; set it to null"
             )
-        # No buffer: DeepSpeed would round it to 16 bit, in which 1 - a of the first timesteps is 0.
-        self.alphas_cumprod = losses.linear_alphas_cumprod(
-            steps=schedule.num_train_timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end
-        )
+        if not self.of_velocity and not float(self.alphas_cumprod.min()) > 0:
+            raise ValueError(
+                "the scheduler ends in pure noise (rescale_betas_zero_snr), where predicted noise says nothing; give "
+                "it prediction_type=v_prediction"
+            )
 
     @property
     def num_timesteps(self) -> int:
         """Timesteps of the noise schedule."""
         return len(self.alphas_cumprod)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """a_t, float32 (steps,). The scheduler holds it: DeepSpeed would round a buffer to 16 bit, in which 1 - a of
+        the first timesteps is 0."""
+        return self.scheduler.alphas_cumprod
 
     def used(self, components: Components) -> dict[str, nn.Module]:
         """Everything that the stage runs."""
@@ -193,10 +201,8 @@ class DiffusionObjective(Objective):
         """What `forward` needs beside the batch; the arguments are the same."""
         draw = self._draw(batch, stream)
         t_B = draw.timestep if timestep is None else torch.full_like(draw.timestep, timestep)
-        t_B, alphas_B, noise, posterior = (
-            x.to(self.device) for x in (t_B, self.alphas_cumprod[t_B], draw.noise, draw.posterior)
-        )
-        return Inputs(t_B, alphas_B, noise, posterior, self._text_tokens(batch))
+        t_B, noise, posterior = (to_device(x, self.device) for x in (t_B, draw.noise, draw.posterior))
+        return Inputs(t_B, noise, posterior, self._text_tokens(batch))
 
     def forward(
         self, batch: Batch, *, stream: int = TRAINING, timestep: int | None = None, inputs: Inputs | None = None
@@ -204,20 +210,19 @@ class DiffusionObjective(Objective):
         """See `Objective.forward`."""
         if inputs is None:
             inputs = self.inputs(batch, stream=stream, timestep=timestep)
-        t_B, alphas_B, noise, text = inputs.timestep, inputs.alphas, inputs.noise, inputs.text
+        t_B, noise = inputs.timestep, inputs.noise
         with torch.no_grad():
             latents = self._latents(batch, inputs.posterior)
-        image = self._image_tokens(batch)
-        noisy = losses.add_noise(latents[:, :, 1:], noise, alphas_B)
-        if self.single_frames:
-            prediction = self._predict_single(noisy, t_B, text, image)
-        else:
-            prediction = self._predict_clip(latents[:, :, :1], noisy, t_B, text, image, batch)
-        target = losses.velocity(latents[:, :, 1:], noise, alphas_B) if self.of_velocity else noise
+        tokens = Tokens(inputs.text, self._image_tokens(batch))
+        clean = latents[:, :, 1:]
+        noisy = self.scheduler.add_noise(clean, noise, t_B)
+        prediction = self.predict(latents[:, :, :1], noisy, t_B, tokens, batch)
+        target = self.scheduler.get_velocity(clean, noise, t_B) if self.of_velocity else noise
         weights = None
         if self._weighted and stream == TRAINING:
             weights = self._weights(batch, (prediction.shape[-2], prediction.shape[-1]))
         loss_B = losses.clip_losses(prediction, target, weights)
+        alphas_B = self.alphas_cumprod[t_B]
         if self.loss.min_snr is not None:
             return loss_B * losses.min_snr_weight(alphas_B, self.loss.min_snr, of_velocity=self.of_velocity)
         if self.loss.velocity is not None:
@@ -236,52 +241,32 @@ class DiffusionObjective(Objective):
             )
             known |= {"latents_mean": mean, "latents_std": std, "pixels": batch.pixels[:, :1]}
         if batch.image_tokens is None and not _trains(parts.image_encoder, parts.image_projection):
-            everything = torch.ones(len(batch), dtype=torch.bool)
-            known["image_tokens"] = self._make_tokens(batch.pixels[:, 0], keep=everything).float()
+            known["image_tokens"] = self.components.encode_image(batch.pixels[:, 0]).float()
         return dataclasses.replace(batch, **known)
 
     # --- the networks ---------------------------------------------------------------------------------------------
 
-    def _predict_single(self, noisy: Tensor, t_B: Tensor, text: Tensor, image: Tensor) -> Tensor:
-        frames = noisy.shape[2]
-        out = self.components.unet(
-            rearrange(noisy, "b c t h w -> (b t) c 1 h w"),
-            repeat(t_B, "b -> (b t)", t=frames),
-            repeat(text, "b s c -> (b t) s c", t=frames),
-            repeat(image, "b s c -> (b t) s c", t=frames),
-        ).sample
-        return rearrange(out, "(b t) c 1 h w -> b c t h w", t=frames)
+    def predict(self, reference: Tensor, noisy: Tensor, t_B: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
+        """What the denoiser says of noisy latents.
 
-    def _predict_clip(
-        self, reference: Tensor, noisy: Tensor, t_B: Tensor, text: Tensor, image: Tensor, batch: Batch
-    ) -> Tensor:
-        clips, frames = noisy.shape[0], noisy.shape[2]
-        pictures = rearrange(noisy, "b c t h w -> (b t) c h w")
-        t_N = repeat(t_B, "b -> (b t)", t=frames)
-        text_N = repeat(text, "b s c -> (b t) s c", t=frames)
+        Args:
+            reference: (B, C, 1, h, w) clean latents.
+            noisy: (B, C, T, h, w).
+            t_B: timesteps.
+            tokens: text and image tokens.
+            batch: its control images and masks.
 
-        def run(net: Any, condition: Tensor) -> ControlResiduals:
-            flat = rearrange(_scaled(condition), "b t c h w -> (b t) c h w")
-            return run_controlnet(net, pictures, t_N, text_N, flat)
-
-        controls = [run(self.components.pose_controlnet, batch.pose)]
+        Returns:
+            Tensor: (B, C, T, h, w).
+        """
+        denoiser = self.components
+        if self.single_frames:
+            return denoiser.denoise_frames(noisy, t_B, tokens)
+        controls = [Control(denoiser.pose_controlnet, batch.pose)]
         if self.face:
-            keep_N = repeat(~batch.drop_face.to(self.device), "b -> (b t)", t=frames)
-            controls.append(mask_residuals(run(self.components.face_controlnet, batch.face), keep_N))
-        residuals = to_clip(merge_residuals(controls), clips)
-        extra = {}
-        if self.components.reference_net is not None:
-            extra["reference_features"] = self.components.reference_net(reference[:, :, 0], text, image)
-        out = self.components.unet(
-            torch.cat([reference, noisy], dim=2),
-            t_B,
-            text,
-            image,
-            down_residuals=residuals.down,
-            mid_residual=residuals.mid,
-            **extra,
-        ).sample
-        return out[:, :, 1:]
+            assert denoiser.face_controlnet is not None
+            controls.append(Control(denoiser.face_controlnet, batch.face, keep=~batch.drop_face))
+        return denoiser.denoise_clip(noisy, t_B, tokens, reference_BC1hw=reference, controls=controls)
 
     # --- the inputs -----------------------------------------------------------------------------------------------
 
@@ -322,71 +307,25 @@ class DiffusionObjective(Objective):
     def _text_tokens(self, batch: Batch) -> Tensor:
         texts = ["" if drop else text for text, drop in zip(batch.caption, batch.drop_text.tolist(), strict=True)]
         distinct = sorted(set(texts))
-        tokens = self._encode_texts(distinct)
-        return tokens[[distinct.index(text) for text in texts]]
-
-    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
-        tokenizer = self.components.tokenizer
-        ids = tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.components.text_encoder(ids.to(self.device))[0]
+        rows = torch.tensor([distinct.index(text) for text in texts])
+        return self.components.encode_text(distinct)[to_device(rows, self.device)]
 
     def _image_tokens(self, batch: Batch) -> Tensor:
-        """Tokens of the reference pictures, (B, S, C); those of an all-zero input where the image is dropped."""
+        """Tokens of the reference images, (B, S, C); those of an all-zero input where the image is dropped."""
         keep_B = ~batch.drop_image.bool()
         if batch.image_tokens is None:
-            return self._make_tokens(batch.pixels[:, 0], keep=keep_B)
+            return self.components.encode_image(batch.pixels[:, 0], keep=keep_B)
         if self._unconditional is None:  # kept tokens come from frozen networks: these stay what they are
             with torch.no_grad():
                 nothing = torch.zeros(1, dtype=torch.bool)
-                self._unconditional = self._make_tokens(batch.pixels[:1, 0], keep=nothing).float()
+                self._unconditional = self.components.encode_image(batch.pixels[:1, 0], keep=nothing).float()
         return torch.where(rearrange(keep_B, "b -> b 1 1").to(self.device), batch.image_tokens, self._unconditional)
-
-    def _make_tokens(self, pictures: Tensor, *, keep: Tensor) -> Tensor:
-        parts = self.components
-        return image_tokens(
-            pictures,
-            extractor=parts.feature_extractor,
-            encoder=parts.image_encoder,
-            projection=parts.image_projection,
-            keep=keep,
-        )
 
 
 def _trains(*modules: nn.Module) -> bool:
     return any(p.requires_grad for module in modules for p in module.parameters())
 
 
-def _scaled(conditions: Tensor) -> Tensor:
-    """Each clip's condition pictures (B, ...) to [0, 1], as inference scales them (`guidance.scale_condition`)."""
-    axes = tuple(range(1, conditions.ndim))
-    low, high = (x.float() for x in (conditions.amin(axes, keepdim=True), conditions.amax(axes, keepdim=True)))
-    return (conditions.float() - low) / torch.where(high > low, high - low, 1.0)
-
-
 def _to_unit(pixels: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
-
-
-def build_objective(stage: str, components: Components, loss: LossConfig, *, seed: int) -> Objective:
-    """The objective of a stage.
-
-    Args:
-        stage: "vae", "base", "dynamics" or "face".
-        components: the networks.
-        loss: weights of the terms.
-        seed: of the run.
-    """
-    makers: dict[str, Callable[[], Objective]] = {
-        "vae": lambda: VAEObjective(components, loss, seed=seed),
-        "base": lambda: DiffusionObjective(components, loss, seed=seed, single_frames=True),
-        "dynamics": lambda: DiffusionObjective(components, loss, seed=seed),
-        "face": lambda: DiffusionObjective(components, loss, seed=seed, face=True),
-    }
-    return makers[stage]()

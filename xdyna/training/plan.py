@@ -1,7 +1,7 @@
 """What a training run needs, before it is run: trainable parameters, and memory of one process.
 
 The networks are built and run on the meta device, so that full size costs neither memory nor time. Saved activations
-are not guessed: autograd's own list of what it keeps for the way back is added up (`torch.autograd.graph.
+are not guessed: autograd's own list of what it keeps for the backward pass is added up (`torch.autograd.graph.
 saved_tensors_hooks`), storage by storage, with fused attention and mixed precision as a GPU computes them.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -21,11 +20,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from xdyna.checkpoints import build
 from xdyna.config.model import ModelConfig
 from xdyna.config.train import CHECKPOINTING, TrainConfig
-from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, merge_residuals, run_controlnet, to_clip
+from xdyna.data.samples import Batch
+from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.models.denoiser import Tokens
+from xdyna.models.image_tokens import tokens_of_pixels
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.training.checkpointing import set_checkpointing
+from xdyna.training.components import Components
+from xdyna.training.groups import count, select_trainable
 from xdyna.training.muon import is_matrix
-from xdyna.training.stages import Components, count, select_trainable, training_groups
+from xdyna.training.objective import DiffusionObjective, Objective
+from xdyna.training.stages import STAGES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT32 = 4  # bytes per value: weights, gradients and the average are kept in float32
@@ -66,7 +71,7 @@ class Activations:
 
     Attributes:
         saved: kept from the forward pass for the backward pass.
-        layer: kept besides while the largest recomputed layer is on its way back; 0 without checkpointing.
+        layer: kept besides while the largest recomputed layer is in its backward pass; 0 without checkpointing.
     """
 
     saved: int
@@ -119,12 +124,12 @@ def make_plan(config: TrainConfig) -> Plan:
     Returns:
         Plan: for one process.
     """
-    components = sized_components(config)
-    chosen = select_trainable(components, training_groups(config.stage, config.appearance, config.train))
+    stage, components = STAGES[config.stage], sized_components(config)
+    chosen = select_trainable(components, stage.chosen_groups(config.appearance, config.train))
     trainable = count(chosen)
     values = sum(trainable.values())
-    used = _used(config, components)
-    total = sum(p.numel() for module in used.values() for p in module.parameters())
+    objective = stage.objective(components, config.loss, seed=config.seed)
+    total = sum(p.numel() for p in objective.parameters())
     return Plan(
         trainable=trainable,
         frozen=total - values,
@@ -132,7 +137,7 @@ def make_plan(config: TrainConfig) -> Plan:
         gradients=FLOAT32 * values,
         optimizer=_optimizer_bytes(config.optim.name, chosen),
         ema=FLOAT32 * values if config.optim.ema else 0,
-        activations=measure_activations(config, components),
+        activations=measure_activations(config, objective),
     )
 
 
@@ -191,92 +196,82 @@ def sized_components(config: TrainConfig, *, device: str | torch.device = "meta"
         device: where they are made.
 
     Returns:
-        Components: float32, without tokenizer, feature extractor and scheduler, which have no weights.
+        Components: float32, with all that has no weights, too.
     """
-    model, clip = config.model, config.stage in ("dynamics", "face")
+    model, clip = config.model, STAGES[config.stage].moves
     adapter = config.appearance == "dynamics_adapter" or not clip
     with torch.device(device):
         unet = build.build_unet({**model.unet, "dynamics_adapter": adapter})
-        return Components(
-            vae=_published(model, "vae", AutoencoderKL),
-            unet=unet,
-            pose_controlnet=build.build_controlnet(model.controlnet, channels=POSE_CHANNELS),
-            face_controlnet=(
+        image_encoder = _published(
+            model, "image_encoder", lambda **sizes: CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes))
+        )
+        networks: dict[str, Any] = {
+            "vae": _published(model, "vae", AutoencoderKL),
+            "unet": unet,
+            "pose_controlnet": build.build_controlnet(model.controlnet, channels=POSE_CHANNELS),
+            "face_controlnet": (
                 build.build_controlnet(model.controlnet, channels=FACE_CHANNELS) if config.face == "sface" else None
             ),
-            text_encoder=_published(model, "text_encoder", lambda **sizes: CLIPTextModel(CLIPTextConfig(**sizes))),
-            tokenizer=None,
-            image_encoder=_published(
-                model, "image_encoder", lambda **sizes: CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes))
-            ),
-            feature_extractor=None,
-            image_projection=build.build_resampler(model.resampler),
-            reference_net=ReferenceNet.from_unet(unet) if clip and config.appearance == "reference_net" else None,
-            scheduler=None,
-        )
+            "text_encoder": _published(model, "text_encoder", lambda **sizes: CLIPTextModel(CLIPTextConfig(**sizes))),
+            "image_encoder": image_encoder,
+            "image_projection": build.build_resampler(model.resampler),
+            "reference_net": ReferenceNet.from_unet(unet) if clip and config.appearance == "reference_net" else None,
+        }
+    return Components(
+        **networks,
+        tokenizer=build.build_tokenizer(),
+        feature_extractor=build.build_feature_extractor(image_encoder.config.image_size),
+        scheduler=build.build_scheduler(model.scheduler),
+    )
 
 
 def _published(model: ModelConfig, section: str, make: Callable[..., Any]) -> Any:
     return make(**(getattr(model, section) or PUBLISHED[section]))
 
 
-def _used(config: TrainConfig, components: Components) -> dict[str, nn.Module]:
-    """Networks that are on the device in a stage, as `Objective.used` has them."""
-    modules = components.modules()
-    if config.stage == "vae":
-        return {"vae": modules["vae"]}
-    unused = {"base": {"pose_controlnet", "face_controlnet"}, "dynamics": {"face_controlnet"}}.get(config.stage, set())
-    return {name: module for name, module in modules.items() if name not in unused}
-
-
 # --- the forward pass -------------------------------------------------------------------------------------------------
 
 
-def _forward(config: TrainConfig, parts: Components) -> Tensor:
-    """The stage's forward pass (xdyna/training/objective.py) on meta tensors; inputs are computed without gradient."""
-    b, t, unet = config.batch_size, config.data.frames, parts.unet
+def _forward(config: TrainConfig, objective: Objective) -> Tensor:
+    """The stage's forward pass on meta tensors; inputs are computed without gradient."""
+    b, t, parts = config.batch_size, config.data.frames, objective.components
     height, width = config.data.height, config.data.width
-    if config.stage == "vae":
+    if not isinstance(objective, DiffusionObjective):
         pixels = torch.empty(b * (1 + t), 3, height, width)
         return parts.vae.decode(parts.vae.encode(pixels).latent_dist.mean).sample
     factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    latents = torch.empty(b, unet.config.in_channels, 1 + t, height // factor, width // factor)
+    channels, grid = parts.unet.config.in_channels, (height // factor, width // factor)
     side = parts.image_encoder.config.image_size
-    pictures = torch.empty(b, 3, side, side)
-    image = parts.image_projection(parts.image_encoder(pictures, output_hidden_states=True).hidden_states[-2])
-    if config.stage == "base":
-        single = rearrange(latents[:, :, 1:], "b c t h w -> (b t) c 1 h w")
-        text = torch.empty(b * t, TEXT_TOKENS, unet.config.cross_attention_dim)
-        return unet(single, torch.empty(b * t), text, image.repeat_interleave(t, dim=0)).sample
-    text = torch.empty(b, TEXT_TOKENS, unet.config.cross_attention_dim)
-    nets = [parts.pose_controlnet]
-    if config.stage == "face":
-        assert parts.face_controlnet is not None
-        nets.append(parts.face_controlnet)
-    moving, text_N = rearrange(latents[:, :, 1:], "b c t h w -> (b t) c h w"), text.repeat_interleave(t, dim=0)
-    residuals = merge_residuals(
-        [
-            run_controlnet(
-                net,
-                moving,
-                torch.empty(b * t),
-                text_N,
-                torch.empty(b * t, net.config.conditioning_channels, height, width),
-            )
-            for net in nets
-        ]
+    tokens = Tokens(
+        torch.empty(b, TEXT_TOKENS, parts.unet.config.cross_attention_dim),
+        tokens_of_pixels(torch.empty(b, 3, side, side), parts.image_encoder, parts.image_projection),
     )
-    clip = to_clip(residuals, b)
-    features = parts.reference_net(latents[:, :, 0], text, image) if parts.reference_net is not None else ()
-    return unet(
-        latents,
+    return objective.predict(
+        torch.empty(b, channels, 1, *grid),
+        torch.empty(b, channels, t, *grid),
         torch.empty(b),
-        text,
-        image,
-        down_residuals=clip.down,
-        mid_residual=clip.mid,
-        reference_features=features,
-    ).sample
+        tokens,
+        _blank_batch(b, t, height, width),
+    )
+
+
+def _blank_batch(clips: int, frames: int, height: int, width: int) -> Batch:
+    """Clips without content."""
+    nothing = torch.zeros(clips, dtype=torch.bool)
+    return Batch(
+        index=torch.zeros(clips, dtype=torch.int64),
+        clip_id=[""] * clips,
+        kind=["human"] * clips,
+        pixels=torch.empty(clips, 1, 3, height, width, dtype=torch.uint8),
+        pose=torch.empty(clips, frames, POSE_CHANNELS, height, width, dtype=torch.uint8),
+        face=torch.empty(clips, frames, FACE_CHANNELS, height, width, dtype=torch.uint8),
+        latents_mean=None,
+        latents_std=None,
+        drop_image=nothing,
+        drop_text=nothing,
+        drop_face=nothing,
+        caption=[""] * clips,
+    )
 
 
 class _AsOnGPU(TorchFunctionMode):
@@ -303,8 +298,10 @@ class _AsOnGPU(TorchFunctionMode):
             elif func in self.WIDEST:
                 widest = torch.float32 if any(x.dtype == torch.float32 for x in args[0]) else self.dtype
                 args = _cast(args, widest)
-        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is None and len(args) == 3:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+            qkv = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))
+            if len(qkv) == 3:
+                return torch.ops.aten._scaled_dot_product_flash_attention(*qkv)[0]
         return func(*args, **kwargs)
 
 
@@ -340,29 +337,30 @@ class SavedBytes:
             yield
 
 
-def measure_activations(config: TrainConfig, components: Components) -> dict[str, Activations]:
+def measure_activations(config: TrainConfig, objective: Objective) -> dict[str, Activations]:
     """Bytes that autograd keeps for the backward pass of one micro-step.
 
     Args:
         config: stage, sizes, batch and precision.
-        components: on the meta device, frozen and thawed already; their checkpointing is left at "full".
+        objective: its networks are on the meta device, frozen and unfrozen already; their checkpointing is left at
+            "full".
 
     Returns:
         dict: policy -> bytes.
     """
-    measured, recomputed = {}, 0
+    measured, recomputed, components = {}, 0, objective.components
     for policy in CHECKPOINTING:  # "none" comes first: the size of a layer is seen there alone
         set_checkpointing(components.unet, components.beside_unet(), policy)
-        saved, layer = _run(config, components)
+        saved, layer = _run(config, objective)
         if policy == "none":
             recomputed = layer if config.stage != "vae" else 0
         measured[policy] = Activations(saved, 0 if policy == "none" else recomputed)
     return measured
 
 
-def _run(config: TrainConfig, components: Components) -> tuple[int, int]:
+def _run(config: TrainConfig, objective: Objective) -> tuple[int, int]:
     """Bytes saved by the whole pass, and by the largest of the layers that checkpointing can recompute."""
-    modules = components.modules().values()
+    modules = objective.components.modules().values()
     counter = SavedBytes(t for m in modules for t in (*m.parameters(), *m.buffers()))
     before: dict[nn.Module, int] = {}
     layers = [0]
@@ -379,7 +377,7 @@ def _run(config: TrainConfig, components: Components) -> tuple[int, int]:
             if name.split(".")[-2:-1] in (["resnets"], ["attentions"], ["motion_modules"]):
                 handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     with torch.device("meta"), _AsOnGPU(DTYPES[config.precision]), counter.counting():
-        output = _forward(config, components)  # held until here: it keeps the graph
+        output = _forward(config, objective)  # held until here: it keeps the graph
     for handle in handles:
         handle.remove()
     assert output.requires_grad, "nothing that trains reaches the output"

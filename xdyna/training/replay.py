@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xdyna.core.devices import to_device
 from xdyna.data.samples import Batch
 
 _STREAM = 11  # of random numbers that choose what is replayed
@@ -105,7 +106,7 @@ class Replay:
         mixed: dict[str, Any] = {}
         for name, value in vars(new).items():
             if isinstance(value, Tensor):
-                rows = torch.from_numpy(places).to(value.device)
+                rows = to_device(torch.from_numpy(places), value.device)
                 mixed[name] = torch.cat([value, kept[name][rows]])
             elif value is not None:
                 mixed[name] = [*value, *(kept[name][place] for place in places)]

@@ -1,17 +1,76 @@
 """The folder of a run: made once, and only ever continued with the same configuration."""
 
+import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from xdyna.config.train import TrainConfig
 from xdyna.core.atomic import write_file
+from xdyna.core.manifest import versions
 from xdyna.training.errors import RunError
 
 CONFIG, MANIFEST = "config.yaml", "run.json"
+FORMAT = 2  # of the folder's contents; runs of another one are not continued
 _ABSENT = "(absent)"
+# Settings that a resumed run may change: they do not alter what is computed at a given step.
+FREE_TO_CHANGE = (
+    "save_every",
+    "keep",
+    "log_every",
+    "tracker",
+    "validation",
+    "out",
+    "on_nan",
+    "spike",
+    "checkpointing",
+)
+FREE_TO_CHANGE_DATA = ("data.workers", "data.prefetch")
+
+
+def start_run(config: TrainConfig, about: dict[str, Any], *, resume: bool) -> None:
+    """Make the folder of a run, `config.out`, or check that it may be continued.
+
+    Args:
+        config: of the run.
+        about: of this start, for the manifest.
+        resume: go on with the run in the folder.
+
+    Raises:
+        RunError: see `prepare_run_dir`.
+    """
+    path = Path(config.out)
+    may_differ = (*paths_free_to_change(config), *_newer(path, config))
+    manifest = {"versions": versions(), **about}
+    prepare_run_dir(path, dataclasses.asdict(config), manifest=manifest, resume=resume, may_differ=may_differ)
+
+
+def paths_free_to_change(config: TrainConfig) -> tuple[str, ...]:
+    """Settings that a resumed run may change, as dotted keys."""
+    longer = ("max_steps",) if config.optim.schedule == "constant" else ()  # a cosine depends on its end
+    return (*FREE_TO_CHANGE, *FREE_TO_CHANGE_DATA, *longer)
+
+
+def _newer(run_dir: Path, config: TrainConfig) -> list[str]:
+    """Settings that did not exist when the run was started, and stand at what was done then: their defaults."""
+    try:
+        there = yaml.safe_load((run_dir / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # no run yet, or one that is refused with a better message
+        return []
+
+    def absent(given: Any, known: Any, default: Any, name: str) -> Iterator[str]:
+        for key, value in given.items():
+            if key not in known:
+                yield from [f"{name}{key}"] if value == default.get(key) else []
+            elif isinstance(value, dict) and isinstance(known[key], dict):
+                yield from absent(value, known[key], default.get(key) or {}, f"{name}{key}.")
+
+    if not isinstance(there, dict):
+        return []
+    return list(absent(dataclasses.asdict(config), there, dataclasses.asdict(TrainConfig()), ""))
 
 
 def prepare_run_dir(
@@ -63,7 +122,9 @@ def prepare_run_dir(
                 )
         write_file(path / CONFIG, yaml.safe_dump(new, sort_keys=False, allow_unicode=True).encode())
         starts.append({**(manifest or {}), **({"changed": changed} if changed else {})})
-        write_file(path / MANIFEST, (json.dumps({"starts": starts}, indent=1, default=str) + "\n").encode())
+        write_file(
+            path / MANIFEST, (json.dumps({"format": FORMAT, "starts": starts}, indent=1, default=str) + "\n").encode()
+        )
     except OSError as error:
         raise RunError(f"run folder {path} cannot be written ({error}); choose one that you may write to") from error
     return path
@@ -82,9 +143,16 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not (path / MANIFEST).is_file():  # the first start ended between the two files
         return config, []
     try:
-        return config, list(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["starts"])
+        record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        starts, version = list(record["starts"]), record.get("format", 1)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / MANIFEST} is damaged ({error}); remove it to go on without its record") from error
+    if version != FORMAT:
+        raise RunError(
+            f"{path} holds a run of format {version}, begun by another version of xdyna, and this one continues format "
+            f"{FORMAT}; finish it with the version that began it, or start again in another folder"
+        )
+    return config, starts
 
 
 def _plain(value: Any, where: str) -> Any:

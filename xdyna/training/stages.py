@@ -1,4 +1,5 @@
-"""What trains when. Groups of parameters have names; a stage trains some of them, everything else is frozen.
+"""The stages of training, one object each: what trains, what runs, what it starts from, its objective, what validation
+shows, and what it prepares for the stage after it.
 
 | stage    | trains                                                                     | paper          |
 |----------|----------------------------------------------------------------------------|----------------|
@@ -8,189 +9,246 @@
 | face     | face ControlNet                                                            | stage 2        |
 
 Ablations change the first group of `dynamics`: `reference_net` trains the ReferenceNet instead of the adapter,
-`ip_adapter` neither.
+`ip_adapter` neither. What clips a stage needs (`data.face`) stands in its configuration (xdyna/config/train.py); which
+stage comes after which, in the experiments' `init` and `out` (`xdyna.config.recipes.stages_of`).
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+import abc
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import ClassVar
 
-from diffusers import AutoencoderKL, ControlNetModel
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from torch import Tensor
 
-from xdyna.checkpoints.official import ADAPTER, MOTION
-from xdyna.core.errors import ConfigError
-from xdyna.models.image_tokens import ImageTokenResampler
-from xdyna.models.unet import XDynaUNet
-
-# Group -> (component, pattern of parameter names). The first pattern that matches wins, in this order.
-GROUPS: dict[str, tuple[str, str]] = {
-    "adapter": ("unet", ADAPTER),
-    "motion": ("unet", MOTION),
-    "unet": ("unet", r""),
-    "vae_encoder": ("vae", r"^\.(encoder|quant_conv)\."),
-    "vae_decoder": ("vae", r"^\.(decoder|post_quant_conv)\."),
-    "image_encoder": ("image_encoder", r""),
-    "resampler": ("image_projection", r""),
-    "pose_controlnet": ("pose_controlnet", r""),
-    "face_controlnet": ("face_controlnet", r""),
-    "reference_net": ("reference_net", r""),
-}
-
-# Groups that the loss of a stage reaches: others would be given to the optimizer and never move.
-_CLIP = ("adapter", "motion", "unet", "image_encoder", "resampler", "pose_controlnet", "reference_net")
-REACHED: dict[str, tuple[str, ...]] = {
-    "vae": ("vae_encoder", "vae_decoder"),
-    "base": ("adapter", "unet", "image_encoder", "resampler"),
-    "dynamics": _CLIP,
-    "face": (*_CLIP, "face_controlnet"),
-}
-
-# Penultimate hidden states are read: what lies behind them gets no gradient (names hold a layer number for %d).
-_BEHIND_THE_IMAGE_FEATURES = r"(^|\.)(post_layernorm|visual_projection)\.|\.layers\.%d\."
+from xdyna.config.train import LossConfig, TrainConfig
+from xdyna.core.errors import ConfigError, UsageError
+from xdyna.models.reference_net import ReferenceNet
+from xdyna.training.components import Components, load_components, use_channels_last, without_adapter
+from xdyna.training.groups import GROUPS
+from xdyna.training.handover import copy_encoder, latent_scale
+from xdyna.training.objective import DiffusionObjective, Objective, VAEObjective
+from xdyna.training.validation import Sampled, reconstructions, sampled_videos
 
 
-@dataclass
-class Components:
-    """The networks of a pipeline as training sees them.
+class Stage(abc.ABC):
+    """One stage.
 
     Attributes:
-        vae: autoencoder.
-        unet: video UNet.
-        pose_controlnet: C_P.
-        face_controlnet: C_F; None where the ablation has none.
-        text_encoder: CLIP text model, always frozen.
-        tokenizer: its tokenizer.
-        image_encoder: CLIP vision model.
-        feature_extractor: its preprocessing, on pictures.
-        image_projection: the Resampler.
-        reference_net: of the ablation `w/RefNet`; else None.
-        scheduler: its config holds the noise schedule.
+        name: in configurations.
+        reached: groups of parameters that its loss reaches: others would be given to the optimizer and never move.
+        moves: whether it trains on clips, with motion, reference and ControlNets.
     """
 
-    vae: AutoencoderKL
-    unet: XDynaUNet
-    pose_controlnet: ControlNetModel
-    face_controlnet: ControlNetModel | None
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    image_encoder: CLIPVisionModelWithProjection
-    feature_extractor: Any
-    image_projection: ImageTokenResampler
-    scheduler: Any
-    reference_net: nn.Module | None = None
+    name: ClassVar[str]
+    reached: ClassVar[tuple[str, ...]]
+    moves: ClassVar[bool] = False
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The networks that are there, by name."""
-        return {name: module for name, module in vars(self).items() if isinstance(module, nn.Module)}
+    @abc.abstractmethod
+    def groups(self, appearance: str) -> tuple[str, ...]:
+        """Groups of parameters that train. Args: appearance: see `TrainConfig`."""
 
-    def beside_unet(self) -> list[nn.Module]:
-        """The networks that feed the UNet in every step: ControlNets and ReferenceNet, those that are there."""
-        nets = (self.pose_controlnet, self.face_controlnet, self.reference_net)
-        return [net for net in nets if net is not None]
+    @abc.abstractmethod
+    def objective(self, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+        """Its loss, which knows the networks that run.
 
+        Args:
+            components: the networks.
+            loss: weights of the terms.
+            seed: of the run.
+        """
 
-def stage_groups(stage: str, appearance: str) -> tuple[str, ...]:
-    """Groups that a stage trains.
+    def chosen_groups(self, appearance: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
+        """Groups that a run trains.
 
-    Args:
-        stage: "vae", "base", "dynamics" or "face".
-        appearance: "dynamics_adapter", "reference_net" or "ip_adapter".
-    """
-    looks = {"dynamics_adapter": ("adapter",), "reference_net": ("reference_net",), "ip_adapter": ()}[appearance]
-    return {
-        "vae": ("vae_encoder", "vae_decoder"),
-        "base": ("unet", "image_encoder", "resampler"),
-        "dynamics": (*looks, "motion", "pose_controlnet"),
-        "face": ("face_controlnet",),
-    }[stage]
+        Args:
+            appearance: see `TrainConfig`.
+            chosen: names from `GROUPS`; None for those of the stage.
 
+        Raises:
+            ConfigError: a group that does not exist or that the stage does not run, or no group.
+        """
+        if chosen is None:
+            return self.groups(appearance)
+        choices = f"choose from {', '.join(self.reached)}"
+        if not chosen:
+            raise ConfigError(f"train: no group was given; {choices}, or leave it out")
+        for group in chosen:
+            if group not in GROUPS:
+                raise ConfigError(f"train: unknown group {group!r}; {choices}")
+            if group not in self.reached:
+                raise ConfigError(f"train: the loss of stage {self.name} does not reach {group}; {choices}")
+        return tuple(chosen)
 
-def training_groups(stage: str, appearance: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
-    """Groups that a run trains.
+    def build(self, config: TrainConfig) -> Components:
+        """The networks that a run starts from, float32 on the CPU, fitted to `appearance` and `face`.
 
-    Args:
-        stage: "vae", "base", "dynamics" or "face".
-        appearance: see `stage_groups`.
-        chosen: names from `GROUPS`; None for those of the stage.
+        Args:
+            config: of the run.
 
-    Raises:
-        ConfigError: a group that does not exist or that the stage does not run, or no group.
-    """
-    if chosen is None:
-        return stage_groups(stage, appearance)
-    choices = f"choose from {', '.join(REACHED[stage])}"
-    if not chosen:
-        raise ConfigError(f"train: no group was given; {choices}, or leave it out")
-    for group in chosen:
-        if group not in GROUPS:
-            raise ConfigError(f"train: unknown group {group!r}; {choices}")
-        if group not in REACHED[stage]:
-            raise ConfigError(f"train: the loss of stage {stage} does not reach {group}; {choices}")
-    return tuple(chosen)
+        Raises:
+            UsageError: the folder is missing, or has not the parts that the configuration asks for.
+        """
+        components = load_components(config)
+        components = self.fit(components, config)
+        if config.face != "sface":
+            components.face_controlnet = None
+        if config.channels_last:
+            use_channels_last(components)
+        return components
 
+    def fit(self, components: Components, config: TrainConfig) -> Components:
+        """The networks of an ablation; in most stages those that were given."""
+        return components
 
-def group_of(component: str, name: str) -> str | None:
-    """Group of a parameter; None for components that never train (the text encoder).
+    def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
+        """What makes the images or videos of validation, called with the step; None for none."""
+        return None
 
-    Args:
-        component: name of the component, e.g. "unet".
-        name: parameter name inside it.
-    """
-    for group, (owner, pattern) in GROUPS.items():  # the order matters: the first match wins
-        if owner == component and re.search(pattern, f".{name}"):
-            return group
-    return None
+    def hand_over(
+        self, components: Components, images: Iterable[Tensor], *, trained: Collection[str]
+    ) -> dict[str, float]:
+        """Prepare the networks for the stage after this one.
 
+        Args:
+            components: networks with the weights that are handed on, changed in place.
+            images: (N, 3, H, W) float32 in [-1, 1], held out.
+            trained: groups that were trained.
 
-def select_trainable(components: Components, groups: Iterable[str]) -> dict[str, dict[str, nn.Parameter]]:
-    """Freeze everything, then thaw the given groups.
-
-    Args:
-        components: the networks; `requires_grad` and train / eval mode are set on them.
-        groups: names from `GROUPS`.
-
-    Returns:
-        group -> {"component.parameter": parameter}, in a fixed order, parameters that the loss cannot reach left out.
-
-    Raises:
-        ConfigError: an unknown group, a group without parameters here, or no group at all.
-    """
-    wanted = list(groups)
-    for group in wanted:
-        if group not in GROUPS:
-            raise ConfigError(f"train: unknown group {group!r}; choose from {', '.join(GROUPS)}")
-    if not wanted:
-        raise ConfigError(f"train: no group was given; choose from {', '.join(GROUPS)}")
-    chosen: dict[str, dict[str, nn.Parameter]] = {group: {} for group in wanted}
-    for component, module in components.modules().items():
-        module.requires_grad_(False).eval()
-        unreachable = _unreachable(component, module)
-        for name, parameter in module.named_parameters():
-            owner = group_of(component, name)
-            if owner in chosen and not re.search(unreachable, name):
-                parameter.requires_grad_(True)
-                chosen[owner][f"{component}.{name}"] = parameter
-        if any(group_of(component, name) in chosen for name, _ in module.named_parameters()):
-            module.train()
-    empty = [group for group, parameters in chosen.items() if not parameters]
-    if empty:
-        raise ConfigError(
-            f"train: the model has no parameters in {', '.join(empty)} (component {GROUPS[empty[0]][0]!r}); "
-            "leave the group out, or start from a model that has it"
-        )
-    return chosen
+        Returns:
+            What was measured.
+        """
+        return {}
 
 
-def _unreachable(component: str, module: nn.Module) -> str:
-    if component != "image_encoder":
-        return r"(?!)"  # matches nothing
-    layers = cast(CLIPVisionModelWithProjection, module).config.num_hidden_layers
-    return _BEHIND_THE_IMAGE_FEATURES % (layers - 1)
+class VAEStage(Stage):
+    """The autoencoder, on single frames."""
+
+    name = "vae"
+    reached = ("vae_encoder", "vae_decoder")
+
+    def groups(self, appearance: str) -> tuple[str, ...]:
+        """Encoder and decoder."""
+        return ("vae_encoder", "vae_decoder")
+
+    def objective(self, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+        """Reconstruction."""
+        return VAEObjective(components, loss, seed=seed)
+
+    def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
+        """Held-out frames and their reconstructions."""
+        return reconstructions(config, components)
+
+    def hand_over(
+        self, components: Components, images: Iterable[Tensor], *, trained: Collection[str]
+    ) -> dict[str, float]:
+        """Measure the latents' scale, so that they have unit variance. If the decoder trained alone they are what they
+        were, and keep their scale: what stands on them stays valid."""
+        if "vae_encoder" not in trained:
+            return {}
+        factor = latent_scale(components.vae, images)
+        components.vae.register_to_config(scaling_factor=factor)
+        return {"scaling_factor": factor}
 
 
-def count(groups: Mapping[str, Mapping[str, nn.Parameter]]) -> dict[str, int]:
-    """Number of trainable values per group."""
-    return {group: sum(p.numel() for p in parameters.values()) for group, parameters in groups.items()}
+class BaseStage(Stage):
+    """The 2-D UNet with image tokens, every frame a clip of its own."""
+
+    name = "base"
+    reached = ("adapter", "unet", "image_encoder", "resampler")
+
+    def groups(self, appearance: str) -> tuple[str, ...]:
+        """UNet without motion modules and adapter, image encoder, Resampler."""
+        return ("unet", "image_encoder", "resampler")
+
+    def objective(self, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+        """Noise of single frames."""
+        return DiffusionObjective(components, loss, seed=seed, single_frames=True)
+
+    def hand_over(
+        self, components: Components, images: Iterable[Tensor], *, trained: Collection[str]
+    ) -> dict[str, float]:
+        """The Dynamics-Adapters and both ControlNets start as copies of the trained UNet (W'o and the ControlNets'
+        outputs at zero)."""
+        components.unet.init_adapter()
+        for net in (components.pose_controlnet, components.face_controlnet):
+            if net is not None:
+                copy_encoder(components.unet, net)
+        return {}
+
+
+class ClipStage(Stage):
+    """What the stages on whole clips have in common."""
+
+    reached: ClassVar[tuple[str, ...]] = (
+        "adapter",
+        "motion",
+        "unet",
+        "image_encoder",
+        "resampler",
+        "pose_controlnet",
+        "reference_net",
+    )
+    moves = True
+
+    def fit(self, components: Components, config: TrainConfig) -> Components:
+        """Take the Dynamics-Adapter out, or put a ReferenceNet in, as the ablation says."""
+        has_adapter = components.unet.config.dynamics_adapter
+        if config.appearance != "dynamics_adapter" and has_adapter:
+            components.unet = without_adapter(components.unet)
+        if config.appearance == "reference_net" and components.reference_net is None:
+            components.reference_net = self.new_reference_net(components, config)
+        if config.appearance == "dynamics_adapter" and not has_adapter:
+            raise UsageError(f"{config.init} has no Dynamics-Adapter; choose appearance=ip_adapter or another init")
+        return components
+
+    @abc.abstractmethod
+    def new_reference_net(self, components: Components, config: TrainConfig) -> ReferenceNet:
+        """The ReferenceNet of an ablation whose pipeline has none yet."""
+
+    def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
+        """Videos of held-out clips."""
+        return sampled_videos(config, components) if config.validation.videos else None
+
+
+class DynamicsStage(ClipStage):
+    """The paper's stage 1: appearance, motion and pose."""
+
+    name = "dynamics"
+
+    def groups(self, appearance: str) -> tuple[str, ...]:
+        """What carries the appearance, motion modules, pose ControlNet."""
+        looks = {"dynamics_adapter": ("adapter",), "reference_net": ("reference_net",), "ip_adapter": ()}[appearance]
+        return (*looks, "motion", "pose_controlnet")
+
+    def objective(self, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+        """Noise of clips."""
+        return DiffusionObjective(components, loss, seed=seed)
+
+    def new_reference_net(self, components: Components, config: TrainConfig) -> ReferenceNet:
+        """A copy of the UNet."""
+        return ReferenceNet.from_unet(components.unet)
+
+
+class FaceStage(ClipStage):
+    """The paper's stage 2: expressions."""
+
+    name = "face"
+    reached = (*ClipStage.reached, "face_controlnet")
+
+    def groups(self, appearance: str) -> tuple[str, ...]:
+        """The face ControlNet."""
+        return ("face_controlnet",)
+
+    def objective(self, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+        """Noise of clips, with the face ControlNet."""
+        return DiffusionObjective(components, loss, seed=seed, face=True)
+
+    def new_reference_net(self, components: Components, config: TrainConfig) -> ReferenceNet:
+        """There must be one already.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{config.init} has no ReferenceNet; start from its own stage=dynamics")
+
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (VAEStage(), BaseStage(), DynamicsStage(), FaceStage())}

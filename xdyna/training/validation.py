@@ -1,21 +1,45 @@
-"""Loss on held-out clips, per band of timesteps; the same clips and the same noise every time."""
+"""Validation: the loss on held-out clips per band of timesteps, and what is shown of them; the same clips and the same
+noise every time."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from einops import rearrange
+from torch import Tensor, nn
 
 from xdyna.config.data import DataConfig
 from xdyna.config.train import TrainConfig
 from xdyna.data.cached import read_header
 from xdyna.data.clips import build_dataset
-from xdyna.data.samples import collate
+from xdyna.data.samples import Sample, collate
+from xdyna.evaluation.metrics.regions import RegionQuality
+from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
+from xdyna.training.components import Components, as_pipeline
 from xdyna.training.draws import VALIDATION
 from xdyna.training.objective import Objective
 
 SEED = 0  # of validation clips and noise: independent of the run's, so that runs can be compared
+IMAGE_CLIPS = 16  # clips whose latents give the autoencoder's scaling factor
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What validation sampling gives.
+
+    Attributes:
+        scalars: metric -> value.
+        sheets: name -> uint8 (H, W, 3) picture.
+        videos: name -> uint8 (T, H, W, 3).
+    """
+
+    scalars: dict[str, float]
+    sheets: dict[str, np.ndarray] = field(default_factory=dict)
+    videos: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def validation_data(config: DataConfig) -> DataConfig:
@@ -76,3 +100,98 @@ def band_losses(
     means = (accelerator.reduce(sums.to(accelerator.device, dtype), "sum") / settings.clips).tolist()
     bands = {f"loss_t{middle}": value for middle, value in zip(middles, means, strict=True) if middle is not None}
     return {"loss": sum(means) / len(means), **bands}
+
+
+def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int], Sampled]:
+    """What makes videos of held-out clips and measures them.
+
+    Args:
+        config: settings of the run.
+        components: the networks, with the weights that are looked at.
+    """
+    settings = config.validation
+    data = validation_data(config.data)
+    people_only = data.source == "puppet" or data.scene_ratio < 1  # footage of scenes alone has nobody to show
+    dataset = build_dataset(dataclasses.replace(data, scene_ratio=0.0 if people_only else 1.0), seed=SEED)
+
+    def sample(step: int) -> Sampled:
+        pipeline = as_pipeline(components)
+        psnr, whole, rows = [], [], []
+        for index in range(settings.videos):
+            clip, mask = dataset.masked(index)
+            frames = _generate(pipeline, clip, config, index)
+            target = _images(clip.pixels[1:])
+            psnr.append(RegionQuality.of(target, frames, mask).psnr)
+            whole.append(RegionQuality.of(target, frames).psnr)
+            rows.append((_images(clip.pixels[:1])[0], _images(clip.pose), frames, target))
+        scalars = {"psnr": float(np.mean(whole))}
+        if seen := [value for value in psnr if not np.isnan(value)]:  # masks of footage may be empty
+            scalars = {"psnr_figure": float(np.mean(seen)), **scalars}
+        return Sampled(
+            scalars,
+            sheets={f"clip{k}": _sheet(*row) for k, row in enumerate(rows)},
+            videos={f"clip{k}": row[2] for k, row in enumerate(rows)},
+        )
+
+    return sample
+
+
+def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: int) -> np.ndarray:
+    settings = config.validation
+    face = _images(clip.face) if config.stage == "face" else None
+    generator = torch.Generator().manual_seed(seed)
+    reference = _images(clip.pixels[:1])[0]
+    videos = pipeline(
+        reference,
+        _images(clip.pose),
+        face,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        decode_chunk_size=16,
+        generator=generator,
+        output_type="pt",
+    ).frames
+    assert isinstance(videos, Tensor)
+    return to_uint8(videos[0])
+
+
+def _sheet(reference: np.ndarray, pose: np.ndarray, frames: np.ndarray, target: np.ndarray) -> np.ndarray:
+    picks = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
+    blank = np.zeros_like(reference)
+    rows = [[reference, *pose[picks]], [blank, *frames[picks]], [blank, *target[picks]]]
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+
+
+def reconstructions(config: TrainConfig, components: Components) -> Callable[[int], Sampled]:
+    """What shows held-out frames and their reconstructions. Args: as of `sampled_videos`."""
+
+    def sample(step: int) -> Sampled:
+        images = next(held_out_images(config, components))[:8]
+        with torch.no_grad():
+            decoded = components.vae.decode(components.vae.encode(images).latent_dist.mean).sample
+        pair = [np.concatenate(list(_from_unit(x)), axis=1) for x in (images, decoded)]
+        return Sampled(
+            {"psnr": RegionQuality.of([pair[0]], [pair[1]]).psnr}, sheets={"reconstruction": np.concatenate(pair)}
+        )
+
+    return sample
+
+
+def held_out_images(config: TrainConfig, components: Components) -> Iterator[Tensor]:
+    """Frames of held-out clips, (N, 3, H, W) float32 in [-1, 1] on the autoencoder's device, clip by clip."""
+    data = validation_data(config.data)
+    dataset = build_dataset(data, seed=SEED)
+    device = next(components.vae.parameters()).device
+    for index in range(IMAGE_CLIPS):
+        pixels = dataset[index].pixels
+        yield (pixels.float() / 127.5 - 1).to(device)
+
+
+def _images(tensor: Tensor) -> np.ndarray:
+    return rearrange(tensor, "t c h w -> t h w c").contiguous().numpy()
+
+
+def _from_unit(x: Tensor) -> np.ndarray:
+    return (
+        rearrange(((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), "n c h w -> n h w c").cpu().numpy()
+    )

@@ -230,6 +230,7 @@ def test_ranges_are_checked_without_a_file_too() -> None:
         ("defaults: [/model: hugo]\n", "model=hugo: there is no config model/hugo (in preset/mine)"),
         ("defaults: [nothing_here]\n", "nothing_here"),
         (b"\xff\xfe\x00\x81", "not UTF-8"),
+        (b"steps: 3\n", "files of the group preset begin with '# @package _global_'"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str | bytes, expected: str) -> None:

@@ -11,20 +11,6 @@ from xdyna.diffusion import losses
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
-def test_alphas_are_diffusers() -> None:
-    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
-    ours = losses.linear_alphas_cumprod(steps=1000, **SCHEDULE)
-    torch.testing.assert_close(ours, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
-
-
-def test_adding_noise_is_diffusers() -> None:
-    scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
-    clean, noise = torch.randn(2, 3, 4, 2, 5, 5).unbind(0)
-    t = torch.tensor([0, 400, 999])
-    ours = losses.add_noise(clean, noise, scheduler.alphas_cumprod[t])
-    torch.testing.assert_close(ours, scheduler.add_noise(clean, noise, t))
-
-
 def test_min_snr_weight() -> None:
     scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
     t = torch.tensor([1, 100, 500, 998])
@@ -137,12 +123,10 @@ def test_velocity_weight_is_the_ratio_of_the_two_errors() -> None:
     assert float(losses.velocity_weight(torch.tensor([0.001]), 60.0)) == 60.0
 
 
-def test_velocity_and_its_min_snr_weight() -> None:
+def test_min_snr_weight_of_velocity() -> None:
     scheduler = DDIMScheduler(beta_schedule="linear", **SCHEDULE)
-    clean, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     t = torch.tensor([20, 900])
     a = scheduler.alphas_cumprod[t]
-    torch.testing.assert_close(losses.velocity(clean, noise, a), scheduler.get_velocity(clean, noise, t))
     # An error e of the noise is one of e / sqrt(a) of v: weighted, the two losses are one.
     weight = losses.min_snr_weight(a, 5.0)
     torch.testing.assert_close(losses.min_snr_weight(a, 5.0, of_velocity=True), weight * a)

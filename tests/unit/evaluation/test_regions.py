@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from xdyna.evaluation import RegionQuality, TemporalEnergy, psnr, squared_error, ssim_map, temporal_energy
+from xdyna.evaluation.metrics.regions import RegionQuality, TemporalEnergy, temporal_energy
+from xdyna.media.frame_metrics import psnr, squared_error, ssim_map
 
 
 def pictures(*, count: int = 3, size: tuple[int, int] = (37, 45), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,16 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from tests.unit.pipelines.test_xdyna import clip, make_pipeline, run  # noqa: F401  (clip is a fixture)
+from tests.unit.pipelines.test_xdyna import clip, make_pipeline  # noqa: F401  (clip is a fixture)
+from tests.unit.pipelines.test_xdyna import run as run_all
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 TARGETS = ["to_q", "to_out.0", "to_q_ff", "to_out_ff", "to_k_ip", "proj_in", "conv1"]
 RANK, ALPHA = 2, 4
+
+
+def run(pipeline: XDynaPipeline, clip: dict[str, np.ndarray]) -> torch.Tensor:  # noqa: F811
+    return run_all(pipeline, clip, num_frames=2, num_inference_steps=1, output_type="latent")
 
 
 @pytest.fixture
@@ -94,17 +99,17 @@ def test_every_spelling_changes_the_video_by_the_formula_and_unloads_to_the_same
     clip: dict[str, np.ndarray],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    before, plain = bytes_of(pipeline), run(pipeline, clip, output_type="latent")
+    before, plain = bytes_of(pipeline), run(pipeline, clip)
     expected_from = make_pipeline()
     merged(expected_from, layers_of(trained(pipeline.unet, TARGETS)))
-    expected = run(expected_from, clip, output_type="latent")
+    expected = run(expected_from, clip)
     assert not torch.allclose(expected, plain, atol=1e-2)
     for name, source in spellings(pipeline, tmp_path).items():
         pipeline.load_lora_weights(source)
-        torch.testing.assert_close(run(pipeline, clip, output_type="latent"), expected, atol=1e-3, rtol=1e-3, msg=name)
+        torch.testing.assert_close(run(pipeline, clip), expected, atol=1e-3, rtol=1e-3, msg=name)
         pipeline.unload_lora_weights()
         assert bytes_of(pipeline) == before, name
-        assert torch.equal(run(pipeline, clip, output_type="latent"), plain), name
+        assert torch.equal(run(pipeline, clip), plain), name
 
 
 def test_adapters_are_weighted_fused_and_unfused(
@@ -112,7 +117,7 @@ def test_adapters_are_weighted_fused_and_unfused(
     clip: dict[str, np.ndarray],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    plain = run(pipeline, clip, output_type="latent")
+    plain = run(pipeline, clip)
     layers = layers_of(trained(pipeline.unet, TARGETS))
     pipeline.load_lora_weights(kohya(layers, "lora_unet"), adapter_name="first")
     pipeline.load_lora_weights(str(spellings(make_pipeline(), tmp_path)["diffusers folder"]), adapter_name="second")
@@ -121,15 +126,15 @@ def test_adapters_are_weighted_fused_and_unfused(
         pipeline.set_adapters(list(weights), list(weights.values()))
         expected_from = make_pipeline()
         merged(expected_from, layers, scale=sum(weights.values()))
-        expected = run(expected_from, clip, output_type="latent")
-        torch.testing.assert_close(run(pipeline, clip, output_type="latent"), expected, atol=1e-3, rtol=1e-3)
+        expected = run(expected_from, clip)
+        torch.testing.assert_close(run(pipeline, clip), expected, atol=1e-3, rtol=1e-3)
     pipeline.fuse_lora()
-    torch.testing.assert_close(run(pipeline, clip, output_type="latent"), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(run(pipeline, clip), expected, atol=1e-3, rtol=1e-3)
     pipeline.unfuse_lora()
     pipeline.disable_lora()
-    torch.testing.assert_close(run(pipeline, clip, output_type="latent"), plain, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(run(pipeline, clip), plain, atol=1e-3, rtol=1e-3)
     pipeline.enable_lora()
-    torch.testing.assert_close(run(pipeline, clip, output_type="latent"), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(run(pipeline, clip), expected, atol=1e-3, rtol=1e-3)
     pipeline.delete_adapters("second")
     assert pipeline.get_list_adapters() == {"unet": ["first"]}
 

@@ -218,7 +218,8 @@ def test_predictions_are_averaged_over_windows():
     tokens = Tokens(torch.zeros(1, 1, 1), None)
     windows = [[0, 1, 2], [2, 3, 4], [4, 0, 1]]
     prediction = denoise.predict_noise(
-        Denoiser(unet=Numbers(), pose_controlnet=None), latents, reference, torch.tensor(1), windows=windows, tokens=tokens,
+        Denoiser(unet=Numbers(), pose_controlnet=None), latents, reference, torch.tensor(1),
+        windows=windows, tokens=tokens,
         controls=ControlResidualCache([], tokens),
     )  # fmt: skip
     assert prediction[0, 0, :, 0, 0].tolist() == [2.0, 2.0, 1.5, 2.0, 2.5]

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.data.loader import build_loader
-from xdyna.training.objective import build_objective
-from xdyna.training.parts import build_components
-from xdyna.training.stages import select_trainable, stage_groups
+from xdyna.training.groups import select_trainable
+from xdyna.training.stages import STAGES
 
 
 def main(config_path: str, out: str, batch_size: int) -> None:
@@ -27,13 +26,13 @@ def main(config_path: str, out: str, batch_size: int) -> None:
     )
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == world_size
-    components = build_components(config)
-    select_trainable(components, stage_groups(config.stage, config.appearance))
+    components = STAGES[config.stage].build(config)
+    select_trainable(components, STAGES[config.stage].groups(config.appearance))
     for p in components.unet.parameters():  # zero layers would hide most gradients
         if not p.any():
             generator = torch.Generator().manual_seed(p.numel())
             p.data = 0.1 * torch.randn(p.shape, generator=generator)
-    objective = build_objective(config.stage, components, config.loss, seed=config.seed)
+    objective = STAGES[config.stage].objective(components, config.loss, seed=config.seed)
     model = accelerator.prepare(objective)
     batches = build_loader(
         config.data,

@@ -13,12 +13,17 @@ from xdyna.core import program as guard
 from xdyna.data.cache import token_digest, vae_digest
 from xdyna.data.clips import build_dataset
 from xdyna.data.samples import collate
+from xdyna.training.components import Components
+from xdyna.training.groups import select_trainable
 from xdyna.training.logs import read_metrics
-from xdyna.training.objective import DiffusionObjective, build_objective
-from xdyna.training.parts import build_components
-from xdyna.training.stages import Components, select_trainable, stage_groups
+from xdyna.training.objective import DiffusionObjective
+from xdyna.training.stages import STAGES
 
 SMALL = ["data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,1]", "data.video_frames=6"]
+
+
+def build(settings: TrainConfig) -> Components:
+    return STAGES[settings.stage].build(settings)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def folder(start: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parts(start: str) -> Components:
-    return build_components(TrainConfig(init=start))
+    return build(TrainConfig(init=start))
 
 
 def data(folder: Path, **changes: object) -> DataConfig:
@@ -39,13 +44,13 @@ def data(folder: Path, **changes: object) -> DataConfig:
 
 
 def test_the_loss_is_that_of_computed_tokens(folder: Path, parts: Components) -> None:
-    select_trainable(parts, stage_groups("dynamics", "dynamics_adapter"))
+    select_trainable(parts, STAGES["dynamics"].groups("dynamics_adapter"))
     digest = token_digest(parts.image_encoder, parts.image_projection)
     dataset = build_dataset(data(folder, drop_image=0.3), seed=1, vae=vae_digest(parts.vae), tokens=digest)
     batch = collate([dataset[index] for index in range(8)])
     assert batch.image_tokens is not None
     assert 0 < int(batch.drop_image.sum()) < 8
-    objective = build_objective("dynamics", parts, LossConfig(), seed=0)
+    objective = STAGES["dynamics"].objective(parts, LossConfig(), seed=0)
     assert isinstance(objective, DiffusionObjective)
     computed = dataclasses.replace(batch, image_tokens=None)
     with torch.no_grad():
@@ -94,7 +99,7 @@ def test_a_run_takes_them(folder: Path, start: str, tmp_path: Path, monkeypatch:
     losses = {}
     for name in ("kept", "computed"):
         if name == "computed":
-            monkeypatch.setattr("xdyna.training.loop.token_digest", lambda *parts: None)
+            monkeypatch.setattr("xdyna.training.trainer.token_digest", lambda *parts: None)
         assert train.main(["--config-dir", str(tmp_path), "experiment=run", "--cpu", f"out={tmp_path / name}"]) == 0
         losses[name] = read_metrics(tmp_path / name / "metrics.csv")["train/loss"]
     assert losses["kept"] != losses["computed"]  # rounding of float16 tells them apart

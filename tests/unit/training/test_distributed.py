@@ -11,8 +11,8 @@ from tests.unit.training.processes import together
 from tests.unit.training.test_loop import config, given, losses
 
 HERE = Path(__file__).parent
-CONFIG = """
-defaults: [/data: puppet, _self_]
+CONFIG = """# @package _global_
+defaults: [_self_, override /data: puppet]
 stage: dynamics
 model: {model}
 data: {{height: 64, width: 64, frames: 2, video_frames: 8, scene_ratio: 0.5}}

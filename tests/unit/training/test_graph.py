@@ -12,11 +12,12 @@ from xdyna.config.data import DataConfig
 from xdyna.config.train import OptimConfig, ReplayConfig, TrainConfig
 from xdyna.core.errors import ConfigError
 from xdyna.data.samples import Batch
+from xdyna.training.components import Components
 from xdyna.training.graph import make_capturable
-from xdyna.training.loop import Trainer
+from xdyna.training.groups import select_trainable
 from xdyna.training.objective import DiffusionObjective
 from xdyna.training.optim import build_optimizer, set_rates
-from xdyna.training.stages import Components, select_trainable
+from xdyna.training.trainer import Trainer
 
 SETTINGS = {"stage": "face", "cuda_graph": True, "replay": ReplayConfig(clips=8, fresh=1)}
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from xdyna.training.handover import copy_encoder, hand_over, latent_scale
-from xdyna.training.stages import Components
+from xdyna.training.components import Components
+from xdyna.training.handover import copy_encoder, latent_scale
+from xdyna.training.stages import STAGES
 
 
 def test_scaled_latents_have_unit_variance(components: Components) -> None:
@@ -12,13 +13,13 @@ def test_scaled_latents_have_unit_variance(components: Components) -> None:
     with torch.no_grad():
         means = torch.cat([components.vae.encode(p).latent_dist.mean for p in pictures])
     assert float((means * latent_scale(components.vae, pictures)).std()) == pytest.approx(1.0, rel=1e-3)
-    hand_over("vae", components, pictures, trained=("vae_encoder", "vae_decoder"))
+    STAGES["vae"].hand_over(components, pictures, trained=("vae_encoder", "vae_decoder"))
     assert components.vae.config.scaling_factor == latent_scale(components.vae, pictures)
 
 
 def test_the_decoder_alone_leaves_the_latents_as_they_were(components: Components) -> None:
     before = components.vae.config.scaling_factor
-    assert hand_over("vae", components, [torch.rand(2, 3, 64, 64)], trained=("vae_decoder",)) == {}
+    assert STAGES["vae"].hand_over(components, [torch.rand(2, 3, 64, 64)], trained=("vae_decoder",)) == {}
     assert components.vae.config.scaling_factor == before
 
 
@@ -26,7 +27,7 @@ def test_after_base_the_adapter_and_the_controlnets_start_as_the_paper_says(comp
     with torch.no_grad():
         for p in components.unet.parameters():
             p.normal_()
-    hand_over("base", components, [], trained=("unet",))
+    STAGES["base"].hand_over(components, [], trained=("unet",))
     unet = components.unet
     assert torch.equal(
         unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"],

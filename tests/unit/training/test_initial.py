@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def test_convolutions_keep_the_variance(components: Components) -> None:
-    initialise(components, seed=0)
+    initialise(components.vae, components.unet, seed=0)
     for network in (components.vae, components.unet):
         kept = 0
         for module in network.modules():
@@ -31,7 +31,7 @@ def test_convolutions_keep_the_variance(components: Components) -> None:
 
 
 def test_residual_branches_begin_silent(components: Components) -> None:
-    initialise(components, seed=0)
+    initialise(components.vae, components.unet, seed=0)
     for network in (components.vae, components.unet):
         branches = [m for name, m in network.named_modules() if name.endswith(".conv2")]
         assert branches
@@ -42,7 +42,7 @@ def test_residual_branches_begin_silent(components: Components) -> None:
 
 
 def test_the_decoder_does_not_begin_with_noise(components: Components) -> None:
-    initialise(components, seed=0)
+    initialise(components.vae, components.unet, seed=0)
     with torch.no_grad():
         posterior = components.vae.encode(2 * torch.rand(4, 3, 64, 64) - 1).latent_dist
     assert float(posterior.logvar.mean()) == pytest.approx(FIRST_LOG_VARIANCE, abs=0.5)
@@ -50,11 +50,11 @@ def test_the_decoder_does_not_begin_with_noise(components: Components) -> None:
 
 
 def test_the_seed_decides(components: Components) -> None:
-    initialise(components, seed=1)
+    initialise(components.vae, components.unet, seed=1)
     first = components.unet.conv_in.weight.clone()
-    initialise(components, seed=1)
+    initialise(components.vae, components.unet, seed=1)
     assert torch.equal(first, components.unet.conv_in.weight)
-    initialise(components, seed=2)
+    initialise(components.vae, components.unet, seed=2)
     assert not torch.equal(first, components.unet.conv_in.weight)
 
 
@@ -78,5 +78,5 @@ def test_the_tiny_autoencoder_begins_with_the_colours() -> None:
 
 def test_an_autoencoder_without_room_is_left_to_chance(components: Components) -> None:
     assert not has_room(components.vae)
-    initialise(components, seed=0)
+    initialise(components.vae, components.unet, seed=0)
     assert components.vae.encoder.conv_in.weight[0].count_nonzero() == components.vae.encoder.conv_in.weight[0].numel()

@@ -17,7 +17,8 @@ from xdyna.cli import train
 from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
-from xdyna.training.parts import build_components
+from xdyna.training.components import Components
+from xdyna.training.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[3]
 MICRO = Path(__file__).parent / "micro.yaml"
@@ -39,6 +40,10 @@ seed: 3
 optim: {{lr: 1.0e-3, warmup: 2, schedule: cosine, ema: 0.9}}
 validation: {{every: 3, clips: 2, bands: 2, videos: 1, steps: 2}}
 """
+
+
+def build(settings: TrainConfig) -> Components:
+    return STAGES[settings.stage].build(settings)
 
 
 def config(tmp_path: Path, name: str, *, stage: str = "dynamics", init: str = "null") -> Path:
@@ -129,7 +134,7 @@ def test_the_average_is_handed_on_and_frozen_parts_are_as_they_were(whole: Path)
     average = load_file(sorted((whole / "checkpoints").glob("step-*"))[-1] / "ema.safetensors")
     trained = {name.removeprefix("unet."): t for name, t in average.items() if name.startswith("unet.")}
     assert all(torch.equal(final[name], t) for name, t in trained.items())
-    fresh = build_components(read(whole.parent / "experiment" / "whole.yaml"))
+    fresh = build(read(whole.parent / "experiment" / "whole.yaml"))
     fresh = fresh.unet.state_dict()
     assert all(torch.equal(final[name], fresh[name]) for name in final if name not in trained)
     assert any(not torch.equal(final[name], fresh[name]) for name in trained)

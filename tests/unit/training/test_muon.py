@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from xdyna.config.train import OptimConfig, TrainConfig
 from xdyna.core.errors import ConfigError
-from xdyna.training.loop import Trainer
 from xdyna.training.muon import Muon, is_matrix, orthogonalised
 from xdyna.training.optim import build_optimizer, set_rates
+from xdyna.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,12 @@ from diffusers import DDIMScheduler
 
 from xdyna.config.train import LossConfig
 from xdyna.data.samples import Batch
+from xdyna.models.denoiser import Tokens
+from xdyna.training.components import Components
 from xdyna.training.draws import TRAINING, VALIDATION, sample_generator, spread_timestep
-from xdyna.training.objective import DiffusionObjective, build_objective
-from xdyna.training.stages import Components, select_trainable, stage_groups
+from xdyna.training.groups import select_trainable
+from xdyna.training.objective import DiffusionObjective
+from xdyna.training.stages import STAGES
 
 MakeBatch = Callable[..., Batch]
 
@@ -31,7 +34,7 @@ def randomised(components: Components) -> Components:
 def test_the_loss_of_a_clip_does_not_depend_on_its_batch(
     stage: str, components: Components, make_batch: MakeBatch
 ) -> None:
-    objective = build_objective(stage, randomised(components), LossConfig(kl=0.1), seed=3)
+    objective = STAGES[stage].objective(randomised(components), LossConfig(kl=0.1), seed=3)
     with torch.no_grad():
         together = objective(make_batch([4, 7, 9]).to("cpu"))
         # Conditions are made from the batch's order in this fixture, so single clips take them from the triple.
@@ -85,7 +88,7 @@ def test_against_diffusers_and_a_loop_by_hand(components: Components, make_batch
 
 
 def test_dropping_the_image_gives_the_tokens_of_zeros(components: Components, make_batch: MakeBatch) -> None:
-    objective = build_objective("dynamics", components, LossConfig(), seed=0)
+    objective = STAGES["dynamics"].objective(components, LossConfig(), seed=0)
     assert isinstance(objective, DiffusionObjective)
     with torch.no_grad():
         dropped = objective._image_tokens(make_batch([1, 2], drop_image=True))
@@ -135,7 +138,7 @@ def test_what_validation_and_a_given_timestep_draw(components: Components, make_
     """Validation has its own noise, the same for every seed of the run; a given timestep is that of all clips."""
     batch = make_batch([4, 5])
     for stage in ("vae", "base"):
-        one, other = (build_objective(stage, components, LossConfig(), seed=seed) for seed in (1, 2))
+        one, other = (STAGES[stage].objective(components, LossConfig(), seed=seed) for seed in (1, 2))
         with torch.no_grad():
             assert not torch.equal(one(batch), other(batch))
             assert torch.equal(one(batch, stream=VALIDATION), other(batch, stream=VALIDATION))
@@ -166,12 +169,12 @@ def test_latents_of_a_cache_are_the_autoencoders(components: Components, make_ba
 
 
 def test_dropping_the_text_gives_the_tokens_of_no_text(components: Components, make_batch: MakeBatch) -> None:
-    objective = build_objective("dynamics", components, LossConfig(), seed=0)
+    objective = STAGES["dynamics"].objective(components, LossConfig(), seed=0)
     assert isinstance(objective, DiffusionObjective)
     batch = dataclasses.replace(make_batch([1, 2]), caption=["dance", "dance"], drop_text=torch.tensor([False, True]))
     with torch.no_grad():
         kept, dropped = objective._text_tokens(batch)
-        torch.testing.assert_close(dropped, objective._encode_texts([""])[0])
+        torch.testing.assert_close(dropped, objective.components.encode_text([""])[0])
     assert not torch.allclose(kept, dropped)
 
 
@@ -199,7 +202,7 @@ def test_the_noise_schedule_is_not_rounded_with_the_weights(components: Componen
 
 
 def test_single_frames_run_neither_motion_nor_control(components: Components, make_batch: MakeBatch) -> None:
-    objective = build_objective("base", components, LossConfig(), seed=0)
+    objective = STAGES["base"].objective(components, LossConfig(), seed=0)
     select_trainable(components, ["motion", "pose_controlnet"])
     batch = make_batch([0])
     with torch.no_grad():
@@ -214,8 +217,8 @@ def test_single_frames_run_neither_motion_nor_control(components: Components, ma
 def test_overfitting_one_clip(components: Components, make_batch: MakeBatch) -> None:
     """Gradient, optimizer and objective fit together: the loss on one clip falls below 5 % of its start."""
     torch.manual_seed(0)
-    groups = select_trainable(components, [*stage_groups("dynamics", "dynamics_adapter"), "unet"])
-    objective = build_objective("dynamics", components, LossConfig(), seed=0)
+    groups = select_trainable(components, [*STAGES["dynamics"].groups("dynamics_adapter"), "unet"])
+    objective = STAGES["dynamics"].objective(components, LossConfig(), seed=0)
     parameters = [p for group in groups.values() for p in group.values()]
     optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.0)
     batch, losses = make_batch([0], frames=2), []
@@ -236,7 +239,7 @@ def test_velocity_is_what_diffusers_calls_so(components: Components, make_batch:
     objective = DiffusionObjective(randomised(components), LossConfig(), seed=1)
     batch = make_batch([3, 5], frames=2)
     predicted = []
-    objective._predict_clip = lambda *args: predicted.append(torch.ones_like(args[1])) or predicted[-1]  # type: ignore[method-assign]
+    objective.predict = lambda *args: predicted.append(torch.ones_like(args[1])) or predicted[-1]  # type: ignore[method-assign]
     with torch.no_grad():
         loss = objective(batch)
         draw = objective._draw(batch, TRAINING)
@@ -248,13 +251,13 @@ def test_velocity_is_what_diffusers_calls_so(components: Components, make_batch:
 def test_another_prediction_type_is_refused(components: Components) -> None:
     components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="sample")
     with pytest.raises(ValueError, match="prediction_type=sample"):
-        build_objective("dynamics", components, LossConfig(), seed=0)
+        STAGES["dynamics"].objective(components, LossConfig(), seed=0)
 
 
 def test_errors_of_v_are_not_weighted_as_such_again(components: Components) -> None:
     components.scheduler = DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction")
     with pytest.raises(ValueError, match=r"loss\.velocity=60"):
-        build_objective("dynamics", components, LossConfig(velocity=60.0), seed=0)
+        STAGES["dynamics"].objective(components, LossConfig(velocity=60.0), seed=0)
 
 
 def test_spread_timesteps() -> None:
@@ -266,3 +269,46 @@ def test_spread_timesteps() -> None:
     counts = np.bincount([spread_timestep(3, k, 10) for k in range(10_000)], minlength=10)
     assert abs(counts - 1000).max() < 10
     assert spread_timestep(4, 0, 1000) != spread_timestep(3, 0, 1000)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_every_noise_schedule_trains_as_diffusers_has_it(
+    beta_schedule: str, prediction_type: str, components: Components, make_batch: MakeBatch
+) -> None:
+    """What the network is shown and what it is to predict, against diffusers' formulas for this schedule; and a step of
+    the optimizer on it lowers the loss of its own noise."""
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": prediction_type}
+    components.scheduler = DDIMScheduler(beta_schedule=beta_schedule, **settings)
+    objective = DiffusionObjective(randomised(components), LossConfig(), seed=2)
+    batch = make_batch([3, 5], frames=2)
+    shown, predict = [], objective.predict
+    objective.predict = lambda *args: shown.append(args[1]) or predict(*args)  # type: ignore[method-assign]
+    with torch.no_grad():
+        loss = objective(batch)
+        draw = objective._draw(batch, TRAINING)
+        clean = objective._latents(batch, draw.posterior)
+        noisy = components.scheduler.add_noise(clean[:, :, 1:], draw.noise, draw.timestep)
+        out = predict(clean[:, :, :1], noisy, draw.timestep, objective_tokens(objective, batch), batch)
+    target = draw.noise
+    if prediction_type == "v_prediction":
+        target = components.scheduler.get_velocity(clean[:, :, 1:], draw.noise, draw.timestep)
+    torch.testing.assert_close(shown[0], noisy, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss, ((out - target) ** 2).mean(dim=(1, 2, 3, 4)), rtol=1e-5, atol=1e-6)
+    groups = select_trainable(components, ["motion", "pose_controlnet"])
+    optimizer = torch.optim.SGD([p for group in groups.values() for p in group.values()], lr=1e-3)
+    objective(batch).mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert float(objective(batch).mean()) < float(loss.mean())
+
+
+def objective_tokens(objective: DiffusionObjective, batch: Batch) -> Tokens:
+    return Tokens(objective._text_tokens(batch), objective._image_tokens(batch))
+
+
+def test_noise_that_hides_everything_needs_v(components: Components) -> None:
+    """At the last timestep of such a schedule the noise is the input itself."""
+    components.scheduler = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="prediction_type=v_prediction"):
+        STAGES["dynamics"].objective(components, LossConfig(), seed=0)

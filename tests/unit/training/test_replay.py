@@ -12,10 +12,11 @@ from accelerate import DistributedType
 from xdyna.config.train import LossConfig, OptimConfig, ReplayConfig, TrainConfig
 from xdyna.core.errors import ConfigError
 from xdyna.data.samples import Batch
-from xdyna.training.loop import Trainer
+from xdyna.training.components import Components
+from xdyna.training.groups import select_trainable
 from xdyna.training.objective import DiffusionObjective
 from xdyna.training.replay import Replay
-from xdyna.training.stages import Components, select_trainable
+from xdyna.training.trainer import Trainer
 
 MakeBatch = Callable[..., Batch]
 

@@ -126,3 +126,14 @@ def test_file_in_the_way(tmp_path: Path) -> None:
 def test_value_that_is_not_plain(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"config\.optim\.lr is a object; expected None, bool"):
         prepare_run_dir(tmp_path, changed(optim__lr=object()), resume=False)
+
+
+@pytest.mark.parametrize("record", ['{"starts": []}', '{"format": 3, "starts": []}'])
+def test_a_run_of_another_format_is_not_continued(record: str, tmp_path: Path) -> None:
+    run = prepare_run_dir(tmp_path / "run", {"lr": 1.0}, resume=False)
+    prepare_run_dir(run, {"lr": 1.0}, resume=True)
+    (run / "run.json").write_text(record)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(RunError, match=r"holds a run of format [13], begun by another version of xdyna.* format 2"):
+        prepare_run_dir(run, {"lr": 1.0}, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before

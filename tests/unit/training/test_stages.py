@@ -5,11 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from xdyna.config.train import APPEARANCES, STAGES, LossConfig
+from xdyna.config.train import APPEARANCES, LossConfig
 from xdyna.core.errors import ConfigError
 from xdyna.data.samples import Batch
-from xdyna.training.objective import build_objective
-from xdyna.training.stages import GROUPS, REACHED, Components, count, select_trainable, stage_groups, training_groups
+from xdyna.training.components import Components
+from xdyna.training.groups import GROUPS, count, select_trainable
+from xdyna.training.stages import STAGES
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from xdyna.training.stages import GROUPS, REACHED, Components, count, select_tra
     ],
 )
 def test_groups_of_stages_are_the_papers(stage: str, appearance: str, expected: set[str]) -> None:
-    assert set(stage_groups(stage, appearance)) == expected
+    assert set(STAGES[stage].groups(appearance)) == expected
 
 
 def test_every_parameter_but_the_text_encoders_has_exactly_one_group(components: Components) -> None:
@@ -48,19 +49,19 @@ def test_adapter_and_motion_are_what_their_names_say(components: Components) -> 
     assert not any(p.requires_grad for name, p in components.unet.named_parameters() if ".resnets." in name)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", list(STAGES))
 @pytest.mark.parametrize("appearance", [a for a in APPEARANCES if a != "reference_net"])
 def test_a_step_reaches_all_that_trains_and_leaves_the_rest_bit_identical(
     stage: str, appearance: str, components: Components, make_batch: Callable[..., Batch]
 ) -> None:
     torch.manual_seed(0)
-    groups = select_trainable(components, stage_groups(stage, appearance))
+    groups = select_trainable(components, STAGES[stage].groups(appearance))
     trainable = {name: p for parameters in groups.values() for name, p in parameters.items()}
     for p in trainable.values():  # zero layers would hide parameters behind them from the gradient
         if not p.any():
             p.data.normal_(std=0.1)
     before = {f"{c}.{n}": t.clone() for c, m in components.modules().items() for n, t in m.state_dict().items()}
-    objective = build_objective(stage, components, LossConfig(), seed=0)
+    objective = STAGES[stage].objective(components, LossConfig(), seed=0)
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
     objective(make_batch([0, 1])).mean().backward()
     without = [name for name, p in trainable.items() if p.grad is None or not p.grad.any()]
@@ -84,40 +85,40 @@ def test_a_step_reaches_all_that_trains_and_leaves_the_rest_bit_identical(
 )
 def test_a_group_that_the_loss_does_not_reach(stage: str, group: str) -> None:
     with pytest.raises(ConfigError, match=f"the loss of stage {stage} does not reach {group}; choose from"):
-        training_groups(stage, "dynamics_adapter", [*REACHED[stage][:1], group])
+        STAGES[stage].chosen_groups("dynamics_adapter", [*STAGES[stage].reached[:1], group])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", list(STAGES))
 def test_the_loss_reaches_what_may_train(stage: str, components: Components, make_batch: Callable[..., Batch]) -> None:
-    wanted = training_groups(stage, "dynamics_adapter", [g for g in REACHED[stage] if g != "reference_net"])
+    wanted = STAGES[stage].chosen_groups("dynamics_adapter", [g for g in STAGES[stage].reached if g != "reference_net"])
     groups = select_trainable(components, wanted)
     for parameters in groups.values():
         for p in parameters.values():
             if not p.any():
                 p.data.normal_(std=0.1)
-    build_objective(stage, components, LossConfig(), seed=0)(make_batch([0, 1])).mean().backward()
+    STAGES[stage].objective(components, LossConfig(), seed=0)(make_batch([0, 1])).mean().backward()
     moved = {group for group, parameters in groups.items() if any(p.grad is not None for p in parameters.values())}
     assert moved == set(wanted)
 
 
 def test_the_groups_of_a_run() -> None:
-    assert training_groups("face", "ip_adapter", None) == stage_groups("face", "ip_adapter")
+    assert STAGES["face"].chosen_groups("ip_adapter", None) == STAGES["face"].groups("ip_adapter")
     with pytest.raises(ConfigError, match="no group was given"):
-        training_groups("face", "ip_adapter", [])
+        STAGES["face"].chosen_groups("ip_adapter", [])
     with pytest.raises(ConfigError, match=r"unknown group .adaptor.; choose from adapter"):
-        training_groups("dynamics", "ip_adapter", ["adaptor"])
+        STAGES["dynamics"].chosen_groups("ip_adapter", ["adaptor"])
 
 
 def test_the_decoder_trains_alone(components: Components, make_batch: Callable[..., Batch]) -> None:
     """Latents are to the bit what they were."""
-    groups = select_trainable(components, training_groups("vae", "dynamics_adapter", ["vae_decoder"]))
+    groups = select_trainable(components, STAGES["vae"].chosen_groups("dynamics_adapter", ["vae_decoder"]))
     names = {name.split(".")[1] for name in groups["vae_decoder"]}
     assert names == {"decoder", "post_quant_conv"}
     pixels, vae = torch.rand(2, 3, 64, 64), components.vae
     with torch.no_grad():
         posterior, decoded = vae.encode(pixels).latent_dist, vae.decode(torch.ones(1, 4, 8, 8)).sample
     optimizer = torch.optim.AdamW(groups["vae_decoder"].values(), lr=1e-2)
-    build_objective("vae", components, LossConfig(), seed=0)(make_batch([0, 1])).mean().backward()
+    STAGES["vae"].objective(components, LossConfig(), seed=0)(make_batch([0, 1])).mean().backward()
     optimizer.step()
     with torch.no_grad():
         again = vae.encode(pixels).latent_dist

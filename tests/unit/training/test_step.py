@@ -12,10 +12,11 @@ from torch import Tensor
 
 from xdyna.config.train import OptimConfig, TrainConfig, ValidationConfig
 from xdyna.data.samples import Batch
+from xdyna.training.components import Components
 from xdyna.training.ema import ema_decay
-from xdyna.training.loop import Trainer
-from xdyna.training.objective import build_objective
-from xdyna.training.stages import Components, select_trainable
+from xdyna.training.groups import select_trainable
+from xdyna.training.stages import STAGES
+from xdyna.training.trainer import Trainer
 
 MakeBatch = Callable[..., Batch]
 MakeTrainer = Callable[..., Trainer]
@@ -38,7 +39,7 @@ def make_trainer(components: Components, tmp_path: Path) -> MakeTrainer:
             validation=ValidationConfig(every=0),
         )
         groups = select_trainable(components, ["motion", "pose_controlnet"])
-        objective = build_objective(config.stage, components, config.loss, seed=config.seed)
+        objective = STAGES[config.stage].objective(components, config.loss, seed=config.seed)
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
         return Trainer(config, objective, groups, accelerator=accelerator, run_dir=tmp_path)
 
@@ -176,3 +177,17 @@ def test_a_step_left_out_leaves_nothing_behind(
 def _rows(batch: Batch, first: int, last: int) -> Batch:
     rows = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
     return Batch(**{name: value[first:last] if value is not None else None for name, value in rows.items()})
+
+
+def test_losses_are_read_behind_the_backward_passes(
+    make_trainer: MakeTrainer, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host waits for the device once per step, when all its work but the update is queued."""
+    trainer, events = make_trainer(accumulation=2), []
+    backward, reduce, step = trainer.accelerator.backward, trainer.accelerator.reduce, trainer.optimizer.step
+    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss: (events.append("backward"), backward(loss)))
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda *args: (events.append("read"), reduce(*args))[1])
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: (events.append("update"), step()))
+    (told,) = steps(trainer, iter([make_batch([0]), make_batch([1])]), 1)
+    assert events == ["backward", "backward", "read", "update"]
+    assert isinstance(told["loss"], float)

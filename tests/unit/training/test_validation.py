@@ -13,10 +13,11 @@ from xdyna.data.clips import build_dataset
 from xdyna.data.samples import collate
 from xdyna.puppets.world import SPLITS
 from xdyna.training import loop
+from xdyna.training.components import Components
 from xdyna.training.draws import VALIDATION
-from xdyna.training.loop import Trainer
-from xdyna.training.objective import build_objective
-from xdyna.training.stages import Components, select_trainable
+from xdyna.training.groups import select_trainable
+from xdyna.training.stages import STAGES
+from xdyna.training.trainer import Trainer
 from xdyna.training.validation import SEED, band_losses, validation_data
 
 DATA = DataConfig(
@@ -50,7 +51,7 @@ def test_held_out_whole_and_with_all_conditions() -> None:
 
 def test_bands_are_measured_at_their_middle_with_the_noise_of_validation(components: Components) -> None:
     config = settings()
-    objective = build_objective("dynamics", components, LossConfig(), seed=7)
+    objective = STAGES["dynamics"].objective(components, LossConfig(), seed=7)
     told = band_losses(objective, objective, config, accelerator=Accelerator(cpu=True))
     dataset = build_dataset(validation_data(config.data), seed=SEED)
     expected = {}
@@ -67,7 +68,7 @@ def test_the_average_is_measured_and_the_weights_come_back(
 ) -> None:
     config = settings(optim=OptimConfig(ema=0.9))
     groups = select_trainable(components, ["motion"])
-    objective = build_objective("dynamics", components, config.loss, seed=0)
+    objective = STAGES["dynamics"].objective(components, config.loss, seed=0)
     trainer = Trainer(config, objective, groups, accelerator=Accelerator(cpu=True), run_dir=tmp_path)
     assert trainer.ema is not None
     average = {name: tensor.clone() for name, tensor in trainer.ema.state_dict().items()}

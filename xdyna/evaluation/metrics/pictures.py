@@ -16,8 +16,8 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from xdyna.evaluation.metric import HIGHER, LOWER, Case, Column, Metric, Record, pooled, pooled_means
+from xdyna.media.frame_metrics import PEAK, psnr
 
-PEAK, MAX_PSNR = 255.0, 100.0
 SSIM_WINDOW = 7  # px
 
 
@@ -45,11 +45,6 @@ def l1_disco(truth: np.ndarray, generated: np.ndarray) -> float:
     return mean_absolute_error(truth, generated) / (truth.shape[0] * truth.shape[1])
 
 
-def psnr_from_mse(mse: float) -> float:
-    """20 log10(255 / sqrt(MSE)) in dB, 100 for equal pictures (and at most)."""
-    return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(20 * np.log10(PEAK / np.sqrt(mse))))
-
-
 def psnr_float(truth: np.ndarray, generated: np.ndarray) -> float:
     """Peak signal-to-noise ratio of one frame.
 
@@ -60,7 +55,7 @@ def psnr_float(truth: np.ndarray, generated: np.ndarray) -> float:
     Returns:
         dB.
     """
-    return psnr_from_mse(float(np.square(truth.astype(np.float64) - generated).mean()))
+    return psnr(float(np.square(truth.astype(np.float64) - generated).mean()))
 
 
 def psnr_uint8wrap(truth: np.ndarray, generated: np.ndarray) -> float:
@@ -77,7 +72,7 @@ def psnr_uint8wrap(truth: np.ndarray, generated: np.ndarray) -> float:
         dB, usually far above the true value.
     """
     difference = (truth.astype(np.int64) - generated) % 256
-    return psnr_from_mse(float((difference**2 % 256).mean()))
+    return psnr(float((difference**2 % 256).mean()))
 
 
 def ssim_grey(truth: np.ndarray, generated: np.ndarray) -> float:

@@ -1,71 +1,156 @@
-"""The only training loop. accelerate brings processes, devices and precision; data, noise and learning rates are pure
-functions of the step, so that a resumed run continues exactly where it was."""
+"""Training: one stage, from a configuration to a pipeline folder.
 
-import contextlib
-import math
+accelerate brings processes, devices and precision; data, noise and learning rates are pure functions of the step, so
+that a resumed run continues exactly where it was.
+"""
+
+import dataclasses
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from xdyna.config.data import DataError
 from xdyna.config.train import TrainConfig
-from xdyna.core.errors import ConfigError
+from xdyna.core.errors import UsageError
+from xdyna.core.manifest import peak_memory
 from xdyna.core.stop import StopSignal
 from xdyna.data.cache import token_digest, vae_digest
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
 from xdyna.training import checkpoint, sharded
-from xdyna.training.ema import EMA
+from xdyna.training.checkpointing import set_checkpointing
+from xdyna.training.components import Components, initial_hashes
 from xdyna.training.errors import CheckpointError
-from xdyna.training.graph import StepGraph, make_capturable
-from xdyna.training.guards import LossGuard, Verdict
-from xdyna.training.logs import RunLog
-from xdyna.training.objective import DiffusionObjective, Objective
-from xdyna.training.optim import build_optimizer, rate_factor, set_rates
+from xdyna.training.export import export, whole_components
+from xdyna.training.graph import make_capturable
+from xdyna.training.groups import count, select_trainable
+from xdyna.training.logs import RunLog, plot_curves, read_metrics
+from xdyna.training.objective import Objective
+from xdyna.training.processes import make_accelerator, on_main
 from xdyna.training.replay import Replay
+from xdyna.training.run import CONFIG, start_run
+from xdyna.training.stages import STAGES
 from xdyna.training.state import Progress, rng_state, set_rng_state
-from xdyna.training.validation import band_losses
+from xdyna.training.step import Stepper, Values
+from xdyna.training.validation import Sampled, band_losses
 
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-GUARD_WINDOW = 200  # losses whose median tells a spike
 VIDEO_FPS = 12  # of validation videos in the tracker
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What validation sampling gives.
+def train(
+    config: TrainConfig,
+    *,
+    command: Sequence[str] = (),
+    resume: bool = False,
+    which: str | int = "latest",
+    max_minutes: float | None = None,
+    export_to: Path | None = None,
+    cpu: bool = False,
+) -> bool:
+    """Train one stage, or go on with it, in every process of the launcher.
 
-    Attributes:
-        scalars: metric -> value.
-        sheets: name -> uint8 (H, W, 3) picture.
-        videos: name -> uint8 (T, H, W, 3).
+    Args:
+        config: of the run.
+        command: words of the program, for the manifest.
+        resume: go on from a checkpoint in the run's folder, if there is one.
+        which: that checkpoint: "latest", "best" or a step.
+        max_minutes: save and stop after so many minutes.
+        export_to: write the pipeline of the run's checkpoint into this folder, and do not train.
+        cpu: use the CPU even where there is a GPU.
+
+    Returns:
+        bool: whether the run is finished.
+
+    Raises:
+        UsageError: there is nothing to export.
+        ValueError: settings, weights or data that cannot be used.
     """
+    run_dir, stage = Path(config.out), STAGES[config.stage]
+    if export_to is not None and not (run_dir / CONFIG).is_file():
+        raise UsageError(f"--export: {run_dir} is no run folder; train first, or give --out FOLDER of the run")
+    accelerator = make_accelerator(config, cpu=cpu)
+    if (final := run_dir / "final").exists() and export_to is None:
+        accelerator.print(
+            f"{final} is there already: this run is finished. Remove it to export again, or use another out=FOLDER."
+        )
+        return True
+    set_seed(config.seed)
+    components = stage.build(config)
+    groups = select_trainable(components, stage.chosen_groups(config.appearance, config.train))
+    set_checkpointing(components.unet, components.beside_unet(), config.checkpointing)
+    objective = stage.objective(components, config.loss, seed=config.seed)
+    resume = resume or export_to is not None
+    about = {"command": list(command), "trainable": count(groups)}
+    on_main(accelerator, lambda: start_run(config, about | {"initial_weights": initial_hashes(config)}, resume=resume))
+    trainer = Trainer(
+        config,
+        objective,
+        groups,
+        accelerator=accelerator,
+        run_dir=run_dir,
+        sample=stage.sampler(config, components),
+        max_minutes=max_minutes,
+    )
+    resumed = resume and trainer.resume(which)
+    if export_to is None:
+        return _train(trainer, components, groups, resumed=resumed)
+    if not resumed:
+        raise UsageError(f"--export: there is no checkpoint in {config.out}; train first")
+    trainer.export(components, export_to)
+    accelerator.print(f"Exported step {trainer.progress.step}: {export_to}")
+    return True
 
-    scalars: dict[str, float]
-    sheets: dict[str, np.ndarray] = field(default_factory=dict)
-    videos: dict[str, np.ndarray] = field(default_factory=dict)
+
+def _train(trainer: "Trainer", components: Components, groups: Any, *, resumed: bool) -> bool:
+    """Steps, log, export. Returns: whether the run is finished."""
+    config, run_dir, accelerator = trainer.config, trainer.run_dir, trainer.accelerator
+    settings, step = dataclasses.asdict(config), trainer.progress.step
+    log = on_main(
+        accelerator, lambda: RunLog(run_dir, config.tracker, name=run_dir.name, config=settings, resume_step=step)
+    )
+    if log is not None:
+        _announce(config, groups, trainer, resumed=resumed)
+    progress = trainer.fit(log)
+    if log is not None:
+        log.close()
+        if any(values for name, values in read_metrics(run_dir / "metrics.csv").items() if name == "train/loss"):
+            plot_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+        if not trainer.finished:
+            print(f"stopped at step {progress.step} of {config.max_steps}; continue with --resume", file=sys.stderr)
+    if trainer.finished:
+        trainer.export(components, run_dir / "final", {"peak_memory": peak_memory(accelerator.device)})
+        accelerator.print(f"Trained: {run_dir / 'final'}")
+    return trainer.finished
 
 
-class Trainer:
-    """Trains an objective.
+def _announce(config: TrainConfig, groups: Any, trainer: "Trainer", *, resumed: bool) -> None:
+    numbers = ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in count(groups).items())
+    where = f"continues at step {trainer.progress.step}" if resumed else "starts"
+    print(
+        f"stage {config.stage} {where}: {numbers}; {config.max_steps} steps "
+        f"{'' if config.minutes is None else f'or {config.minutes:g} minutes '}of "
+        f"{config.batch_size * config.accumulation * trainer.accelerator.num_processes} clips -> {config.out}"
+    )
+
+
+class Trainer(Stepper):
+    """Trains an objective: steps, and what is due between them.
 
     Args:
         config: settings.
-        objective: networks and loss, thawed groups chosen already.
+        objective: networks and loss, groups unfrozen already.
         groups: the trainable parameters by group (`select_trainable`).
         accelerator: accelerate's.
         run_dir: folder of the run, prepared.
-        sample: makes validation videos; called on the main process with averaged weights; None for none.
+        sample: makes what validation shows; called on the main process with EMA weights; None for none.
         max_minutes: save and stop after so much time, as if interrupted; None for no limit.
     """
 
@@ -80,55 +165,10 @@ class Trainer:
         sample: Callable[[int], Sampled] | None = None,
         max_minutes: float | None = None,
     ) -> None:
-        self.config, self.accelerator, self.run_dir = config, accelerator, run_dir
-        self.objective, self.sample, self.max_minutes = objective, sample, max_minutes
-        self.sharded = accelerator.distributed_type in SHARDED
-        if self.sharded and config.optim.name == "muon":
-            raise ConfigError(
-                "optim.name=muon needs whole matrices, which FSDP and DeepSpeed divide; use optim.name=adamw or DDP"
-            )
-        if accelerator.distributed_type == DistributedType.FSDP and config.replay.clips:
-            raise ConfigError(
-                "replay encodes clips outside of the layers that FSDP wraps; set replay.clips=0 (a cache does instead) "
-                "or use DDP"
-            )
-        if accelerator.distributed_type == DistributedType.FSDP and config.optim.ema:
-            raise ConfigError(
-                "optim.ema averages whole parameters, which FSDP does not keep; set optim.ema=0 or use DDP"
-            )
-        if accelerator.distributed_type == DistributedType.FSDP and config.appearance == "reference_net":
-            raise ConfigError(
-                "appearance=reference_net does not run under FSDP (its features leave the wrapped layers); use DDP"
-            )
-        if accelerator.distributed_type == DistributedType.FSDP:
-            self.sample = None  # one process alone cannot run a network that is divided among all
-        plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-        if plugin is not None:  # no DataLoader is prepared that DeepSpeed could read it from; it clips by itself
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
-            plugin.deepspeed_config["gradient_clipping"] = config.optim.clip
-        self.parameters = objective.trainable()
-        objective.to(accelerator.device)
-        optimizer = build_optimizer(groups, config.optim, fused=accelerator.device.type in ("cpu", "cuda"))
-        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.graph: StepGraph | None = None
-        if config.cuda_graph and accelerator.device.type == "cuda":
-            if accelerator.distributed_type != DistributedType.NO:
-                raise ConfigError("cuda_graph=true is for one process on one GPU; set it to false")
-            bare = self.optimizer.optimizer
-            make_capturable(bare, accelerator.device)
-            self.graph = StepGraph(self.model, bare, list(self.parameters.values()), clip=config.optim.clip)
-        self.ema = EMA(self.parameters, decay=config.optim.ema, warmup=True) if config.optim.ema else None
-        self.progress = Progress()
-        self._time_share = 0.0
-        self.guard = LossGuard(
-            run_dir,
-            policy=config.on_nan,
-            spike_factor=config.spike,
-            window=GUARD_WINDOW,
-            rank=accelerator.process_index,
-        )
-
-    # --- the loop -------------------------------------------------------------------------------------------------
+        super().__init__(config, objective, groups, accelerator=accelerator, run_dir=run_dir)
+        # Under FSDP one process alone cannot run a network that is divided among all.
+        self.sample = None if accelerator.distributed_type == DistributedType.FSDP else sample
+        self.max_minutes = max_minutes
 
     def fit(self, log: RunLog | None) -> Progress:
         """Train until `max_steps`, the time limit, SIGTERM or SIGINT; the state is saved in every case.
@@ -150,7 +190,8 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         with StopSignal() as stop, bar:
-            self._tell_time()
+            self.wants_to_stop = lambda: stop.requested or self._is_late(began)
+            self._set_time_share()
             while not self.finished:
                 try:
                     values = self.step(batches)
@@ -165,103 +206,38 @@ class Trainer:
                 self.progress.seconds = before + time.monotonic() - began
                 bar.update()
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
-                self._log(log, values)
-                self._tell_time()
-                last = self.finished
-                saved = self._validate(log, last=last)
-                leave = self._leave(stop, began)
-                if (self.progress.step % config.save_every == 0 or leave or last) and not saved:
-                    self.save(is_best=False)
-                if leave:
+                self._set_time_share()
+                if self._hooks(log, values):
                     break
         return self.progress
+
+    def _hooks(self, log: RunLog | None, values: Values) -> bool:
+        """What is due after a step: log, validate, save. Returns: whether to leave."""
+        self._log(log, values)
+        last = self.finished
+        saved = self._validate(log, last=last)
+        # All processes leave at the same step: by what they told each other in it.
+        leave = self.wants_to_stop() if self.accelerator.num_processes == 1 else self.all_stop
+        if (self.progress.step % self.config.save_every == 0 or leave or last) and not saved:
+            self.save(is_best=False)
+        return leave
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or the time is over."""
-        return self.progress.step >= self.config.max_steps or self._time_share >= 1
+        return self.progress.step >= self.config.max_steps or self.time_share >= 1
 
-    def _tell_time(self) -> None:
+    def _set_time_share(self) -> None:
         """Share of `minutes` that has passed, by the main process's clock: all processes must agree."""
         if self.config.minutes is not None:
             own = self.progress.seconds / (60 * self.config.minutes) if self.accelerator.is_main_process else 0.0
-            self._time_share = float(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum"))
+            share = torch.tensor(own)
+            if self.accelerator.num_processes > 1:
+                share = self.accelerator.reduce(share.to(self.accelerator.device), "sum")
+            self.time_share = float(share)
 
-    def step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """One optimizer step; `progress` is left to the caller.
-
-        Args:
-            batches: `accumulation` of them are taken.
-
-        Returns:
-            dict[str, float]: "loss", "grad_norm" before clipping, "lr"; "skipped" where the loss was not finite and
-            nothing was changed.
-
-        Raises:
-            NonFiniteLossError: see `LossGuard.check`.
-        """
-        config = self.config
-        factor = rate_factor(self.progress.step, config.optim, max_steps=config.max_steps, share=self._time_share)
-        set_rates(self.optimizer, factor)
-        if self.graph is not None:
-            return self._graph_step(self.graph, next(batches))
-        total, norm, skipped = 0.0, 0.0, False
-        self.optimizer.zero_grad()
-        for _ in range(config.accumulation):
-            batch = next(batches)
-            with self.accelerator.accumulate(self.model):
-                if skipped:  # the other micro-steps go by too: accelerate counts them, and data are a function of them
-                    continue
-                with self.autocast():
-                    loss = self.model(batch.to(self.accelerator.device)).mean()
-                value = float(self.accelerator.reduce(loss.detach(), "mean"))
-                verdict = self.guard.check(value, step=self.progress.step + 1, ids=batch.clip_id)
-                if verdict == Verdict.SKIP:
-                    skipped = True
-                    continue
-                total += value / config.accumulation
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and config.optim.clip:
-                    norm = self._clip()
-                self.optimizer.step()
-        if skipped:  # what was added up is cleared when the next step begins
-            return {"loss": math.nan, "skipped": 1.0, "lr": self._rate()}
-        if self.ema is not None:
-            self.ema.update(self.progress.step + 1)
-        return {"loss": total, "grad_norm": norm, "lr": self._rate()}
-
-    def _graph_step(self, graph: StepGraph, batch: Batch) -> dict[str, float]:
-        assert isinstance(self.objective, DiffusionObjective)
-        batch = batch.to(self.accelerator.device)
-        loss = float(graph.forward_backward(batch, self.objective.inputs(batch)))
-        verdict = self.guard.check(loss, step=self.progress.step + 1, ids=batch.clip_id)
-        if verdict == Verdict.SKIP:
-            return {"loss": math.nan, "skipped": 1.0, "lr": self._rate()}
-        norm = graph.update()
-        if self.ema is not None:
-            self.ema.update(self.progress.step + 1)
-        return {"loss": loss, "grad_norm": float(norm), "lr": self._rate()}
-
-    def _clip(self) -> float:
-        """Clip the gradients. Returns: their norm before."""
-        largest = self.config.optim.clip
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            # accelerate asks FSDP only for all parameters of the model, frozen ones included; else it takes the norm of
-            # this process's share.
-            self.accelerator.unscale_gradients()
-            return float(self.model.clip_grad_norm_(largest))
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), largest)
-        return math.nan if norm is None else float(norm)  # None: DeepSpeed has not said it
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Context of forward passes: DeepSpeed makes the weights 16 bit, not the inputs; accelerate does the rest."""
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED or self.config.precision not in dtypes:
-            return contextlib.nullcontext()
-        return torch.autocast(self.accelerator.device.type, dtypes[self.config.precision])
-
-    def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+    def _is_late(self, began: float) -> bool:
+        return self.max_minutes is not None and time.monotonic() - began > 60 * self.max_minutes
 
     def _batches(self) -> Iterator[Batch]:
         config, step = self.config, self.progress.step
@@ -297,15 +273,10 @@ class Trainer:
             digests["tokens"] = token_digest(*makers)
         return digests
 
-    def _leave(self, stop: StopSignal, began: float) -> bool:
-        late = self.max_minutes is not None and time.monotonic() - began > 60 * self.max_minutes
-        flag = torch.tensor(float(stop.requested or late), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)  # all processes leave at the same step
-
-    def _log(self, log: RunLog | None, values: dict[str, float]) -> None:
+    def _log(self, log: RunLog | None, values: Values) -> None:
         step = self.progress.step
         if log is not None and (step % self.config.log_every == 0 or step == 1 or "skipped" in values):
-            log.scalars(step, {f"train/{name}": value for name, value in values.items()})
+            log.scalars(step, {f"train/{name}": float(value) for name, value in values.items()})
 
     # --- validation and state -------------------------------------------------------------------------------------
 
@@ -351,6 +322,20 @@ class Trainer:
             return None
         whole = self.accelerator.get_state_dict(self.model)
         return {name.removeprefix("networks."): tensor for name, tensor in whole.items()}
+
+    def export(self, components: Components, folder: Path, extra: dict[str, Any] | None = None) -> None:
+        """Write the pipeline folder of the present weights; every process must call it.
+
+        Args:
+            components: the networks of the run; left with the EMA weights, prepared for the next stage.
+            folder: must not exist.
+            extra: more entries for its `training.json`.
+        """
+        weights = self.gathered()
+        if self.accelerator.is_main_process:
+            with self.averaged():
+                parts = whole_components(components, weights, self.config)
+                export(parts, folder, config=self.config, progress=self.progress, extra=extra or {})
 
     def save(self, *, is_best: bool) -> None:
         """Write a checkpoint."""
