@@ -20,7 +20,7 @@ _DETECTION, _RECOGNITION = "detection", "recognition"
 
 
 class InsightFaceBackend:
-    """The models of an insightface pack (for instance `buffalo_l`): a detector, and a recognition model where there is one.
+    """The models of an insightface pack (for instance `buffalo_l`): a detector, and a recognition model if any.
 
     Args:
         models_dir: folder with the .onnx files; None: `pretrained/insightface` of the repository, whatever the

@@ -1,4 +1,4 @@
-"""Whose face it is by the models of insightface (for instance `buffalo_l`: SCRFD, then ArcFace), behind `FaceEmbedder`."""
+"""Whose face it is by insightface's models (for instance `buffalo_l`: SCRFD, then ArcFace); a `FaceEmbedder`."""
 
 from __future__ import annotations
 
