@@ -36,8 +36,9 @@ class DataConfig:
         source: "puppet" (rendered on the fly), "footage" (data sets of `scripts/preprocess.py`), "shards" (tar files
             of its `--shards`) or "cache" (written by `scripts/preprocess.py cache`).
         cache: folder of the cache; for source "cache" only.
-        manifests: data set folders of source "footage" (folders or fsspec addresses of "shards"), or {folder, weight}
-            each: clips of either kind are drawn from them by weight, without weights by their numbers of clips.
+        manifests: folders of data sets for source "footage", of shards (or their fsspec addresses) for "shards", or
+            {folder, weight} each: clips of either kind are drawn from them by weight, without weights by their numbers
+            of clips.
         verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage"
             and, clip by clip, "shards".
         split: "train", "validation" or "test"; no identity, motion, scene or source video is in two of them.
