@@ -115,7 +115,7 @@ def test_a_failing_sample_is_one_message(small: Small, workers: int, monkeypatch
 
 def test_a_dead_worker_is_one_message(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClipDataset, "__getitem__", lambda self, index: os._exit(9))
-    with pytest.raises(DataError, match=r"a process that makes training data died.*lower data.workers"):
+    with pytest.raises(DataError, match=r"makes training data died.*exit code 9\); .*lower data.workers"):
         next(iter(build_loader(small(workers=1), seed=0, batch_size=1, start_method="fork")))
 
 
