@@ -16,10 +16,12 @@ HEADLESS := opencv-contrib-python-headless
 PYTHON ?=
 PIP_ARGS ?=
 WORKERS ?= 2
+ROUNDS ?= 20
+ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report tiny-card sensitivity eval-parity test test-fast test-slow test-parity lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report tiny-card sensitivity eval-parity test test-fast test-slow test-parity soak soak-ends lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -117,6 +119,15 @@ test-fast: $(STAMP) ## run the unit tests: a minute
 
 test-slow: $(STAMP) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+soak: $(STAMP) ## kill train, infer, preprocess and eval 10 times each at random moments, and compare what they end with
+	$(BIN)/python -m tests.process.soak $(ARGS)
+
+# A round that does not end within ten minutes fails.
+soak-ends: $(STAMP) ## run the tests of data and evaluation ROUNDS times (20): all must end
+	@for round in $$(seq $(ROUNDS)); do \
+	  timeout 600 $(BIN)/python -m pytest -q -p no:cacheprovider $(ENDS) $(ARGS) || { echo "round $$round: $$?"; exit 1; }; \
+	done; echo "$(ROUNDS) rounds: all ended"
 
 test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (default ../shared/parity)
 	$(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)

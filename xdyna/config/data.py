@@ -10,7 +10,8 @@ from typing import Any
 from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import XDynaWarning
 
-SOURCES = ("puppet", "footage", "cache")
+SOURCES = ("puppet", "footage", "shards", "cache")
+DATASET_SOURCES = ("footage", "shards")  # those that `manifests` belong to
 SPLITS = ("train", "validation", "test")
 KINDS = ("human", "scene")  # a clip shows a person, or a scene without one (its conditions are black)
 REFERENCES = ("any", "first", "outside")
@@ -32,17 +33,20 @@ class DataConfig:
     """What a training run sees.
 
     Attributes:
-        source: "puppet" (rendered on the fly), "footage" (data sets of `scripts/preprocess.py`) or "cache" (written by
-            `scripts/preprocess.py cache`).
+        source: "puppet" (rendered on the fly), "footage" (data sets of `scripts/preprocess.py`), "shards" (tar files
+            of its `--shards`) or "cache" (written by `scripts/preprocess.py cache`).
         cache: folder of the cache; for source "cache" only.
-        manifests: data set folders of source "footage", or {folder, weight} each: clips of either kind are drawn from
-            them by weight, without weights by their numbers of clips.
-        verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage".
+        manifests: folders of data sets for source "footage", of shards (or their fsspec addresses) for "shards", or
+            {folder, weight} each: clips of either kind are drawn from them by weight, without weights by their numbers
+            of clips.
+        verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage"
+            and, clip by clip, "shards".
         split: "train", "validation" or "test"; no identity, motion, scene or source video is in two of them.
         height: of the pictures in px, a multiple of 8, at least 64.
         width: of the pictures in px, a multiple of 8, at least 64.
-        buckets: [[height, width], ...] of source "footage": every step shows the clips whose aspect is nearest to one
-            of these sizes at that size; height and width become those of the largest. Empty: all at one size.
+        buckets: [[height, width], ...] of sources "footage" and "shards": every step shows the clips whose aspect is
+            nearest to one of these sizes at that size; height and width become those of the largest. Empty: all at one
+            size.
         frames: T, generated frames of a clip, >= 1.
         stride: [lowest, highest] step between frames of a clip in frames of the video; drawn per clip, both included.
         reference: which frame of the video is the reference: "any", "first" (of the clip) or "outside" (none of the T).
@@ -123,13 +127,15 @@ class DataConfig:
 
     def _check_footage(self) -> None:
         self.manifests = [_checked_manifest(entry) for entry in self.manifests]
-        if (self.source == "footage") != bool(self.manifests):
+        if (self.source in DATASET_SOURCES) != bool(self.manifests):
             raise DataError(
                 f"data.source is {self.source!r} and data.manifests is {self.manifests!r}; give the data set folders "
-                f"with source 'footage' and with no other"
+                f"with source 'footage' or 'shards' and with no other"
             )
-        if self.buckets and self.source != "footage":
-            raise DataError(f"data.buckets is for source 'footage'; data.source is {self.source!r}: leave it out")
+        if self.buckets and self.source not in DATASET_SOURCES:
+            raise DataError(
+                f"data.buckets is for sources 'footage' and 'shards'; data.source is {self.source!r}: leave it out"
+            )
         if len({height / width for height, width in self.buckets}) < len(self.buckets):
             raise DataError(f"data.buckets: got {self.buckets}, expected sizes of different aspects")
         weighted = [entry for entry in self.manifests if entry["weight"] is not None]

@@ -113,7 +113,7 @@ def write_cache(
 
     Args:
         folder: where to; made if missing.
-        dataset: of source "puppet" or "footage", without `num_clips` and `buckets`.
+        dataset: of source "puppet", "footage" or "shards", without `num_clips` and `buckets`.
         clips: number of samples, >= 1.
         encode: uint8 (N, 3, H, W) RGB -> mean and standard deviation of the posterior, unscaled, (N, 4, h, w) each.
         vae: digest of the autoencoder behind `encode`.
@@ -141,7 +141,8 @@ def write_cache(
 
 def _options(config: DataConfig) -> dict[str, Any]:
     """The options that decide what is in a cache."""
-    own = {"puppet": ("video_frames",), "footage": ("source", "manifests", "verify", "frames", "stride", "reference")}
+    of_dataset = ("source", "manifests", "verify", "frames", "stride", "reference")
+    own = {"puppet": ("video_frames",), "footage": of_dataset, "shards": of_dataset}
     names = ("split", "height", "width", "crop_scale", "scene_ratio", *own[config.source])
     return {**{name: getattr(config, name) for name in names}, "other_faces": config.face == "cross"}
 
@@ -150,7 +151,8 @@ def _check(config: DataConfig, clips: int) -> None:
     if config.source == "cache" or config.num_clips is not None:
         raise DataError(
             f"a cache is written from videos, whose number is that of the clips; got data.source={config.source} and "
-            f"data.num_clips={config.num_clips}: give data.source=puppet or footage, and leave data.num_clips out"
+            f"data.num_clips={config.num_clips}: give data.source=puppet, footage or shards, and leave data."
+            f"num_clips out"
         )
     if config.buckets:
         raise DataError(

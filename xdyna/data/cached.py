@@ -35,6 +35,7 @@ LATENTS, POINTS = ("latents_mean", "latents_std"), ("body", "hands", "face")
 _SAME = {
     "puppet": ("split", "height", "width", "crop_scale", "video_frames"),
     "footage": ("split", "height", "width", "crop_scale"),
+    "shards": ("split", "height", "width", "crop_scale"),
 }
 _OPEN_SHARDS = 64
 

@@ -49,10 +49,12 @@ class FootageSource:
         DataWarning: clips that are too short, a size without clips of a kind, a split without clips.
     """
 
+    video_type: type[FootageVideo] = FootageVideo
+
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         sizes = self.sizes = [(height, width) for height, width in config.buckets] or [config.size]
-        self.datasets = [read_dataset(Path(entry["folder"])) for entry in config.manifests]
+        self.datasets = [self._open(entry["folder"]) for entry in config.manifests]
         needed = {"human": config.scene_ratio < 1, "scene": config.scene_ratio > 0}
         self._refuse_remote()
         by_kind = {kind: self._by_size(kind) for kind in KINDS if needed[kind]}
@@ -83,7 +85,7 @@ class FootageSource:
         dataset, record = self._shelves[slot.kind][bucket][slot.stock].clips[slot.number]
         share, across, down = rng.random(3).tolist()
         config = self.config
-        return FootageVideo(
+        return self.video_type(
             dataset,
             record,
             self.sizes[bucket],
@@ -164,6 +166,9 @@ class FootageSource:
             kept.append(clips[:wanted])
             wanted -= len(kept[-1])
         return kept
+
+    def _open(self, folder: str) -> Dataset:
+        return read_dataset(Path(folder))
 
     def _refuse_remote(self) -> None:
         for dataset in self.datasets:

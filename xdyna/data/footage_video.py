@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -98,6 +100,11 @@ class FootageVideo:
             person = (left - room, top - room, right + room, bottom + room)
         return crop_around(self.draws, picture=self._picture, target=self.size, scale=self.crop_scale, person=person)
 
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Left and top of the record's picture in the frames of the video, px."""
+        return self.record.crop_left, self.record.crop_top
+
     def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
         """Decode and crop; see `sources.Video`.
 
@@ -149,18 +156,24 @@ class FootageVideo:
     def _frames(self, rows: np.ndarray) -> np.ndarray:
         """Frames of the clip, in any order, cropped: uint8 (N, H, W, 3)."""
         left, top, width, height = self.crop.box
-        box = (self.record.crop_left + left, self.record.crop_top + top, width, height)
-        crop = CropResize(box=box, size=self.size)
-        positions, place = np.unique(self.arrays.frame_index[rows], return_inverse=True)
+        crop = CropResize(box=(self.corner[0] + left, self.corner[1] + top, width, height), size=self.size)
+        wanted, place = np.unique(rows, return_inverse=True)
         try:
-            if self.verify:
-                self._check_bytes()
             with warnings.catch_warnings():  # a repeated frame is no motion to learn from
                 warnings.filterwarnings("error", ".*each repeats its neighbour", MediaWarning)
-                frames = [crop.image(frame) for frame in read_frames(self.path, positions.tolist())]
+                frames = [crop.image(frame) for frame in self._read(wanted)]
         except (FileError, MediaWarning, OSError) as error:
             raise ClipError(f"video '{self.path}' cannot be read: {error}") from error
         return np.stack(frames)[place]
+
+    def _read(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Frames of the clip, ascending, as they were recorded."""
+        if self.verify:
+            self._check_bytes()
+        yield from read_frames(self.path, self.arrays.frame_index[rows].tolist())
+
+    def _faces_file(self) -> AbstractContextManager[Path]:
+        return contextlib.nullcontext(self.dataset.root / self.record.faces)
 
     def _check_bytes(self) -> None:
         state = check_input_file(self.path, what="video").stat()
@@ -175,7 +188,8 @@ class FootageVideo:
         if not (self.faces and self.kind == "human" and self.record.faces):
             return None
         try:
-            whole = read_faces(self.dataset.root / self.record.faces, rows)
+            with self._faces_file() as path:
+                whole = read_faces(path, rows)
         except (DataError, OSError) as error:
             raise ClipError(str(error)) from error
         if whole.frames.shape[1:3] != self._picture:

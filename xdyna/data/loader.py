@@ -168,8 +168,10 @@ def _next_batch(batches: Iterator[Any]) -> Any:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
+        codes = {worker.exitcode for worker in getattr(batches, "_workers", ())} - {None, 0}
+        told = f"; exit code {', '.join(map(str, sorted(codes)))}" if codes else ""
         raise DataError(
-            f"a process that makes training data died ({str(error).splitlines()[0]}); it may have run out of "
+            f"a process that makes training data died ({str(error).splitlines()[0]}{told}); it may have run out of "
             f"memory: lower data.workers or data.prefetch"
         ) from error
 

@@ -6,7 +6,6 @@ DATASET/
   skipped.parquet         one `Skip` a row
   clips/ab/CLIP_ID.npz    numbers of a clip (`ClipArrays`)
   faces/ab/CLIP_ID.npz    another identity's face over the same frames, where asked for (`cross_faces`)
-  latents/...             autoencoder latents and image tokens, where asked for
   thumbnails/...          one picture a clip or skip, for the report
   README.md report.html   card of the data set, skip report
   .work/                  one record per finished video; what resuming looks at
@@ -15,7 +14,9 @@ DATASET/
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,6 @@ class ClipRecord:
         camera: mean motion of the background, the same unit.
         phash: 64-bit perceptual hash of the middle frame, 16 hexadecimal digits.
         faces: path of the other identity's faces below the data set folder; "" for none.
-        latents: path of latents below the data set folder; "" for none.
     """
 
     clip_id: str
@@ -112,7 +112,25 @@ class ClipRecord:
     camera: float
     phash: str
     faces: str = ""
-    latents: str = ""
+
+
+FORMER_FIELDS = ("latents",)
+"""Of clips in data sets of earlier versions, where they were always empty; readers leave them out."""
+
+
+def clip_record(values: Mapping[str, Any]) -> ClipRecord:
+    """A record out of stored values, of earlier versions too.
+
+    Args:
+        values: by the names of the fields.
+
+    Returns:
+        The record; nothing of it is checked.
+
+    Raises:
+        TypeError: fields are missing or unknown.
+    """
+    return ClipRecord(**{name: value for name, value in values.items() if name not in FORMER_FIELDS})
 
 
 @dataclass(frozen=True)

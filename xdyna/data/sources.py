@@ -110,6 +110,7 @@ class ClipError(DataError):
 SOURCES = {
     "puppet": "xdyna.puppets.source.PuppetSource",
     "footage": "xdyna.data.footage.FootageSource",
+    "shards": "xdyna.data.shards.ShardSource",
     "cache": "xdyna.data.cached.CachedClips",
 }
 """The class behind each name of `DataConfig.source`; it is imported when it is asked for."""

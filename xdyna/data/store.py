@@ -26,6 +26,7 @@ from xdyna.data.addresses import local_copy
 from xdyna.data.records import (
     DATASET_FILE,
     FORMAT,
+    FORMER_FIELDS,
     MANIFEST,
     REASONS,
     SKIPPED,
@@ -90,11 +91,12 @@ def write_arrays(path: Path, arrays: ClipArrays) -> None:
     write_if_changed(path, buffer.getvalue())
 
 
-def read_arrays(path: Path) -> ClipArrays:
+def read_arrays(path: Path, *, what: str | None = None) -> ClipArrays:
     """Read the numbers of a clip.
 
     Args:
         path: an .npz of `write_arrays`.
+        what: name of the clip in messages; default: the path.
 
     Returns:
         The arrays, checked.
@@ -102,7 +104,7 @@ def read_arrays(path: Path) -> ClipArrays:
     Raises:
         DataError: missing, damaged or truncated file, another format, missing keys, wrong shapes or values.
     """
-    what = f"clip '{path}'"
+    what = what or f"clip '{path}'"
     try:
         found = read_npz(path, keys=_KEYS)
     except PerceptionError as error:
@@ -156,6 +158,24 @@ def _check_arrays(arrays: ClipArrays, what: str) -> None:
             raise DataError(f"{what}: {name} does not ascend from 0 or more ({values[:4].tolist()} ...); {_AGAIN}")
 
 
+def check_arrays_fit(arrays: ClipArrays, record: ClipRecord, what: str) -> None:
+    """Refuse numbers of other frames than the record says.
+
+    Args:
+        arrays: of a clip.
+        record: of the same clip.
+        what: name of the clip, for messages.
+
+    Raises:
+        DataError: another number of frames, or another first one.
+    """
+    if len(arrays.times) != record.frames or int(arrays.frame_index[0]) != record.start:
+        raise DataError(
+            f"{what} holds {len(arrays.times)} frames from {arrays.frame_index[0]} on, the manifest says "
+            f"{record.frames} from {record.start} on; {_AGAIN}"
+        )
+
+
 # Tables
 
 
@@ -170,7 +190,7 @@ def write_manifest(path: Path, records: Sequence[ClipRecord]) -> None:
         DataError: a record that `read_manifest` would refuse.
         MediaError: it cannot be written.
     """
-    _check_records(records, f"manifest '{path}'")
+    check_records(records, f"manifest '{path}'")
     ordered = sorted(records, key=lambda record: (record.source_id, record.start, record.clip_id))
     write_if_changed(path, _table_bytes(ClipRecord, ordered))
 
@@ -189,7 +209,7 @@ def read_manifest(path: Path) -> list[ClipRecord]:
             cells, ids given twice, values out of range.
     """
     records = _read_table(ClipRecord, path)
-    _check_records(records, f"manifest '{path}'")
+    check_records(records, f"manifest '{path}'")
     return records
 
 
@@ -233,6 +253,7 @@ def _read_table(kind: type[Row], path: Path) -> list[Row]:
             f"table '{path}' has format '{version}', this program reads '{FORMAT}'; preprocess the footage again"
         )
     schema = _schema(kind)
+    table = table.drop_columns([name for name in FORMER_FIELDS if name in table.column_names])
     if sorted(table.column_names) != sorted(schema.names):
         missing = sorted(set(schema.names) - set(table.column_names))
         unknown = sorted(set(table.column_names) - set(schema.names))
@@ -247,7 +268,16 @@ def _read_table(kind: type[Row], path: Path) -> list[Row]:
     return [kind(*values) for values in zip(*columns.values(), strict=True)]
 
 
-def _check_records(records: Sequence[ClipRecord], what: str) -> None:
+def check_records(records: Sequence[ClipRecord], what: str) -> None:
+    """Refuse records that contradict themselves or each other.
+
+    Args:
+        records: of one data set.
+        what: where they are from, for messages.
+
+    Raises:
+        DataError: ids given twice, values out of range.
+    """
     seen: set[str] = set()
     for record in records:
         if record.clip_id in seen:
@@ -271,7 +301,7 @@ def _record_problems(record: ClipRecord) -> Iterator[str]:
         yield "fps, person_height, confidence, motion and camera must be finite, fps above 0"
     if len(record.phash) != 16 or not set(record.phash) <= set("0123456789abcdef"):
         yield f"phash is {record.phash!r}, expected 16 hexadecimal digits"
-    for name in ("arrays", "faces", "latents"):
+    for name in ("arrays", "faces"):
         value = Path(getattr(record, name))
         if value.is_absolute() or ".." in value.parts:
             yield f"{name} is '{value}', expected a path below the data set folder"
@@ -306,12 +336,9 @@ class Dataset:
         Raises:
             DataError: see `read_arrays`; or another number of frames than the record says.
         """
-        arrays = read_arrays(self.root / record.arrays)
-        if len(arrays.times) != record.frames or int(arrays.frame_index[0]) != record.start:
-            raise DataError(
-                f"clip '{self.root / record.arrays}' holds {len(arrays.times)} frames from {arrays.frame_index[0]} on, "
-                f"the manifest says {record.frames} from {record.start} on; {_AGAIN}"
-            )
+        path = self.root / record.arrays
+        arrays = read_arrays(path)
+        check_arrays_fit(arrays, record, f"clip '{path}'")
         return arrays
 
     def record(self, clip_id: str) -> ClipRecord:
@@ -378,9 +405,8 @@ def validate(folder: Path, *, videos: bool = False) -> list[str]:
             dataset.arrays(record)
         except DataError as error:
             problems.append(str(error))
-        for name in (record.faces, record.latents):
-            if name and not (folder / name).exists():
-                problems.append(f"clip '{record.clip_id}': '{folder / name}' is missing")
+        if record.faces and not (folder / record.faces).exists():
+            problems.append(f"clip '{record.clip_id}': '{folder / record.faces}' is missing")
     if videos:
         problems += _video_problems(dataset.records)
     return problems

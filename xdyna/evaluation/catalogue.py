@@ -26,7 +26,7 @@ class Networks(Protocol):
     """Where networks come from, e.g. a `WeightsFolder`."""
 
     def extractor(self, name: str) -> Any:
-        """The network of a name in `EXTRACTORS`; raises `MissingWeights`."""
+        """The network of a name in `EXTRACTORS`, or of "insightface"; raises `MissingWeights`."""
 
 
 class Shared:
@@ -95,6 +95,12 @@ METRICS: dict[str, Callable[[Shared], Metric]] = {
     "face_cos": lambda shared: FaceCos(shared.weights.extractor("adaface_ir101"), cache=shared.store),
     "face_cos_ir50": lambda shared: FaceCos(
         shared.weights.extractor("adaface_ir50"), name="face_cos_ir50", label="Face-Cos (IR-50)", cache=shared.store
+    ),
+    "face_cos_insightface": lambda shared: FaceCos(
+        shared.weights.extractor("insightface"),
+        name="face_cos_insightface",
+        label="Face-Cos (insightface)",
+        cache=shared.store,
     ),
     "face_det": lambda shared: FaceDetection(shared.people),
     "face_exp": lambda shared: FaceExpression(shared.people),

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from xdyna.checkpoints.io import load_state_dict
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
+from xdyna.evaluation.networks import insightface
 from xdyna.evaluation.networks.npy import read_arrays
 from xdyna.evaluation.networks.registry import EXTRACTORS, ExtractorSpec, WeightFile, how_to_get
 
@@ -51,13 +52,16 @@ class WeightsFolder:
         """The network of a specification, made once.
 
         Args:
-            name: key of `EXTRACTORS`.
+            name: key of `EXTRACTORS`, or "insightface", whose models are in a folder of that name.
 
         Raises:
             MissingWeights: files are not there.
             WeightsError: a file has another hash, or is damaged.
+            PerceptionError: insightface is not installed, or one of its models cannot be loaded.
             ValueError: its tensors are not those of the network.
         """
+        if name == insightface.NAME and name not in self._built:
+            self._built[name] = self._insightface()
         if name not in self._built:
             spec = EXTRACTORS[name]
             paths = self._files(spec)
@@ -66,6 +70,15 @@ class WeightsFolder:
             states = [_tensors(path) for path in paths]
             self._built[name] = spec.build(states, "".join(digest[:6] for digest in hashes), self.device)
         return self._built[name]
+
+    def _insightface(self) -> insightface.InsightFaceEmbedder:
+        folder = self.folder / insightface.NAME if self.folder is not None else None
+        files = sorted(folder.glob("*.onnx")) if folder is not None else []
+        if folder is None or not files:
+            raise MissingWeights(insightface.HOW)
+        embedder = insightface.InsightFaceEmbedder(folder)
+        self.used.update({f"{insightface.NAME}/{file.name}": file_sha256(file) for file in files})
+        return embedder
 
     def _files(self, spec: ExtractorSpec) -> list[Path]:
         found = {file.name: self._find(file) for file in spec.files}

@@ -69,23 +69,22 @@ class Face:
         box: (4,) float32, left, top, right, bottom in px.
         score: confidence of the detector in [0, 1].
         kps5: (5, 2) float32, px: eye, eye (image left first), nose tip, mouth corner, mouth corner.
-        lmk106: (106, 2) float32, px, or None without a landmark model.
         embedding: (D,) float32 of unit length for identity, or None without a recognition model.
     """
 
     box: np.ndarray
     score: float
     kps5: np.ndarray
-    lmk106: np.ndarray | None = None
     embedding: np.ndarray | None = None
 
 
 @runtime_checkable
 class FaceBackend(Protocol):
-    """Finds faces in single frames."""
+    """Finds faces in single frames, and whose they are where `recognizes`."""
 
     name: str
     version: str
+    recognizes: bool
 
     def detect_faces(self, frame: np.ndarray) -> list[Face]:
         """Find the faces in a frame.

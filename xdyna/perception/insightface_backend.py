@@ -1,4 +1,4 @@
-"""Face backend on insightface: boxes with 5 points, 106 landmarks, identity. Its models are never downloaded here."""
+"""Face backend on insightface: boxes with 5 points, and identity. Its models are never downloaded here."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xdyna.perception.errors import PerceptionError
 
 DEFAULT_DIR = weights_folder() / "insightface"
 _INSTALL = '"xdyna[perception]"'
-_DETECTION, _LANDMARKS, _RECOGNITION = "detection", "landmark_2d_106", "recognition"
+_DETECTION, _RECOGNITION = "detection", "recognition"
 
 
 class InsightFaceBackend:
-    """The models of an insightface pack (for instance `buffalo_l`): a detector, and what else is there.
+    """The models of an insightface pack (for instance `buffalo_l`): a detector, and a recognition model if any.
 
     Args:
         models_dir: folder with the .onnx files; None: `pretrained/insightface` of the repository, whatever the
@@ -30,6 +30,7 @@ class InsightFaceBackend:
     Attributes:
         name: "insightface".
         version: library version and hash of the models' names and sizes.
+        recognizes: whether faces get an embedding.
 
     Raises:
         PerceptionError: insightface is not installed, no detector in the folder, or a file that cannot be loaded.
@@ -43,20 +44,21 @@ class InsightFaceBackend:
         if not files:
             raise PerceptionError(
                 f"face backend 'insightface' found no .onnx file in '{folder}'; put the files of a model pack there "
-                f"(for instance buffalo_l: det_10g.onnx, 2d106det.onnx, w600k_r50.onnx)"
+                f"(for instance buffalo_l: det_10g.onnx, w600k_r50.onnx)"
             )
         insightface = require("insightface", install=_INSTALL, backend=self.name)
         self._face_type = require("insightface.app.common", install=_INSTALL, backend=self.name).Face
         self._models: dict[str, Any] = {}
         for file in files:
             model = _load(file)
-            if model is not None:
+            if model is not None and model.taskname in (_DETECTION, _RECOGNITION):
                 self._models.setdefault(model.taskname, model)
         if _DETECTION not in self._models:
             raise PerceptionError(
                 f"face backend 'insightface' found no face detector in '{folder}' "
                 f"(files: {[file.name for file in files]}); add one, for instance det_10g.onnx of buffalo_l"
             )
+        self.recognizes = _RECOGNITION in self._models
         for task, model in self._models.items():
             model.prepare(-1, **({"input_size": (640, 640), "det_thresh": threshold} if task == _DETECTION else {}))
         listing = " ".join(f"{file.name}:{file.stat().st_size}" for file in files)
@@ -69,7 +71,7 @@ class InsightFaceBackend:
             frame: (H, W, 3) uint8 RGB.
 
         Returns:
-            Faces, largest box first, with landmarks and embedding where the folder has the models for them.
+            Faces, largest box first, with an embedding where the folder has a recognition model.
 
         Raises:
             PerceptionError: not such a frame.
@@ -80,11 +82,9 @@ class InsightFaceBackend:
         return sorted(faces, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
 
     def _face(self, picture: np.ndarray, *, box: np.ndarray, kps5: np.ndarray) -> Face:
-        """One face with what the other models say about it."""
+        """One face with what the recognition model says about it."""
         entry = self._face_type(bbox=box[:4], kps=kps5, det_score=box[4])
-        lmk106 = embedding = None
-        if _LANDMARKS in self._models:
-            lmk106 = np.asarray(self._models[_LANDMARKS].get(picture, entry), dtype=np.float32)
+        embedding = None
         if _RECOGNITION in self._models:
             vector = np.asarray(self._models[_RECOGNITION].get(picture, entry), dtype=np.float32).reshape(-1)
             embedding = vector / max(float(np.linalg.norm(vector)), 1e-12)
@@ -92,7 +92,6 @@ class InsightFaceBackend:
             box=np.asarray(box[:4], dtype=np.float32),
             score=float(box[4]),
             kps5=np.asarray(kps5, dtype=np.float32),
-            lmk106=lmk106,
             embedding=embedding,
         )
 

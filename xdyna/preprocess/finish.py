@@ -172,7 +172,7 @@ def find_thumbnails(folder: Path, clip_ids: Sequence[str]) -> dict[str, str]:
 
 
 def _with_derived(folder: Path, records: list[ClipRecord]) -> list[ClipRecord]:
-    """What was made of clips since (other faces, latents) stays with those that are still the same."""
+    """What was made of clips since (other faces) stays with those that are still the same."""
     if not (folder / MANIFEST).is_file():
         return records
     before = {record.clip_id: record for record in read_manifest(folder / MANIFEST)}
@@ -180,9 +180,8 @@ def _with_derived(folder: Path, records: list[ClipRecord]) -> list[ClipRecord]:
     for record in records:
         old = before.get(record.clip_id)
         same = old is not None and (old.sha256, old.start, old.frames) == (record.sha256, record.start, record.frames)
-        if old is not None and same:
-            names = {name: getattr(old, name) for name in ("faces", "latents")}
-            record = dataclasses.replace(record, **{n: v for n, v in names.items() if v and (folder / v).exists()})
+        if old is not None and same and old.faces and (folder / old.faces).exists():
+            record = dataclasses.replace(record, faces=old.faces)
         kept.append(record)
     return kept
 

@@ -9,6 +9,7 @@ import base64
 import html
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ def write_card(folder: Path, summary: Summary) -> None:
     lines += _table(("shorter side, px", "clips"), [(label, str(count)) for label, count in side])
     frames = sorted(record.frames for record in records)
     lines += [f"Frames of a clip: {frames[0]} to {frames[-1]}, median {frames[len(frames) // 2]}.", ""]
+    lines += _table(("measured", "lowest", "median", "highest"), _measured(records))
     lines += ["## Settings", ""]
     settings = [(f"{part}.{k}", f"`{v}`") for part, values in summary.options.items() for k, v in values.items()]
     lines += _table(("setting", "value"), settings)
@@ -122,6 +124,22 @@ def _split_row(records: Sequence[ClipRecord], split: str) -> tuple[str, ...]:
     kinds = [str(sum(record.kind == kind for record in mine)) for kind in KINDS]
     seconds = math.fsum(record.frames / record.fps for record in mine)
     return (split, *kinds, str(len(mine)), str(len({record.group for record in mine})), duration(seconds))
+
+
+def _measured(records: Sequence[ClipRecord]) -> list[tuple[str, ...]]:
+    """What was measured of the clips: where thresholds would cut."""
+    humans = [record for record in records if record.kind == "human"]
+    columns = [
+        ("person, share of the picture's height", [record.person_height for record in humans]),
+        ("confidence of the person's joints", [record.confidence for record in humans]),
+        ("motion, picture heights per second", [record.motion for record in records]),
+        ("camera, picture heights per second", [record.camera for record in records]),
+    ]
+    return [
+        (name, f"{min(values):.3g}", f"{statistics.median(values):.3g}", f"{max(values):.3g}")
+        for name, values in columns
+        if values
+    ]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

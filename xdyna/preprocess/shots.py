@@ -22,13 +22,11 @@ class Window:
         start: first frame in the video.
         frames: uint8 (T, h, w, 3) RGB, small and cropped.
         shot: frames of the shot up to the end of this window.
-        long_enough: whether T is at least `min_frames`.
     """
 
     start: int
     frames: np.ndarray
     shot: int
-    long_enough: bool
 
 
 class CutFinder:
@@ -111,7 +109,7 @@ def find_windows(frames: Iterable[np.ndarray], options: PreprocessOptions) -> It
         taken = np.stack(held[:length])
         del held[:length]
         start += length
-        return Window(start - length, taken, start - shot, length >= options.min_frames)
+        return Window(start - length, taken, start - shot)
 
     def up_to(cut: int) -> Iterator[Window]:
         nonlocal shot

@@ -22,7 +22,7 @@ from xdyna.config.data import DataError
 from xdyna.config.preprocess import PreprocessOptions
 from xdyna.core.files import file_sha256
 from xdyna.data.addresses import token_of
-from xdyna.data.records import FORMAT, ClipRecord, Skip, VideoOutcome, VideoSource
+from xdyna.data.records import FORMAT, Skip, VideoOutcome, VideoSource, clip_record
 from xdyna.data.store import write_if_changed
 from xdyna.media.errors import check_input_file
 
@@ -207,7 +207,7 @@ def _parse(tree: dict[str, Any] | None) -> VideoOutcome | None:
             source_id=outcome["source_id"],
             sha256=outcome["sha256"],
             seconds=float(outcome["seconds"]),
-            clips=tuple(ClipRecord(**clip) for clip in outcome["clips"]),
+            clips=tuple(clip_record(clip) for clip in outcome["clips"]),
             skips=tuple(Skip(**skip) for skip in outcome["skips"]),
         )
     except (KeyError, TypeError, ValueError):

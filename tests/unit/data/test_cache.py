@@ -208,7 +208,7 @@ def test_what_a_cache_lacks_is_named(small: Small, tmp_path: Path) -> None:
 
 
 def test_no_cache_is_named(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no index.json; give a folder written by scripts/preprocess.py cache"):
+    with pytest.raises(DataError, match=r"holds no index.json; give one written by scripts/preprocess.py cache"):
         reader(small, tmp_path)
     for text, message in (
         ("{", "is damaged"),

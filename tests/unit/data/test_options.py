@@ -5,6 +5,7 @@ import pytest
 from xdyna.config.bench import BenchConfig
 from xdyna.config.data import DataConfig, DataError
 from xdyna.config.loader import compose
+from xdyna.data.clips import build_dataset
 
 
 @pytest.mark.parametrize(
@@ -17,9 +18,7 @@ from xdyna.config.loader import compose
         ({"frames": 0}, "data.frames: got 0, expected 1 or more"),
         ({"stride": [2, 1]}, r"data.stride: got \[2, 1\]"),
         ({"stride": [1]}, "data.stride"),
-        ({"stride": [1, 4]}, "span 61 frames.*video_frames is 48"),
         ({"reference": "last"}, "data.reference"),
-        ({"reference": "outside", "frames": 48, "stride": [1, 1]}, "needs a frame beside the 48"),
         ({"scene_ratio": 1.5}, "data.scene_ratio: got 1.5, expected 0 to 1"),
         ({"scene_ratio": float("nan")}, "data.scene_ratio"),
         ({"drop_face": -0.1}, "data.drop_face: got -0.1, expected 0 to 1"),
@@ -40,13 +39,25 @@ from xdyna.config.loader import compose
         ({"source": "footage", "manifests": ["a", {"folder": "b", "weight": 1}]}, "some have a weight and some have"),
         ({"source": "footage", "manifests": ["a"], "buckets": [[64, 60]]}, r"data.buckets: got \[64, 60\]"),
         ({"source": "footage", "manifests": ["a"], "buckets": [[64, 64], [128, 128]]}, "sizes of different aspects"),
-        ({"buckets": [[64, 64]]}, "data.buckets is for source 'footage'"),
+        ({"buckets": [[64, 64]]}, "data.buckets is for sources 'footage' and 'shards'"),
         ({"pose_width": 0.0}, "data.pose_width: got 0.0, expected more than 0"),
     ],
 )
 def test_bad_options_are_named(changes: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         DataConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": [1, 4]}, "span 61 frames.*video_frames is 48"),
+        ({"reference": "outside", "frames": 48, "stride": [1, 1]}, "needs a frame beside the 48"),
+    ],
+)
+def test_clips_longer_than_rendered_videos_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build_dataset(DataConfig(**changes), seed=0)
 
 
 def test_a_span_that_just_fits_is_accepted() -> None:

@@ -58,7 +58,6 @@ def test_boxes_and_points(models: Path, capfd):
     np.testing.assert_allclose(small.box, [160 - 32, 80 - 32, 160 + 32, 80 + 32], atol=1e-3)
     assert large.score == pytest.approx(0.8)
     np.testing.assert_allclose(small.kps5, np.tile([168, 72], (5, 1)), atol=1e-3)
-    assert large.lmk106 is None
     assert large.embedding is None
     assert capfd.readouterr().out == ""
 
@@ -84,17 +83,14 @@ def test_the_library_gets_bgr(models: Path, monkeypatch):
     assert (seen[0][..., 2] == 200).all()
 
 
-def test_landmarks_and_embedding(models: Path):
-    corners = np.zeros((106, 2), np.float32)
-    corners[1] = [1, 1]
-    save(models / "2d106.onnx", size=(192, 192), outputs={"fc1": corners.reshape(1, 212)})
+def test_embedding(models: Path):
+    assert not get_face_backend("insightface", models_dir=models).recognizes
     vector = np.zeros((1, 512), np.float32)
     vector[0, :2] = [3, 4]
     save(models / "arc.onnx", size=(112, 112), outputs={"683": vector})
-    faces = get_face_backend("insightface", models_dir=models).detect_faces(np.zeros((640, 640, 3), np.uint8))
-    assert faces[0].lmk106.shape == (106, 2)
-    np.testing.assert_allclose(faces[0].lmk106[0], [160, 160], atol=1)
-    np.testing.assert_allclose(faces[0].lmk106[1], [160 + 1.5 * 96, 160 + 1.5 * 96], atol=2)
+    backend = get_face_backend("insightface", models_dir=models)
+    assert backend.recognizes
+    faces = backend.detect_faces(np.zeros((640, 640, 3), np.uint8))
     np.testing.assert_allclose(faces[0].embedding[:3], [0.6, 0.8, 0], atol=1e-6)
 
 

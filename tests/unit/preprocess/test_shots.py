@@ -24,35 +24,35 @@ def shots(*lengths: int) -> list[np.ndarray]:
     return frames
 
 
-def cut(frames: list[np.ndarray], low: int = 8, high: int = 20) -> list[tuple[int, int, int, bool]]:
+def cut(frames: list[np.ndarray], low: int = 8, high: int = 20) -> list[tuple[int, int, int]]:
     windows = list(find_windows(frames, PreprocessOptions(min_frames=low, max_frames=high)))
     for window in windows:
         numbers = window.frames[:, 0, 0, 0].tolist()
         assert numbers == list(range(window.start, window.start + len(numbers))), "the frames are those they say"
     assert sum(len(w.frames) for w in windows) == len(frames)
-    return [(w.start, len(w.frames), w.shot, w.long_enough) for w in windows]
+    return [(w.start, len(w.frames), w.shot) for w in windows]
 
 
 def test_cuts_are_found_to_the_frame():
-    assert cut(shots(15, 9, 18)) == [(0, 15, 15, True), (15, 9, 9, True), (24, 18, 18, True)]
+    assert cut(shots(15, 9, 18)) == [(0, 15, 15), (15, 9, 9), (24, 18, 18)]
 
 
 @pytest.mark.parametrize("first", [1, 2, 3, 4])
 def test_cuts_near_both_ends(first: int):
-    assert cut(shots(first, 15)) == [(0, first, first, False), (first, 15, 15, True)]
-    assert cut(shots(15, first)) == [(0, 15, 15, True), (15, first, first, False)]
+    assert cut(shots(first, 15)) == [(0, first, first), (first, 15, 15)]
+    assert cut(shots(15, first)) == [(0, 15, 15), (15, first, first)]
 
 
 def test_long_shots_are_parted():
-    assert cut(shots(45)) == [(0, 20, 20, True), (20, 20, 40, True), (40, 5, 45, False)]
-    assert cut(shots(25, 40)) == [(0, 20, 20, True), (20, 5, 25, False), (25, 20, 20, True), (45, 20, 40, True)]
+    assert cut(shots(45)) == [(0, 20, 20), (20, 20, 40), (40, 5, 45)]
+    assert cut(shots(25, 40)) == [(0, 20, 20), (20, 5, 25), (25, 20, 20), (45, 20, 40)]
 
 
 @pytest.mark.parametrize("length", [19, 20, 21, 22, 23, 24])
 def test_a_cut_right_behind_a_full_window(length: int):
     found = cut(shots(length, 10))
-    assert (length, 10, 10, True) in found
-    assert all(start + frames <= length or start >= length for start, frames, _, _ in found)
+    assert (length, 10, 10) in found
+    assert all(start + frames <= length or start >= length for start, frames, _ in found)
 
 
 def test_no_more_is_held_than_needed():
@@ -79,4 +79,4 @@ def test_no_more_is_held_than_needed():
 
 def test_nothing_comes_of_nothing():
     assert cut([]) == []
-    assert cut(shots(1)) == [(0, 1, 1, False)]
+    assert cut(shots(1)) == [(0, 1, 1)]

@@ -242,12 +242,12 @@ def test_a_data_set_is_read(dataset) -> None:
 
 def test_what_does_not_fit_is_told(dataset) -> None:
     record: ClipRecord = read_dataset(dataset).records[0]
-    write_manifest(dataset / MANIFEST, [dataclasses.replace(record, frames=6, latents="latents/x.safetensors")])
+    write_manifest(dataset / MANIFEST, [dataclasses.replace(record, frames=6, faces="faces/x.npz")])
     Path(record.path).write_bytes(b"other")
     problems = validate(dataset, videos=True)
-    assert [
-        any(word in problem for problem in problems) for word in ("holds 5 frames", "latents/x", "other bytes")
-    ] == [True] * 3
+    assert [any(word in problem for problem in problems) for word in ("holds 5 frames", "faces/x", "other bytes")] == [
+        True
+    ] * 3
     assert len(validate(dataset)) == 2
     (dataset / record.arrays).unlink()
     Path(record.path).unlink()
@@ -280,3 +280,12 @@ def test_remote_videos_are_compared_too(dataset) -> None:
     assert "has other bytes" in validate(dataset, videos=True)[0]
     write_manifest(dataset / MANIFEST, [dataclasses.replace(record, path="memory://nothing.mp4")])
     assert "'memory://nothing.mp4' cannot be read" in validate(dataset, videos=True)[0]
+
+
+def test_data_sets_of_earlier_versions_are_read(dataset) -> None:
+    """Their manifests have a column more, which was always empty."""
+    path, records = dataset / MANIFEST, read_dataset(dataset).records
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(pa.field("latents", pa.string(), nullable=False), [[""] * len(table)]), path)
+    assert "latents" in pq.read_table(path).column_names
+    assert read_dataset(dataset).records == records

@@ -16,12 +16,13 @@ from tests.unit.preprocess.made import Here, arrays_of, record_of, write_picture
 from xdyna.config.data import DataError
 from xdyna.core.files import file_sha256
 from xdyna.data.records import DATASET_FILE, FORMAT, MANIFEST, ClipRecord, Skip
+from xdyna.data.shards import read_shards
 from xdyna.data.store import write_arrays, write_manifest
 from xdyna.media import VideoWriter, probe, read_frames, read_image
 from xdyna.preprocess.engines import failure
 from xdyna.preprocess.inspect import inspect_clip
 from xdyna.preprocess.report import Summary, duration, histogram, write_card, write_report
-from xdyna.preprocess.shards import read_shards, write_shards
+from xdyna.preprocess.shards import write_shards
 
 
 def summary_of(folder: Path, *, skips: int = 3) -> Summary:
@@ -93,6 +94,8 @@ def test_the_card_counts(tmp_path) -> None:
         "| not given | 1 |",
         "| 24.5 to 27 | 3 |",
         "| below 256 | 4 |",
+        "| person, share of the picture's height | 0.5 | 0.5 | 0.5 |",
+        "| motion, picture heights per second | 0.1 | 0.1 | 0.1 |",
         "| finish.test | `0.5` |",
         "| numpy | 1 |",
     ):
@@ -206,8 +209,8 @@ def test_shards_are_tar_files_of_fixed_bytes(dataset, tmp_path) -> None:
     with tarfile.open(tmp_path / "a" / "train-000000.tar") as tar:
         entries = tar.getmembers()
     assert [entry.name for entry in entries] == [
-        "000000000.json", "000000000.npz", "000000000.mp4", "000000000.faces.npz",
-        "000000001.json", "000000001.npz", "000000001.mp4",
+        "000000000.json", "000000000.npz", "000000000.mp4", "000000000.faces.npz", "000000000.sums.json",
+        "000000001.json", "000000001.npz", "000000001.mp4", "000000001.sums.json",
     ]  # fmt: skip
     assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.mode) for entry in entries} == {(0, 0, 0, "", 0o644)}
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from xdyna.config.data import DataError
+from xdyna.data.face_files import patch_boxes
 from xdyna.perception.face_patch import face_patches
 from xdyna.preprocess.faces import reenact
 from xdyna.preprocess.faces.reenact import Portrait, ReenactError, check_clip, check_portrait, get_reenactor, keep_boxes
@@ -67,7 +68,7 @@ def test_nothing_that_a_face_patch_shows_is_black(seed: int):
     landmarks[..., :2] *= rng.uniform(0.25, 0.7, (9, 1, 1))
     landmarks[..., :2] += np.cumsum(rng.uniform(-12, 12, (9, 1, 2)), axis=0)
     landmarks[rng.permutation(9)[:2]] = 0
-    boxes = reenact.patch_boxes(landmarks, size=(160, 200))
+    boxes = patch_boxes(landmarks, size=(160, 200))
     missing = ~reenact.seen(landmarks)
     assert (boxes[missing] == 0).all()
     kept = keep_boxes(frames, boxes)
@@ -85,7 +86,7 @@ def test_nothing_that_a_face_patch_shows_is_black(seed: int):
 
 def test_boxes_of_rendered_faces_are_smaller_than_the_picture():
     clip = render_clip(3, 4, 5, frames=4, size=(128, 128))
-    boxes = reenact.patch_boxes(clip.face, size=(128, 128))
+    boxes = patch_boxes(clip.face, size=(128, 128))
     for face, (left, top, right, bottom) in zip(clip.face, boxes, strict=True):
         assert (face[:, :2].min(axis=0) >= [left, top]).all()
         assert (face[:, :2].max(axis=0) <= [right, bottom]).all()
