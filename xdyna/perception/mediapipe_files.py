@@ -77,52 +77,6 @@ def bundle(models: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def with_normalisation(model: bytes, *, mean: float, std: float, outputs: int) -> bytes:
-    """Add to a .tflite the metadata that tasks need: pixels enter as (value - mean) / std.
-
-    Args:
-        model: a model without metadata.
-        mean: in steps of 8 bit.
-        std: in steps of 8 bit.
-        outputs: how many tensors the model returns.
-
-    Source: TensorFlow Lite metadata schema.
-    """
-    import flatbuffers
-    from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
-    from mediapipe.tasks.python.metadata.metadata import MetadataPopulator
-
-    image = schema.TensorMetadataT()
-    image.name = "image"
-    image.content = schema.ContentT()
-    image.content.contentPropertiesType = schema.ContentProperties.ImageProperties
-    image.content.contentProperties = schema.ImagePropertiesT()
-    image.content.contentProperties.colorSpace = schema.ColorSpaceType.RGB
-    step = schema.ProcessUnitT()
-    step.optionsType = schema.ProcessUnitOptions.NormalizationOptions
-    step.options = schema.NormalizationOptionsT()
-    step.options.mean, step.options.std = [mean], [std]
-    image.processUnits = [step]
-
-    graph = schema.SubGraphMetadataT()
-    graph.inputTensorMetadata = [image]
-    graph.outputTensorMetadata = []
-    for number in range(outputs):
-        tensor = schema.TensorMetadataT()
-        tensor.name = f"output_{number}"
-        graph.outputTensorMetadata.append(tensor)
-    metadata = schema.ModelMetadataT()
-    metadata.name = "model"
-    metadata.subgraphMetadata = [graph]
-
-    builder = flatbuffers.Builder(0)
-    builder.Finish(metadata.Pack(builder), MetadataPopulator.METADATA_FILE_IDENTIFIER)
-    populator = MetadataPopulator.with_model_buffer(model)
-    populator.load_metadata_buffer(bytes(builder.Output()))
-    populator.populate()
-    return bytes(populator.get_model_buffer())
-
-
 @cache
 def _wheel() -> Path:
     """The wheel with the models, complete and of the known hash; processes that want it at once take turns."""

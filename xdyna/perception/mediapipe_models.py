@@ -25,8 +25,8 @@ import numpy as np
 
 from xdyna.perception.base import require
 from xdyna.perception.errors import PerceptionError
-from xdyna.perception.mediapipe_files import bundle, find_models, has_solutions, model, with_normalisation
-from xdyna.perception.mediapipe_refined import with_refined_points
+from xdyna.perception.mediapipe_files import bundle, find_models, has_solutions, model
+from xdyna.perception.mediapipe_tflite import with_normalisation, with_refined_points
 
 _T = TypeVar("_T")
 _MAX_PEOPLE = 5
@@ -118,7 +118,7 @@ def pose_landmarker(*, masks: bool = False) -> Any:
         {
             "pose_detector.tflite": model("pose_detection/pose_detection.tflite"),
             "pose_landmarks_detector.tflite": with_normalisation(
-                model("pose_landmark/pose_landmark_full.tflite"), mean=0.0, std=255.0, outputs=5
+                model("pose_landmark/pose_landmark_full.tflite"), mean=0.0, std=255.0
             ),
         }
     )

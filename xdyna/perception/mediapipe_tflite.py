@@ -1,7 +1,8 @@
-"""MediaPipe's refined face model for its face task: 478 points with refined lips and eyes, and irises.
+"""What MediaPipe's tasks ask of models beyond what its .tflite files hold: metadata, and another choice of points.
 
-The model returns seven tensors (a mesh of 468 points; lips, eyes and irises in x and y; a score); the task takes two
-(478 points in x, y, z; the score). The choice of points that lies between is appended to the model as operations.
+The refined face model returns seven tensors (a mesh of 468 points; lips, eyes and irises in x and y; a score); the face
+task takes two (478 points in x, y, z; the score). The choice of points that lies between is appended to the model as
+operations.
 """
 
 from __future__ import annotations
@@ -38,6 +39,47 @@ nearest vertex is at 0.0003 of the face's size, the next at 0.008."""
 _RIM = 16  # an iris lies as deep as the mean of its eye's rim, the first vertices of the eye
 
 
+def with_normalisation(model: bytes, *, mean: float, std: float) -> bytes:
+    """Add the metadata that tasks need to a model without: pixels enter as (value - mean) / std.
+
+    Args:
+        model: a .tflite with one image as input.
+        mean: in steps of 8 bit.
+        std: in steps of 8 bit.
+
+    Source: TensorFlow Lite metadata schema.
+    """
+    import flatbuffers
+    from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
+
+    graph = _Graph(model)
+    image = schema.TensorMetadataT()
+    image.name = "image"
+    image.content = schema.ContentT()
+    image.content.contentPropertiesType = schema.ContentProperties.ImageProperties
+    image.content.contentProperties = schema.ImagePropertiesT()
+    image.content.contentProperties.colorSpace = schema.ColorSpaceType.RGB
+    step = schema.ProcessUnitT()
+    step.optionsType = schema.ProcessUnitOptions.NormalizationOptions
+    step.options = schema.NormalizationOptionsT()
+    step.options.mean, step.options.std = [mean], [std]
+    image.processUnits = [step]
+
+    described = schema.SubGraphMetadataT()
+    described.inputTensorMetadata, described.outputTensorMetadata = [image], []
+    for number, _ in enumerate(graph.outputs()):
+        tensor = schema.TensorMetadataT()
+        tensor.name = f"output_{number}"
+        described.outputTensorMetadata.append(tensor)
+    metadata = schema.ModelMetadataT()
+    metadata.name, metadata.minParserVersion = "model", "1.0.0"
+    metadata.subgraphMetadata = [described]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(metadata.Pack(builder), b"M001")
+    graph.add_metadata("TFLITE_METADATA", bytes(builder.Output()))
+    return graph.finish(graph.outputs())
+
+
 def with_refined_points(model: bytes) -> bytes:
     """Make the refined face model fit the face task.
 
@@ -70,7 +112,7 @@ def _sources() -> list[int]:
 
 
 class _Graph:
-    """A .tflite model to which operations on rows (1, 1, 1, N) of float32 are appended."""
+    """A .tflite model to which metadata and operations on rows (1, 1, 1, N) of float32 are added."""
 
     def __init__(self, model: bytes) -> None:
         from mediapipe.tasks.metadata import schema_py_generated as schema
@@ -106,23 +148,33 @@ class _Graph:
         """The model with these outputs."""
         import flatbuffers
 
-        self._graph.outputs = outputs
-        self._model.signatureDefs = None
+        if outputs != self.outputs():
+            self._graph.outputs, self._model.signatureDefs = outputs, None
         builder = flatbuffers.Builder(4 * 2**20)
         builder.Finish(self._model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
-    def _constant(self, values: list[int]) -> int:
+    def add_metadata(self, name: str, content: bytes) -> None:
+        """An entry that does not change what the model computes."""
+        entry = self._schema.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(content)
+        self._model.metadata = [*(self._model.metadata or []), entry]
+
+    def _buffer(self, content: bytes) -> int:
         buffer = self._schema.BufferT()
-        buffer.data = np.frombuffer(np.array(values, dtype="<i4").tobytes(), dtype=np.uint8)
+        buffer.data = np.frombuffer(content, dtype=np.uint8)
         self._model.buffers.append(buffer)
-        return self._tensor([len(values)], "INT32", name=f"constant_{len(self._graph.tensors)}", buffer=-1)
+        return len(self._model.buffers) - 1
+
+    def _constant(self, values: list[int]) -> int:
+        buffer = self._buffer(np.array(values, dtype="<i4").tobytes())
+        return self._tensor([len(values)], "INT32", name=f"constant_{len(self._graph.tensors)}", buffer=buffer)
 
     def _tensor(self, shape: list[int], kind: str, *, name: str, buffer: int = 0) -> int:
-        """A new tensor; `buffer` 0 is the empty one, -1 the last."""
+        """A new tensor; `buffer` 0 is the empty one."""
         tensor = self._schema.TensorT()
         tensor.name, tensor.shape, tensor.type = name, shape, getattr(self._schema.TensorType, kind)
-        tensor.buffer = buffer % len(self._model.buffers)
+        tensor.buffer = buffer
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
 
