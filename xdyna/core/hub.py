@@ -1,6 +1,7 @@
 """The published weight files: where they are, what they are for, which are here, and fetching them.
 
-The table is data (`pretrained/registry.yaml`). `fetch` downloads one file over huggingface_hub: it goes on where an
+The table is data (`pretrained/registry.yaml`). `fetch` downloads one file over huggingface_hub, from the Hub or from an
+address that the table names: it goes on where an
 earlier try stopped, checks size and hash, and gives the file its name only when every byte is right.
 """
 
@@ -12,12 +13,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.file_download import HfFileMetadata, http_get
+from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     build_hf_headers,
@@ -46,7 +47,7 @@ class HubFile:
     """One published file.
 
     Attributes:
-        repo: "owner/name" on the Hub.
+        repo: "owner/name" on the Hub; of a file elsewhere, "host/name".
         path: name inside the repository.
         purpose: what it is.
         uses: what it is needed for: "animate", "train".
@@ -54,6 +55,7 @@ class HubFile:
         size: in bytes, or None where it is not known.
         sha256: 64 hexadecimal digits, or None where it is not known.
         revision: branch, tag or commit.
+        base: address of the folder that holds the file, if that is not on the Hub; size and hash are then known.
     """
 
     repo: str
@@ -64,6 +66,7 @@ class HubFile:
     size: int | None = None
     sha256: str | None = None
     revision: str = "main"
+    base: str | None = None
 
     @property
     def name(self) -> str:
@@ -76,6 +79,8 @@ class HubFile:
 
     def url(self, endpoint: str | None = None) -> str:
         """Address for a download by hand."""
+        if self.base is not None:
+            return f"{self.base}/{self.path}"
         return hf_hub_url(self.repo, self.path, revision=self.revision, endpoint=endpoint)
 
 
@@ -127,6 +132,7 @@ def load_registry(path: Path = REGISTRY) -> dict[str, HubFile]:
                 repo=group["repo"],
                 licence=group["licence"],
                 revision=group.get("revision", "main"),
+                base=group.get("base"),
                 uses=tuple(entry.pop("uses")),
                 **entry,
             )
@@ -141,6 +147,8 @@ def load_registry(path: Path = REGISTRY) -> dict[str, HubFile]:
         bad_hash = file.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", file.sha256)
         if bad_hash or not set(file.uses) <= set(USES) or ".." in Path(file.path).parts:
             raise WeightsError(f"{path}: {file.name} has a malformed sha256, use or path")
+        if file.base is not None and (file.size is None or file.sha256 is None):
+            raise WeightsError(f"{path}: {file.name} is not on the Hub; expected its size and sha256")
     return {file.name: file for file in files}
 
 
@@ -212,7 +220,7 @@ def fetch(
             raise DownloadError(f"{target} {problem}; remove it and fetch it again. {by_hand}")
         return target
     with _explained(file, by_hand):
-        url, offered = _look_up(file, endpoint, token)
+        offered = _look_up(file, endpoint, token)
     digest, size = file.sha256 or _hash_of_etag(offered.etag), file.size or offered.size
     for known, given, what in (
         (file.size, offered.size, "bytes"),
@@ -226,8 +234,8 @@ def fetch(
     partial = _partial_file(target, offered.etag)
     _check_space(partial, size, file)
     with _explained(file, by_hand), _progress_bars(progress), partial.open("ab") as handle:
-        headers = build_hf_headers(token=token)
-        http_get(url, handle, resume_size=handle.tell(), headers=headers, expected_size=size)
+        headers = build_hf_headers(token=token if file.base is None else False)
+        http_get(offered.url, handle, resume_size=handle.tell(), headers=headers, expected_size=size)
         handle.flush()
         os.fsync(handle.fileno())
     problem = _content_problem(partial, size=size, digest=digest)
@@ -238,21 +246,32 @@ def fetch(
     return target
 
 
-def _look_up(file: HubFile, endpoint: str | None, token: str | None) -> tuple[str, HfFileMetadata]:
-    """Address and metadata. A file that is not at its place is looked for by its name in the whole repository."""
+class _Offer(NamedTuple):
+    """What a server has: the address, the version's tag and the size in bytes."""
 
-    def metadata(path: str) -> tuple[str, HfFileMetadata]:
+    url: str
+    etag: str | None
+    size: int | None
+
+
+def _look_up(file: HubFile, endpoint: str | None, token: str | None) -> _Offer:
+    """Address and version. A file that is not at its place is looked for by its name in the whole repository."""
+    if file.base is not None:
+        return _Offer(file.url(), file.sha256, file.size)
+
+    def offer(path: str) -> _Offer:
         url = hf_hub_url(file.repo, path, revision=file.revision, endpoint=endpoint)
-        return url, get_hf_file_metadata(url, token=token, endpoint=endpoint)
+        found = get_hf_file_metadata(url, token=token, endpoint=endpoint)
+        return _Offer(url, found.etag, found.size)
 
     try:
-        return metadata(file.path)
+        return offer(file.path)
     except EntryNotFoundError:
         listed = HfApi(endpoint=endpoint, token=token).list_repo_files(file.repo, revision=file.revision)
         elsewhere = [path for path in listed if Path(path).name == Path(file.path).name]
         if len(elsewhere) != 1:
             raise
-        return metadata(elsewhere[0])
+        return offer(elsewhere[0])
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def get_backend(name: str = "mediapipe", *, models_dir: str | os.PathLike[str] |
     """Make a pose backend.
 
     Args:
-        name: "mediapipe" (models are in its package) or "dwpose" (needs `models_dir`).
+        name: "mediapipe" (has its own models) or "dwpose" (needs `models_dir`).
         models_dir: folder with the model files; None: the backend's default. "mediapipe" has none.
 
     Returns:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -63,8 +63,7 @@ _CROPS = (1.7, 2.1)  # sides of the crops around a face, in extents of its 68 la
 @cache
 def oval() -> tuple[int, ...]:
     """The outline of the face, 36 vertices, each next to the one before."""
-    connections = models.import_mediapipe().solutions.face_mesh_connections.FACEMESH_FACE_OVAL
-    following = dict(connections)
+    following = dict(models.face_edges()[1])
     ring = [min(following)]
     while following[ring[-1]] != ring[0]:
         ring.append(following[ring[-1]])
@@ -79,7 +78,7 @@ def skin_triangles() -> np.ndarray:
         int64 (852, 3), in no particular winding.
     """
     neighbours: dict[int, set[int]] = {}
-    for a, b in models.import_mediapipe().solutions.face_mesh_connections.FACEMESH_TESSELATION:
+    for a, b in models.face_edges()[0]:
         neighbours.setdefault(a, set()).add(b)
         neighbours.setdefault(b, set()).add(a)
     found = {tuple(sorted((a, b, c))) for a in neighbours for b in neighbours[a] for c in neighbours[a] & neighbours[b]}
@@ -97,8 +96,8 @@ class FaceMesher:
     """
 
     def __init__(self) -> None:
-        self.version = f"mediapipe-{models.import_mediapipe().__version__}"
-        self._model: Any = None
+        self.version = f"mediapipe-{models.load_mediapipe().__version__}"
+        self._model: Callable[[np.ndarray], np.ndarray | None] | None = None
 
     def detect(self, frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
         """Find the mesh; small faces are enlarged.
@@ -132,12 +131,12 @@ class FaceMesher:
             with models.quiet_stderr(), warnings.catch_warnings():  # its threads log until the first result
                 warnings.simplefilter("ignore")
                 self._model = models.face_mesh()
-                result = self._model.process(crop)
+                points = self._model(crop)
         else:
-            result = self._model.process(crop)
-        if not result.multi_face_landmarks:
+            points = self._model(crop)
+        if points is None:
             return None
-        points = np.array([[p.x, p.y, p.z] for p in result.multi_face_landmarks[0].landmark]) * side
+        points = points * side
         points[:, :2] += center - side / 2
         return points if np.isfinite(points).all() else None
 

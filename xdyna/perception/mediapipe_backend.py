@@ -45,17 +45,17 @@ _HANDS = (  # elbow, wrist (OpenPose-18); knuckles of little finger and index (M
 
 
 class MediaPipeBackend:
-    """MediaPipe Pose, Hand and Face Mesh with the models inside the package; also masks of people (`segment`).
+    """MediaPipe Pose, Hand and Face Mesh with its own models; also masks of people (`segment`).
 
     Args:
-        models_dir: must be None: the models are part of the package.
+        models_dir: must be None: the models are part of the package, or downloaded on first use where it has none.
 
     Attributes:
         name: "mediapipe".
         version: library version and number of the rules here.
 
     Raises:
-        PerceptionError: the package is missing, has no models, or `models_dir` was given.
+        PerceptionError: the package is missing, its models cannot be downloaded, or `models_dir` was given.
     """
 
     name = "mediapipe"
@@ -63,10 +63,9 @@ class MediaPipeBackend:
     def __init__(self, *, models_dir: Path | None = None) -> None:
         if models_dir is not None:
             raise PerceptionError(
-                f"perception backend 'mediapipe' takes no models folder ('{models_dir}'); its models are in its package"
+                f"perception backend 'mediapipe' takes no models folder ('{models_dir}'); it has its own models"
             )
-        self._mediapipe = models.import_mediapipe()
-        self.version = f"{self._mediapipe.__version__}-r{_RULES}"
+        self.version = f"{models.load_mediapipe().__version__}-r{_RULES}"
         self._quiet_calls: set[str] = set()
 
     def detect(self, frame: np.ndarray) -> list[Person]:
@@ -106,11 +105,10 @@ class MediaPipeBackend:
             PerceptionError: not such a frame.
         """
         frame = check_frame(frame)
-        result = self._run("masks", lambda x: self._mask_landmarker.detect(x), self._image(frame))
+        result = self._run("masks", lambda x: self._mask_landmarker.detect(x), models.as_image(frame))
         masks = [np.array(mask.numpy_view(), dtype=np.float32) for mask in result.segmentation_masks or []]
         if not masks:
-            selfie = self._run("selfie", lambda x: self._selfie.process(x), frame)
-            masks = [np.asarray(selfie.segmentation_mask, dtype=np.float32)]
+            masks = [self._run("selfie", lambda x: self._selfie(x), frame)]
         return np.max([mask.reshape(frame.shape[:2]) for mask in masks], axis=0).clip(0, 1)
 
     # The detectors are made on first use: each takes up to half a second.
@@ -127,19 +125,16 @@ class MediaPipeBackend:
         return models.hand_landmarker()
 
     @cached_property
-    def _mesh(self) -> Any:
+    def _mesh(self) -> Callable[[np.ndarray], np.ndarray | None]:
         return models.face_mesh()
 
     @cached_property
-    def _faces(self) -> Any:
+    def _faces(self) -> Callable[[np.ndarray], np.ndarray]:
         return models.face_detector()
 
     @cached_property
-    def _selfie(self) -> Any:
+    def _selfie(self) -> Callable[[np.ndarray], np.ndarray]:
         return models.selfie_segmenter()
-
-    def _image(self, frame: np.ndarray) -> Any:
-        return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
 
     def _run(self, what: str, call: Callable[[Any], Any], argument: Any) -> Any:
         """Call a detector; the first time it is made here, quietly."""
@@ -159,11 +154,9 @@ class MediaPipeBackend:
         """
         poses = self._poses_in(frame, left=0, top=0)
         height, width = frame.shape[:2]
-        result = self._run("faces", lambda x: self._faces.process(x), frame)
-        for detection in result.detections or []:
-            box = detection.location_data.relative_bounding_box
-            center = np.array([(box.xmin + box.width / 2) * width, (box.ymin + box.height / 2) * height])
-            size = max(box.width * width, box.height * height)
+        for x, y, w, h in self._run("faces", lambda x: self._faces(x), frame):
+            center = np.array([(x + w / 2) * width, (y + h / 2) * height])
+            size = max(w * width, h * height)
             if any(np.linalg.norm(pose[0, :2] - center) < size for pose in poses):
                 continue
             left, right = np.clip([center[0] - 4 * size, center[0] + 4 * size], 0, width).astype(int)
@@ -177,7 +170,7 @@ class MediaPipeBackend:
     def _poses_in(self, picture: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
         """People of a picture whose corner lies at (left, top) of the frame."""
         height, width = picture.shape[:2]
-        result = self._run("pose", lambda x: self._landmarker.detect(x), self._image(picture))
+        result = self._run("pose", lambda x: self._landmarker.detect(x), models.as_image(picture))
         return [
             np.array([[p.x * width - 0.5 + left, p.y * height - 0.5 + top, p.visibility] for p in pose])
             for pose in result.pose_landmarks
@@ -224,7 +217,7 @@ class MediaPipeBackend:
             crop = square_crop(frame, center=center, side=side)
             if crop is None:
                 return None
-            result = self._run("hand", lambda x: self._hands.detect(x), self._image(crop))
+            result = self._run("hand", lambda x: self._hands.detect(x), models.as_image(crop))
             best: np.ndarray | None = None
             nearest = _HAND_REACH * forearm
             for landmarks, handedness in zip(result.hand_landmarks, result.handedness, strict=True):
@@ -245,11 +238,10 @@ class MediaPipeBackend:
             crop = square_crop(frame, center=center, side=side)
             if crop is None:
                 return None
-            result = self._run("face", lambda x: self._mesh.process(x), crop)
-            if not result.multi_face_landmarks:
+            mesh = self._run("face", lambda x: self._mesh(x), crop)
+            if mesh is None:
                 continue
-            mesh = np.array([[p.x, p.y] for p in result.multi_face_landmarks[0].landmark])
-            points = _from_crop(mesh[MEDIAPIPE_TO_IBUG68], center=center, side=side)
+            points = _from_crop(mesh[MEDIAPIPE_TO_IBUG68, :2], center=center, side=side)
             # In a crowd the crop may hold another face; the head's own is at its centre.
             if np.linalg.norm(points[27:36].mean(axis=0) - center) < size:
                 return np.column_stack([points, np.ones(68)])

@@ -1,28 +1,36 @@
-"""MediaPipe's detectors, built from the models inside its own package: nothing is downloaded.
+"""MediaPipe's detectors, the same for release 0.10.21 (up to Python 3.12) and for 1.2 and above.
 
-The MediaPipe Tasks detectors expect model bundles that the package does not contain. It does contain every model (they
-serve the older "solutions"), so the bundles are put together in memory; Tasks give the solutions' numbers, and find
-several people. What makes a detector leaves threads behind that log until its first result: callers do both in one
+The MediaPipe Tasks detectors expect model bundles that no release contains. 0.10.21 does contain every model (they
+serve its older "solutions"), so the bundles are put together in memory; Tasks give the solutions' numbers, and find
+several people. Later releases have neither solutions nor models: everything is a task then, with the same models
+(`mediapipe_files`). What makes a detector leaves threads behind that log until its first result: callers do both in one
 block of `quiet_stderr`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import io
+import ctypes
 import os
+import re
 import sys
 import tempfile
 import warnings
-import zipfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
 
 from xdyna.perception.base import require
 from xdyna.perception.errors import PerceptionError
+from xdyna.perception.mediapipe_files import bundle, find_models, has_solutions, model
+from xdyna.perception.mediapipe_tflite import with_normalisation, with_refined_points
 
+_T = TypeVar("_T")
 _MAX_PEOPLE = 5
+_MIN_FACE, _MIN_FULL_FACE = 0.3, 0.5  # least scores of faces in a crop and in the whole frame
 _INSTALL = '"xdyna[perception]"'
 
 
@@ -60,19 +68,39 @@ def import_mediapipe() -> Any:
         The module.
 
     Raises:
-        PerceptionError: not installed, or a release without models and solutions.
+        PerceptionError: not installed, or a release between the two kinds that are supported.
     """
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mediapipe = require("mediapipe", install=_INSTALL, backend="mediapipe")
-    if not hasattr(mediapipe, "solutions"):
+    version = str(getattr(mediapipe, "__version__", "?"))
+    if not hasattr(mediapipe, "solutions") and _number(version) < (1, 2):
         raise PerceptionError(
-            f"mediapipe {getattr(mediapipe, '__version__', '?')} contains no models; expected 0.10.21: "
-            f"pip install {_INSTALL}"
+            f"mediapipe {version} contains no models; expected 0.10.21, or 1.2 and above: pip install {_INSTALL}"
         )
     return mediapipe
+
+
+def load_mediapipe() -> Any:
+    """Import MediaPipe and make sure of its models, before a detector is made: downloads them where it has none.
+
+    Returns:
+        The module.
+
+    Raises:
+        PerceptionError: as `import_mediapipe`, or the models cannot be downloaded.
+    """
+    mediapipe = import_mediapipe()
+    find_models()
+    return mediapipe
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; nothing where it is none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def pose_landmarker(*, masks: bool = False) -> Any:
@@ -86,22 +114,22 @@ def pose_landmarker(*, masks: bool = False) -> Any:
     """
     from mediapipe.tasks.python import vision
 
-    bundle = _bundle(
+    models = bundle(
         {
-            "pose_detector.tflite": _model("pose_detection/pose_detection.tflite"),
-            "pose_landmarks_detector.tflite": _with_normalisation(
-                _model("pose_landmark/pose_landmark_full.tflite"), mean=0.0, std=255.0, outputs=5
+            "pose_detector.tflite": model("pose_detection/pose_detection.tflite"),
+            "pose_landmarks_detector.tflite": with_normalisation(
+                model("pose_landmark/pose_landmark_full.tflite"), mean=0.0, std=255.0
             ),
         }
     )
     options = vision.PoseLandmarkerOptions(
-        base_options=_base_options(bundle),
+        base_options=_base_options(models),
         num_poses=_MAX_PEOPLE,
         min_pose_detection_confidence=0.3,
         min_pose_presence_confidence=0.3,
         output_segmentation_masks=masks,
     )
-    return vision.PoseLandmarker.create_from_options(options)
+    return _silent_at_exit(vision.PoseLandmarker.create_from_options(options))
 
 
 def hand_landmarker() -> Any:
@@ -114,120 +142,152 @@ def hand_landmarker() -> Any:
     """
     from mediapipe.tasks.python import vision
 
-    bundle = _bundle(
+    models = bundle(
         {
-            "hand_detector.tflite": _model("palm_detection/palm_detection_full.tflite"),
-            "hand_landmarks_detector.tflite": _model("hand_landmark/hand_landmark_full.tflite"),
+            "hand_detector.tflite": model("palm_detection/palm_detection_full.tflite"),
+            "hand_landmarks_detector.tflite": model("hand_landmark/hand_landmark_full.tflite"),
         }
     )
     options = vision.HandLandmarkerOptions(
-        base_options=_base_options(bundle),
+        base_options=_base_options(models),
         num_hands=2,
         min_hand_detection_confidence=0.1,
         min_hand_presence_confidence=0.1,
     )
-    return vision.HandLandmarker.create_from_options(options)
+    return _silent_at_exit(vision.HandLandmarker.create_from_options(options))
 
 
-def face_mesh() -> Any:
-    """A detector of one face in a crop, 478 vertices, lips and eyes refined.
+def face_mesh() -> Callable[[np.ndarray], np.ndarray | None]:
+    """A detector of one face in a crop, 478 vertices, lips and eyes refined, without memory of earlier crops.
 
     Returns:
-        `mediapipe.solutions.face_mesh.FaceMesh` without memory of earlier pictures.
+        (H, W, 3) uint8 RGB -> (478, 3) float64, x and y in parts of the crop, z in parts of its width; None where no
+        face is seen.
     """
     import mediapipe
 
-    return mediapipe.solutions.face_mesh.FaceMesh(
-        static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.3
+    if has_solutions():
+        solution = mediapipe.solutions.face_mesh.FaceMesh(
+            static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=_MIN_FACE
+        )
+        return lambda crop: _first_mesh([x.landmark for x in solution.process(crop).multi_face_landmarks or []])
+    from mediapipe.tasks.python import vision
+
+    options = vision.FaceLandmarkerOptions(
+        base_options=_base_options(
+            bundle(
+                {
+                    "face_detector.tflite": model("face_detection/face_detection_short_range.tflite"),
+                    "face_landmarks_detector.tflite": with_refined_points(
+                        model("face_landmark/face_landmark_with_attention.tflite")
+                    ),
+                }
+            )
+        ),
+        num_faces=1,
+        min_face_detection_confidence=_MIN_FACE,
     )
+    task = _silent_at_exit(vision.FaceLandmarker.create_from_options(options))
+    return lambda crop: _first_mesh(task.detect(as_image(crop)).face_landmarks)
 
 
-def face_detector() -> Any:
+def face_detector() -> Callable[[np.ndarray], np.ndarray]:
     """A detector of all faces, also small ones.
 
     Returns:
-        `mediapipe.solutions.face_detection.FaceDetection`, full-range model.
+        (H, W, 3) uint8 RGB -> (N, 4) float64: left, top, width, height in parts of the frame.
     """
     import mediapipe
 
-    return mediapipe.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
+    if has_solutions():
+        solution = mediapipe.solutions.face_detection.FaceDetection(
+            model_selection=1, min_detection_confidence=_MIN_FULL_FACE
+        )
+
+        def detect(frame: np.ndarray) -> np.ndarray:
+            found = [x.location_data.relative_bounding_box for x in solution.process(frame).detections or []]
+            return np.array([[box.xmin, box.ymin, box.width, box.height] for box in found]).reshape(-1, 4)
+
+        return detect
+    from mediapipe.tasks.python import vision
+
+    options = vision.FaceDetectorOptions(
+        base_options=_base_options(model("face_detection/face_detection_full_range_sparse.tflite")),
+        min_detection_confidence=_MIN_FULL_FACE,
+    )
+    task = _silent_at_exit(vision.FaceDetector.create_from_options(options))
+
+    def detect_by_task(frame: np.ndarray) -> np.ndarray:
+        found = [x.bounding_box for x in task.detect(as_image(frame)).detections]
+        boxes = np.array([[box.origin_x, box.origin_y, box.width, box.height] for box in found]).reshape(-1, 4)
+        return boxes / np.tile([frame.shape[1], frame.shape[0]], 2)
+
+    return detect_by_task
 
 
-def selfie_segmenter() -> Any:
+def selfie_segmenter() -> Callable[[np.ndarray], np.ndarray]:
     """A person mask for pictures in which no body is found.
 
     Returns:
-        `mediapipe.solutions.selfie_segmentation.SelfieSegmentation`, general model.
+        (H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]; general model.
     """
     import mediapipe
 
-    return mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+    if has_solutions():
+        solution = mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+        return lambda frame: np.asarray(solution.process(frame).segmentation_mask, dtype=np.float32)
+    from mediapipe.tasks.python import vision
+
+    options = vision.ImageSegmenterOptions(
+        base_options=_base_options(model("selfie_segmentation/selfie_segmentation.tflite")),
+        output_confidence_masks=True,
+    )
+    task = _silent_at_exit(vision.ImageSegmenter.create_from_options(options))
+    return lambda frame: np.array(task.segment(as_image(frame)).confidence_masks[0].numpy_view(), dtype=np.float32)
 
 
-def _base_options(bundle: bytes) -> Any:
-    """Run a bundle on the CPU: the same numbers on every machine."""
+def face_edges() -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """The edges between vertices of the face mesh: of the whole skin, and of the face's outline."""
+    mediapipe = import_mediapipe()
+    if has_solutions():
+        table = mediapipe.solutions.face_mesh_connections
+        return set(table.FACEMESH_TESSELATION), set(table.FACEMESH_FACE_OVAL)
+    from mediapipe.tasks.python.vision import FaceLandmarksConnections as Table
+
+    skin, outline = Table.FACE_LANDMARKS_TESSELATION, Table.FACE_LANDMARKS_FACE_OVAL
+    return {(edge.start, edge.end) for edge in skin}, {(edge.start, edge.end) for edge in outline}
+
+
+def as_image(frame: np.ndarray) -> Any:
+    """A frame as tasks take it. Args: frame: (H, W, 3) uint8 RGB."""
+    import mediapipe
+
+    return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+
+
+def _first_mesh(faces: Sequence[Any]) -> np.ndarray | None:
+    return np.array([[p.x, p.y, p.z] for p in faces[0]]) if faces else None
+
+
+def _base_options(content: bytes) -> Any:
+    """Run a model or bundle on the CPU: the same numbers on every machine."""
     from mediapipe.tasks.python import BaseOptions
 
-    return BaseOptions(model_asset_buffer=bundle, delegate=BaseOptions.Delegate.CPU)
+    return BaseOptions(model_asset_buffer=content, delegate=BaseOptions.Delegate.CPU)
 
 
-def _model(name: str) -> bytes:
-    """The bytes of a model inside the MediaPipe package."""
-    import mediapipe
-
-    path = Path(mediapipe.__file__).parent / "modules" / name
-    if not path.is_file():
-        raise PerceptionError(
-            f"mediapipe {mediapipe.__version__} lacks its model '{name}'; expected 0.10.21: "
-            f"pip install --force-reinstall {_INSTALL}"
-        )
-    return path.read_bytes()
+# Detectors of 1.x that are alive when Python ends fail in `__del__` and say so on standard error: a reference that is
+# never given back keeps them from being deleted then.
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _bundle(models: dict[str, bytes]) -> bytes:
-    """A .task bundle: an uncompressed zip of models."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in models.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
+def _silent_at_exit(detector: _T) -> _T:
+    if not has_solutions():
+        _alive.add(detector)
+    return detector
 
 
-def _with_normalisation(model: bytes, *, mean: float, std: float, outputs: int) -> bytes:
-    """Add to a .tflite the metadata that Tasks need: pixels enter as (value - mean) / std.
-
-    Source: TensorFlow Lite metadata schema; the pose landmark model takes [0, 1] (MediaPipe's pose_landmark graph).
-    """
-    import flatbuffers
-    from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
-    from mediapipe.tasks.python.metadata.metadata import MetadataPopulator
-
-    image = schema.TensorMetadataT()
-    image.name = "image"
-    image.content = schema.ContentT()
-    image.content.contentPropertiesType = schema.ContentProperties.ImageProperties
-    image.content.contentProperties = schema.ImagePropertiesT()
-    image.content.contentProperties.colorSpace = schema.ColorSpaceType.RGB
-    step = schema.ProcessUnitT()
-    step.optionsType = schema.ProcessUnitOptions.NormalizationOptions
-    step.options = schema.NormalizationOptionsT()
-    step.options.mean, step.options.std = [mean], [std]
-    image.processUnits = [step]
-
-    graph = schema.SubGraphMetadataT()
-    graph.inputTensorMetadata = [image]
-    graph.outputTensorMetadata = []
-    for number in range(outputs):
-        tensor = schema.TensorMetadataT()
-        tensor.name = f"output_{number}"
-        graph.outputTensorMetadata.append(tensor)
-    metadata = schema.ModelMetadataT()
-    metadata.name = "model"
-    metadata.subgraphMetadata = [graph]
-
-    builder = flatbuffers.Builder(0)
-    builder.Finish(metadata.Pack(builder), MetadataPopulator.METADATA_FILE_IDENTIFIER)
-    populator = MetadataPopulator.with_model_buffer(model)
-    populator.load_metadata_buffer(bytes(builder.Output()))
-    populator.populate()
-    return bytes(populator.get_model_buffer())
+@atexit.register
+def _keep_past_exit() -> None:
+    for detector in _alive:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(detector))
