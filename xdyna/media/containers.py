@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -21,6 +22,10 @@ CONTAINERS = (
 EXPECTED = "expected a video file (mp4, mov, mkv, webm, avi, ...)"
 
 
+# Tags that are no UTF-8 are no reason to refuse a video. PyAV 19 never raises for them, and has no such option.
+_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 def open_container(path: Path) -> InputContainer:
     """Open a local media file with the demuxers of `CONTAINERS` only.
 
@@ -31,7 +36,7 @@ def open_container(path: Path) -> InputContainer:
         return av.open(
             "file:" + os.path.abspath(path),
             mode="r",
-            metadata_errors="ignore",
+            **_METADATA,
             options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
