@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Animate one picture of a person with a driving video. See `python scripts/infer.py --help`."""
+"""Animate one image of a person with a driving video. See `python scripts/infer.py --help`."""
 
 import sys
 

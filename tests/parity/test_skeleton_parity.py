@@ -1,7 +1,7 @@
-"""Our skeletons beside the official pose pictures of the same frames.
+"""Our skeletons beside the official pose maps of the same frames.
 
 The official joints are found by their colours in the official pose videos (discs of radius 4 px at full brightness;
-limbs are 60 % bright). With XDYNA_SHOWS_DIR set, a side-by-side picture per video is written there.
+limbs are 60 % bright). With XDYNA_SHOWS_DIR set, a side-by-side image per video is written there.
 """
 
 import os
@@ -102,7 +102,7 @@ def test_joints_match_the_official_ones(name: str, shared_dir: Path, tmp_path: P
 
 
 def write_side_by_side(path: Path, *, video: Path, official: list[np.ndarray], track) -> None:
-    """Six frames: driving picture, official pose picture, ours."""
+    """Six frames: driving image, official pose map, ours."""
     chosen = np.linspace(0, len(track) - 2, 6).round().astype(int)
     driving = list(read_frames(video, track.frame_index[chosen]))
     ours = [draw_pose(track.body[row], track.hands[row], size=track.size) for row in chosen]

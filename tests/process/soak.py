@@ -103,7 +103,7 @@ class Tally:
 
 
 def make_inputs(folder: Path) -> None:
-    """A pipeline, a configuration, a picture, keypoints, footage and videos to judge."""
+    """A pipeline, a configuration, an image, keypoints, footage and videos to judge."""
     save_pipeline(build_pipeline(ModelConfig(**yaml.safe_load(MICRO.read_text())), seed=0), folder / "pipeline")
     settings = {
         "defaults": ["_self_", {"override /data": "puppet"}],

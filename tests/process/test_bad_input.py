@@ -140,7 +140,7 @@ def test_nobody_in_some_frames_is_filled_and_counted(infer, tmp_path, capsys):
     assert "person found in 4 of 5 frames, 1 filled from their neighbours" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "out.run.json").read_text())
     assert manifest["perception"]["filled"] == 1
-    # The key points that were written drive another run, without any detection.
+    # The keypoints that were written drive another run, without any detection.
     assert infer("--drive", "out.keypoints.npz", "--out", "again.mp4") == 0
     assert probe(tmp_path / "again.mp4").frame_count == 5
 
@@ -172,7 +172,7 @@ def test_variable_frame_rate_keeps_the_duration(infer, media, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["truncated", "text", "missing key", "nan"])
-def test_damaged_key_points(fails, media, tmp_path, change):
+def test_damaged_keypoints(fails, media, tmp_path, change):
     with np.load(media / "driving.npz") as file:
         arrays = dict(file)
     if change == "missing key":

@@ -32,7 +32,7 @@ def test_a_cache_holds_the_posterior_of_the_autoencoder(vae_folder, tmp_path, ca
     )
     dataset = build_dataset(config, seed=1, vae=vae_digest(vae))
     take, sample = dataset.take(0), dataset[0]
-    frames = take.video.origin.shot(take.rows, reference=take.reference).frames
+    frames = take.video.origin.window(take.rows, reference=take.reference).frames
     with torch.no_grad():
         posterior = vae.encode(torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
     torch.testing.assert_close(sample.latents_mean[1:], posterior.mean, atol=1e-3, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""`make_conditions` with known key points: which crop, where joints and faces land, which frame shows what."""
+"""`make_conditions` with known keypoints: which crop, where joints and faces land, which frame shows what."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -84,7 +84,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def moved(points: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
-    """Key points through a crop, by hand: pixel centres lie at whole numbers."""
+    """Keypoints through a crop, by hand: pixel centres lie at whole numbers."""
     out = points.copy()
     out[..., 0] = (points[..., 0] - box[0] + 0.5) * size[1] / box[2] - 0.5
     out[..., 1] = (points[..., 1] - box[1] + 0.5) * size[0] / box[3] - 0.5
@@ -162,7 +162,7 @@ def test_repeated_frames_show_the_right_pose(video, asked, rows, kind):
 
 
 def test_long_clips_are_kept_in_a_file(video, asked, monkeypatch):
-    """Beyond the limit the same pictures lie in a file instead of in memory."""
+    """Beyond the limit the same images lie in a file instead of in memory."""
     driving = driving_of(video, [0, 0, 1, 3, 3])
     plain = make(driving, face=True, size=(64, 64))
     assert not isinstance(plain.pose, np.memmap)
@@ -190,7 +190,7 @@ def test_higher_rate_from_the_file_on(video, asked):
 
 
 def test_driving_pictures_go_through_the_same_crop(asked, tmp_path):
-    """Rows of different greys: the picture beside the result shows the part that the skeleton was drawn for."""
+    """Rows of different greys: the image beside the result shows the part that the skeleton was drawn for."""
     ramp = np.repeat(np.arange(HEIGHT, dtype=np.uint8)[:, None] * 2, WIDTH, axis=1)
     path = tmp_path / "ramp.mp4"
     with VideoWriter(path, fps=10, size=(HEIGHT, WIDTH)) as writer:
@@ -240,7 +240,7 @@ def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
 
 
 def test_pose_videos_are_not_looked_through_for_people(video, asked, media):
-    """Nor are key point files; a pose video's faces come from the video beside it."""
+    """Nor are keypoint files; a pose video's faces come from the video beside it."""
     make(driving_of(video, [0, 1], kind="pose"), face=False, size=(64, 64))
     make(driving_of(media / "driving.npz", [0], kind="keypoints", track=known_track()), face=False, size=(64, 64))
     assert asked == []

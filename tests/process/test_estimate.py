@@ -39,7 +39,7 @@ def counted(pipeline, *, face: bool, guidance: float, prompt: str = "") -> float
 
 @pytest.mark.parametrize(("face", "guidance"), [(False, 7.5), (True, 7.5), (True, 1.0)])
 def test_a_run_executes_what_the_plan_counts(checkpoint, face, guidance):
-    """Windows 0-3, 2-5, 4-0, 6-2: 4 windows per step; ControlNets once per frame and step for both halves."""
+    """Windows 0-3, 2-5, 4-0, 6-2: 4 windows per step; ControlNets once per frame and step for both branches."""
     found = find_checkpoint(checkpoint, lambda _: None)
     pipeline = load_pipeline(found, device=CPU, dtype=torch.float32, face=face)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Key points together with the video they were found in, and key points of the reference: no detector runs."""
+"""Keypoints together with the video they were found in, and keypoints of the reference: no detector runs."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4, 5], [0, 2, 4], [1, 2, 5], [3]])
 def test_faces_come_from_the_frames_the_points_were_found_in(tmp_path, files, kept):
-    """Key points of some frames only, as a run with --stride or --frames leaves them."""
+    """Keypoints of some frames only, as a run with --stride or --frames leaves them."""
     _, video = files
     points = tmp_path / "some.npz"
     track_with_faces().select(kept).save(points)
@@ -136,7 +136,7 @@ def test_points_without_a_face_go_on_without_it(infer, files, tmp_path, capsys):
 
 
 def test_reference_points_replace_the_detector(infer, files, tmp_path, monkeypatch):
-    """The puppet in the picture is half as large and lower: the drawn skeleton and the face's picture follow."""
+    """The puppet in the image is half as large and lower: the drawn skeleton and the face's image follow."""
     points, video = files
     half = track_with_faces()
     for part in (half.body, half.face):

@@ -107,8 +107,8 @@ def test_frame_rates_keep_the_duration(infer, tmp_path, options, frames, fps):
     assert info.fps == pytest.approx(fps)
 
 
-def test_pose_video_equals_key_points(infer, media, tmp_path):
-    """The same skeletons, drawn beforehand: the same pose pictures but for the video's compression."""
+def test_pose_video_equals_keypoints(infer, media, tmp_path):
+    """The same skeletons, drawn beforehand: the same pose maps but for the video's compression."""
     size = ("--size", "96x64", "--steps", "1")  # that of the skeletons
     assert infer("--out", "a.mp4", *size) == 0
     assert infer("--out", "b.mp4", "--drive", media / "poses.mp4", "--drive-kind", "pose", *size) == 0
@@ -136,7 +136,7 @@ def test_size_and_config_file(infer, tmp_path):
 
 
 def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_path, monkeypatch, capsys):
-    """The person in the picture is half as large and lower: the drawn skeleton follows, and back again to no change."""
+    """The person in the image is half as large and lower: the drawn skeleton follows, and back again to no change."""
     from tests.process.small import standing_figure
     from xdyna.perception.types import Person
     from xdyna.pipelines import controls as conditions
@@ -316,7 +316,7 @@ def test_unexpected_errors_are_one_message(infer, capsys, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_key_points_track_round_trip(media):
+def test_keypoints_track_round_trip(media):
     track = PoseTrack.load(media / "driving.npz")
     assert track.body.shape == (7, 18, 3)
 

@@ -106,7 +106,7 @@ def test_self_driven() -> None:
     assert task.face.any()
 
 
-def test_cross_driven_by_exact_key_points() -> None:
+def test_cross_driven_by_exact_keypoints() -> None:
     task = cross_driven(ENTRY, frames=FRAMES, size=SIZE, aligned=False)
     other = render_clip(2_000_004, 2_000_002, 2_000_003, frames=VIDEO_FRAMES, size=SIZE)
     assert any((task.reference == frame).all() for frame in other.frames[2 + FRAMES + DISTANCE - 1 :])
@@ -117,7 +117,7 @@ def test_cross_driven_by_exact_key_points() -> None:
     assert not (task.face == np.concatenate(face_patches(task.truth.frames, task.truth.face), axis=-1)).all()
 
 
-def test_cross_driven_by_aligned_key_points() -> None:
+def test_cross_driven_by_aligned_keypoints() -> None:
     size = (128, 128)
     exact = cross_driven(ENTRY, frames=FRAMES, size=size, aligned=False)
     task = cross_driven(ENTRY, frames=FRAMES, size=size, aligned=True)

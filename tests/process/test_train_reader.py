@@ -81,7 +81,7 @@ def test_program_writes_a_reader(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_shipped_reader_reads_unknown_puppets() -> None:
-    """On identities, motions and scenes of the test split, sharp and soft, at two sizes of pictures."""
+    """On identities, motions and scenes of the test split, sharp and soft, at two sizes of images."""
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 200_000
     reader = ExpressionReader.load(FOLDER)
     faces, readings = render_faces("test", clips=24, seed=123)

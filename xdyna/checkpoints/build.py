@@ -75,7 +75,7 @@ def build_image_encoder(sizes: Sizes) -> tuple[CLIPVisionModelWithProjection, CL
 
 
 def build_feature_extractor(side: int) -> CLIPImageProcessorPil:
-    """Preprocessing for an image encoder of pictures of `side` x `side` px."""
+    """Preprocessing for an image encoder of images of `side` x `side` px."""
     # The PIL variant: it needs no torchvision and gives the same numbers everywhere.
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 

@@ -104,7 +104,7 @@ def motion_names(state: StateDict, unet: XDynaUNet) -> dict[str, Tensor]:
 def widen_condition(state: StateDict, channels: int) -> dict[str, Tensor]:
     """ControlNet weights for a 3-channel condition -> for `channels` condition channels (3 -> 6 for the face net).
 
-    The first convolution is repeated over groups of 3 channels and divided by their number: the same picture given in
+    The first convolution is repeated over groups of 3 channels and divided by their number: the same image given in
     every group gets the response it had.
 
     Raises:

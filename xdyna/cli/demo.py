@@ -1,7 +1,7 @@
 """`make demo`: animates a puppet with another puppet's dance, by `scripts/infer.py`'s own code.
 
 The sample in `assets/demo` is of the puppet world's test split: no model is trained on its people, motions and scenes.
-Its key points are exact; detectors for people do not see puppets.
+Its keypoints are exact; detectors for people do not see puppets.
 """
 
 import argparse
@@ -41,12 +41,12 @@ class SampleFiles:
 
     @property
     def reference(self) -> Path:
-        """The picture."""
+        """The image."""
         return self.folder / "reference.png"
 
     @property
     def reference_points(self) -> Path:
-        """Key points of the puppet in the picture."""
+        """Keypoints of the puppet in the image."""
         return self.folder / "reference.npz"
 
     @property
@@ -56,7 +56,7 @@ class SampleFiles:
 
     @property
     def driving_points(self) -> Path:
-        """Key points of the driving video, frame by frame."""
+        """Keypoints of the driving video, frame by frame."""
         return self.folder / "driving.npz"
 
     def complete(self) -> bool:
@@ -82,7 +82,7 @@ def write_sample(folder: Path) -> SampleFiles:
         folder: where to; made if missing.
 
     Returns:
-        SampleFiles: the same pictures and key points every time.
+        SampleFiles: the same images and keypoints every time.
 
     Raises:
         MediaError: a file cannot be written.
@@ -141,7 +141,7 @@ def write_webp(path: Path, video: Path, *, overwrite: bool = False) -> None:
 
 
 def aligned(args: argparse.Namespace) -> bool:
-    """Whether the driving person is fitted to the one in the picture: a person has not the puppet's size and place."""
+    """Whether the driving person is fitted to the one in the image: a person has not the puppet's size and place."""
     return args.drive is not None and args.ref is None if args.align is None else args.align
 
 

@@ -42,8 +42,8 @@ class DataConfig:
         verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage"
             and, clip by clip, "shards".
         split: "train", "validation" or "test"; no identity, motion, scene or source video is in two of them.
-        height: of the pictures in px, a multiple of 8, at least 64.
-        width: of the pictures in px, a multiple of 8, at least 64.
+        height: of the images in px, a multiple of 8, at least 64.
+        width: of the images in px, a multiple of 8, at least 64.
         buckets: [[height, width], ...] of sources "footage" and "shards": every step shows the clips whose aspect is
             nearest to one of these sizes at that size; height and width become those of the largest. Empty: all at one
             size.
@@ -51,7 +51,7 @@ class DataConfig:
         stride: [lowest, highest] step between frames of a clip in frames of the video; drawn per clip, both included.
         reference: which frame of the video is the reference: "any", "first" (of the clip) or "outside" (none of the T).
         scene_ratio: share of clips that show a scene without a person, in [0, 1] (0: the paper's wo/fusion).
-        crop_scale: [lowest, highest] share of the picture's area that the random resized crop keeps, in (0, 1]; [1, 1]
+        crop_scale: [lowest, highest] share of the image's area that the random resized crop keeps, in (0, 1]; [1, 1]
             switches it off.
         drop_image: probability that only the image tokens are dropped.
         drop_text: probability that only the text tokens are dropped.
@@ -59,10 +59,10 @@ class DataConfig:
         drop_face: probability that a clip is shown without the face ControlNet, whatever else is dropped. Of use where
             the rest trains along with it: without, what it was never without fails where no face was found.
         face: face conditions: "none" (black), "self", "cross" (another identity's face with the same expression:
-            X-Dyna's second stage) or "landmarks" (drawn into the pose pictures, patches black: the paper's w/lmk).
-        pose_width: factor of all widths in the pose pictures, above 0; 1 as published and as inference draws them.
-        pose_hands: draw hands into the pose pictures.
-        pose_head: draw eyes and ears into the pose pictures.
+            X-Dyna's second stage) or "landmarks" (drawn into the pose maps, patches black: the paper's w/lmk).
+        pose_width: factor of all widths in the pose maps, above 0; 1 as published and as inference draws them.
+        pose_hands: draw hands into the pose maps.
+        pose_head: draw eyes and ears into the pose maps.
         num_clips: only the first so many human videos, and as many scene videos, each shown once per epoch; None: all
             (puppet: without end, no video twice but by chance).
         video_frames: length of a puppet video in frames; clip and reference are drawn inside it. Footage has its own.
@@ -171,7 +171,7 @@ class DataConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the pictures, px."""
+        """(H, W) of the images, px."""
         return self.height, self.width
 
 

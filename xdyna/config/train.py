@@ -172,7 +172,7 @@ class TrainConfig:
             "dynamics" (the paper's stage 1) or "face" (stage 2).
         appearance: where the person's looks come from: "dynamics_adapter" (X-Dyna), "reference_net" (`w/RefNet`),
             "ip_adapter" (`w/IP-A`: image tokens alone).
-        face: "sface" (face ControlNet), "landmarks" (`w/lmk`: drawn into the pose picture), "none" (`wo/face`).
+        face: "sface" (face ControlNet), "landmarks" (`w/lmk`: drawn into the pose map), "none" (`wo/face`).
         train: groups that train; null for those of the stage (see xdyna/training/stages.py).
         init: pipeline folder whose weights the stage starts from; null builds `model` with random weights.
         model: sizes of the networks, used when `init` is null and by `--dry-run`.

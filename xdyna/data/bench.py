@@ -23,7 +23,7 @@ class Rate:
     Attributes:
         workers: processes; 0 is the measuring process itself.
         clips: made in the time measured.
-        frames: pictures in them, references included.
+        frames: images in them, references included.
         seconds: wall clock.
     """
 

@@ -224,7 +224,7 @@ def _write_shard(
 def _clip_arrays(video: Video, *, encode: Encode, tokens: TokenMaker | None) -> dict[str, np.ndarray]:
     """Everything a cache keeps of one video; see `cached.Shard.clip`."""
     rows = np.arange(video.length)
-    shot = video.shot(rows, reference=0)
+    shot = video.window(rows, reference=0)
     assert shot.frames is not None
     pixels = torch.from_numpy(np.ascontiguousarray(rearrange(shot.frames, "t h w c -> t c h w")))
     arrays = {}

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 
 from xdyna.config.data import DataConfig, DataError
 from xdyna.data.footage_video import FootageVideo
-from xdyna.data.schedule import Bucket, Slot, Stock
-from xdyna.data.sources import Faces, Latents, Shot, Video, named
+from xdyna.data.schedule import Bucket, ClipPlace, ClipPool
+from xdyna.data.sources import ClipWindow, Faces, Latents, Video, named
 from xdyna.perception import PoseTrack
 
 FORMAT = "xdyna-clips-1"
@@ -158,7 +158,7 @@ class Shard:
         """All arrays of one clip of V frames, checked.
 
         Returns:
-            Arrays by name: `LATENTS` float16 (V, 4, h, w); `POINTS` float32; "pictures" uint8, V PNG files one after
+            Arrays by name: `LATENTS` float16 (V, 4, h, w); `POINTS` float32; "images" uint8, V PNG files one after
             the other, and "picture_ends" int64 (V,), where each ends; where the cache has other faces "other_pictures",
             "other_ends" and "other_face" of these; where it has image tokens `TOKENS` float16 (V, S, D).
 
@@ -260,7 +260,7 @@ class CachedVideo:
         shard: where it is.
         row: its place there.
         origin: what it was made from.
-        size: (H, W) of its pictures, px.
+        size: (H, W) of its images, px.
         tokens: give its image tokens.
     """
 
@@ -282,8 +282,8 @@ class CachedVideo:
         """As of the video it was made from."""
         return self.origin.caption
 
-    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
-        """The reference's picture and the latents of reference and frames.
+    def window(self, rows: np.ndarray, *, reference: int) -> ClipWindow:
+        """The reference's image and the latents of reference and frames.
 
         Raises:
             DataError: the clip is damaged.
@@ -298,9 +298,9 @@ class CachedVideo:
             faces = Faces(self._pictures("other_pictures", "other_ends", rows), arrays["other_face"][rows])
         picture = self._pictures("pictures", "picture_ends", np.array([reference]))[0]
         tokens = arrays[TOKENS][reference].astype(np.float32) if self._tokens else None
-        return Shot(picture, None, Latents(mean, std, tokens), track, faces)
+        return ClipWindow(picture, None, Latents(mean, std, tokens), track, faces)
 
-    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+    def own_faces(self, rows: np.ndarray, shot: ClipWindow) -> Faces:
         """See `sources.Video`."""
         return Faces(self._pictures("pictures", "picture_ends", rows), shot.track.face)
 
@@ -317,7 +317,7 @@ class CachedVideo:
         return self._shard.clip(self._row)
 
     def _pictures(self, name: str, ends: str, rows: np.ndarray) -> np.ndarray:
-        """Decode some of the pictures: uint8 (N, H, W, 3)."""
+        """Decode some of the images: uint8 (N, H, W, 3)."""
         stops = self._arrays[ends]
         starts = np.concatenate([[0], stops[:-1]])
         files = (self._arrays[name][starts[row] : stops[row]] for row in rows)
@@ -369,10 +369,10 @@ class CachedClips:
     @property
     def buckets(self) -> Sequence[Bucket]:
         """One size; the videos of each kind are one set."""
-        stocks = {kind: (Stock(count=len(there)),) if there else () for kind, there in self._recipes.items()}
+        stocks = {kind: (ClipPool(count=len(there)),) if there else () for kind, there in self._recipes.items()}
         return (Bucket(self._size, 1.0, stocks),)
 
-    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> CachedVideo:
+    def video(self, bucket: int, slot: ClipPlace, rng: np.random.Generator) -> CachedVideo:
         """The video of a slot."""
         assert slot.number is not None, "a cache is a finite set"
         shard, row, origin = self._recipes[slot.kind][slot.number]

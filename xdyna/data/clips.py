@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from xdyna.config.data import DataConfig, DataError, DataWarning
 from xdyna.data.conditions import face_pictures, pose_pictures
 from xdyna.data.samples import Sample
-from xdyna.data.schedule import Schedule, Sizes, Slot, sample_rng
-from xdyna.data.sources import ClipError, Latents, Shot, Source, Video, open_source
+from xdyna.data.schedule import ClipPlace, Schedule, Sizes, sample_rng
+from xdyna.data.sources import ClipError, ClipWindow, Latents, Source, Video, open_source
 from xdyna.perception.errors import NoFaceError
 
 ATTEMPTS = 100  # clips that are tried for one sample
@@ -54,7 +54,7 @@ def build_dataset(
 
 
 @dataclass(frozen=True)
-class Take:
+class DrawnClip:
     """What was drawn for one sample.
 
     Attributes:
@@ -108,7 +108,7 @@ class ClipDataset(Dataset[Sample]):
             for row, bucket in enumerate(source.buckets)
         ]
 
-    def take(self, index: int) -> Take:
+    def take(self, index: int) -> DrawnClip:
         """Draw what sample `index` shows, if it can be read.
 
         Raises:
@@ -119,7 +119,7 @@ class ClipDataset(Dataset[Sample]):
         bucket, place = self.sizes.place(index)
         return self._draw(index, bucket, self.schedules[bucket].slot(place))
 
-    def readable(self, index: int, make: Callable[[Take], Made]) -> Made:
+    def readable(self, index: int, make: Callable[[DrawnClip], Made]) -> Made:
         """What `make` makes of sample `index`, or of what replaces it where its clip cannot be read.
 
         Args:
@@ -164,7 +164,7 @@ class ClipDataset(Dataset[Sample]):
         """
         return self.readable(index, lambda take: (self._sample(index, take), take.video.mask(take.rows)))
 
-    def _takes(self, index: int) -> Iterator[Take]:
+    def _takes(self, index: int) -> Iterator[DrawnClip]:
         """Sample `index`, then what replaces it."""
         yield self.take(index)
         bucket, place = self.sizes.place(index)
@@ -172,7 +172,7 @@ class ClipDataset(Dataset[Sample]):
         for attempt in range(1, ATTEMPTS):
             yield self._draw(index, bucket, self.schedules[bucket].replacement(index, kind, attempt))
 
-    def _draw(self, index: int, bucket: int, slot: Slot) -> Take:
+    def _draw(self, index: int, bucket: int, slot: ClipPlace) -> DrawnClip:
         config, rng = self.config, sample_rng(self.seed, index)
         drawn = rng.random()  # first of all: it does not depend on how the rest is drawn
         edges = np.cumsum([config.drop_image, config.drop_text, config.drop_both])
@@ -185,10 +185,10 @@ class ClipDataset(Dataset[Sample]):
         rows = start + stride * np.arange(config.frames)
         reference = _draw_reference(config.reference, rows, video.length, rng)
         no_face = bool(rng.random() < config.drop_face)  # last of all: what comes before stays as it was without
-        return Take(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2), no_face)
+        return DrawnClip(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2), no_face)
 
-    def _sample(self, index: int, take: Take) -> Sample:
-        shot = take.video.shot(take.rows, reference=take.reference)
+    def _sample(self, index: int, take: DrawnClip) -> Sample:
+        shot = take.video.window(take.rows, reference=take.reference)
         pose, face = self._conditions(take, shot)
         pictures = shot.reference[None]
         if shot.frames is not None:
@@ -210,8 +210,8 @@ class ClipDataset(Dataset[Sample]):
             image_tokens=_token_tensor(shot.latents),
         )
 
-    def _conditions(self, take: Take, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
-        """Pose (T, H, W, 3) and face pictures (T, H, W, 6); black for scenes."""
+    def _conditions(self, take: DrawnClip, shot: ClipWindow) -> tuple[np.ndarray, np.ndarray]:
+        """Pose (T, H, W, 3) and face images (T, H, W, 6); black for scenes."""
         config, shape = self.config, (len(take.rows), *shot.track.size)
         if take.kind == "scene":
             return np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 6), np.uint8)

@@ -1,4 +1,4 @@
-"""Condition pictures of training clips, drawn by the same functions as at inference."""
+"""Control images of training clips, drawn by the same functions as at inference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pose_pictures(
     """Skeletons of a clip, as inference draws them.
 
     Args:
-        track: T frames, in px of the picture.
+        track: T frames, in px of the image.
         landmarks: draw the 68 face landmarks too (the paper's w/lmk).
         hands: draw hands.
         head: draw eyes and ears.
@@ -39,10 +39,10 @@ def pose_pictures(
 def draw_landmarks(picture: np.ndarray, landmarks: np.ndarray) -> None:
     """Draw face landmarks as white dots.
 
-    Their radius scales with the shorter side of the picture (512 px: 3 px; below 171 px they are single pixels).
+    Their radius scales with the shorter side of the image (512 px: 3 px; below 171 px they are single pixels).
 
     Args:
-        picture: (H, W, 3) uint8, drawn into.
+        image: (H, W, 3) uint8, drawn into.
         landmarks: (68, 3) x px, y px, confidence; those below the confidence threshold of poses are left out.
 
     Source: OpenPose's drawing of faces.

@@ -55,7 +55,7 @@ def patch_boxes(landmarks: np.ndarray, *, size: tuple[int, int]) -> np.ndarray:
 
 
 def write_faces(path: Path, faces: Faces, *, recipe: dict[str, object]) -> None:
-    """Write faces; the same faces give the same bytes. Pictures are kept where a face patch may show them.
+    """Write faces; the same faces give the same bytes. Images are kept where a face patch may show them.
 
     Args:
         path: the .npz; an existing one is replaced.
@@ -95,7 +95,7 @@ def read_faces(path: Path, rows: Sequence[int] | np.ndarray | None = None) -> Fa
         rows: frames that are wanted; None: all.
 
     Returns:
-        The faces of these frames, in px of the clip's cropped picture.
+        The faces of these frames, in px of the clip's cropped image.
 
     Raises:
         DataError: missing, damaged or truncated file, another format, or no such rows.

@@ -14,7 +14,7 @@ from xdyna.config.data import KINDS, SPLITS, DataConfig, DataError, DataWarning
 from xdyna.data.addresses import is_remote
 from xdyna.data.footage_video import FootageVideo
 from xdyna.data.records import ClipRecord
-from xdyna.data.schedule import Bucket, Slot, Stock
+from xdyna.data.schedule import Bucket, ClipPlace, ClipPool
 from xdyna.data.store import Dataset, read_dataset
 
 Clip = tuple[Dataset, ClipRecord]
@@ -72,14 +72,14 @@ class FootageSource:
                 size,
                 shares[number],
                 {
-                    kind: tuple(Stock(shelf.share, len(shelf.clips)) for shelf in self._shelves[kind][row])
+                    kind: tuple(ClipPool(shelf.share, len(shelf.clips)) for shelf in self._shelves[kind][row])
                     for kind in KINDS
                 },
             )
             for row, (number, size) in enumerate(zip(kept, self.sizes, strict=True))
         )
 
-    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> FootageVideo:
+    def video(self, bucket: int, slot: ClipPlace, rng: np.random.Generator) -> FootageVideo:
         """The clip of a slot; always with a new crop."""
         assert slot.number is not None, "a data set is finite"
         dataset, record = self._shelves[slot.kind][bucket][slot.stock].clips[slot.number]

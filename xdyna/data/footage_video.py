@@ -19,7 +19,7 @@ from xdyna.core.errors import FileError
 from xdyna.core.files import file_sha256
 from xdyna.data.face_files import read_faces
 from xdyna.data.records import ClipArrays, ClipRecord
-from xdyna.data.sources import ClipError, Faces, Shot
+from xdyna.data.sources import ClipError, ClipWindow, Faces
 from xdyna.data.store import Dataset
 from xdyna.data.transforms import crop_around
 from xdyna.media import CropResize, MediaWarning, read_frames
@@ -36,10 +36,10 @@ class FootageVideo:
     Attributes:
         dataset: where it is from.
         record: the clip.
-        size: (H, W) of the pictures, px.
+        size: (H, W) of the images, px.
         crop_scale: [lowest, highest] share of the area that the crop keeps.
         draws: three random numbers in [0, 1) that its crop follows from.
-        faces: whether `Shot.faces` are asked for.
+        faces: whether `ClipWindow.faces` are asked for.
         verify: whether the video's SHA-256 is looked at.
     """
 
@@ -91,7 +91,7 @@ class FootageVideo:
 
     @cached_property
     def crop(self) -> CropResize:
-        """From the record's picture (without its letterbox) to `size`; one for the whole clip, around the person."""
+        """From the record's image (without its letterbox) to `size`; one for the whole clip, around the person."""
         boxes = self.arrays.boxes[(self.arrays.boxes[:, 2:] > self.arrays.boxes[:, :2]).all(axis=1)]
         person = None
         if self.kind == "human" and len(boxes):
@@ -102,20 +102,20 @@ class FootageVideo:
 
     @property
     def corner(self) -> tuple[int, int]:
-        """Left and top of the record's picture in the frames of the video, px."""
+        """Left and top of the record's image in the frames of the video, px."""
         return self.record.crop_left, self.record.crop_top
 
-    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+    def window(self, rows: np.ndarray, *, reference: int) -> ClipWindow:
         """Decode and crop; see `sources.Video`.
 
         Raises:
             ClipError: the clip cannot be read.
         """
         frames = self._frames(np.concatenate([[reference], rows]))
-        return Shot(frames[0], frames[1:], None, self.track(rows), self._other_faces(rows))
+        return ClipWindow(frames[0], frames[1:], None, self.track(rows), self._other_faces(rows))
 
     def track(self, rows: np.ndarray) -> PoseTrack:
-        """Key points of some frames, in px of the cropped pictures.
+        """Keypoints of some frames, in px of the cropped images.
 
         Raises:
             ClipError: they are missing or damaged.
@@ -132,16 +132,16 @@ class FootageVideo:
                 source=self.path.name,
             )
         except PerceptionError as error:
-            raise ClipError(f"key points of clip '{self.clip_id}' are damaged: {error}") from error
+            raise ClipError(f"keypoints of clip '{self.clip_id}' are damaged: {error}") from error
         return whole.transform(self.crop)
 
-    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+    def own_faces(self, rows: np.ndarray, shot: ClipWindow) -> Faces:
         """See `sources.Video`."""
         assert shot.frames is not None
         return Faces(shot.frames, shot.track.face)
 
     def mask(self, rows: np.ndarray) -> np.ndarray:
-        """The stored masks, which are coarse, at the size of the pictures; see `sources.Video`."""
+        """The stored masks, which are coarse, at the size of the images; see `sources.Video`."""
         height, width = self._picture
         masks = [
             self.crop.image(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)) >= 0.5

@@ -6,7 +6,7 @@ DATASET/
   skipped.parquet         one `Skip` a row
   clips/ab/CLIP_ID.npz    numbers of a clip (`ClipArrays`)
   faces/ab/CLIP_ID.npz    another identity's face over the same frames, where asked for (`cross_faces`)
-  thumbnails/...          one picture a clip or skip, for the report
+  thumbnails/...          one image a clip or skip, for the report
   README.md report.html   card of the data set, skip report
   .work/                  one record per finished video; what resuming looks at
 """
@@ -83,7 +83,7 @@ class ClipRecord:
         arrays: path of the .npz below the data set folder.
         person_height: median height of the person over that of the crop; 0 for scenes.
         confidence: mean confidence of body joints; 0 for scenes.
-        motion: mean length of the optical flow, shares of the picture's height per second.
+        motion: mean length of the optical flow, shares of the image's height per second.
         camera: mean motion of the background, the same unit.
         phash: 64-bit perceptual hash of the middle frame, 16 hexadecimal digits.
         faces: path of the other identity's faces below the data set folder; "" for none.
@@ -181,7 +181,7 @@ REASONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ClipArrays:
-    """Numbers of a clip of T frames, in px of the cropped picture (height, width of the record).
+    """Numbers of a clip of T frames, in px of the cropped image (height, width of the record).
 
     Attributes:
         body: float32 (T, 18, 3), x, y, confidence; zeros for scenes.

@@ -33,7 +33,7 @@ class Sample:
         drop_text: train without text tokens.
         drop_face: train without the face ControlNet.
         caption: text; "" for rendered clips, as the published model was trained and used.
-        image_tokens: float32 (S, D), tokens of the reference picture; None where they are computed while training.
+        image_tokens: float32 (S, D), tokens of the reference image; None where they are computed while training.
     """
 
     index: int

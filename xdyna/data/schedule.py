@@ -32,7 +32,7 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Stock:
+class ClipPool:
     """A set of videos of one kind.
 
     Attributes:
@@ -49,18 +49,18 @@ class Bucket:
     """The videos that are shown at one size.
 
     Attributes:
-        size: (H, W) of the pictures, px.
+        size: (H, W) of the images, px.
         share: how many steps have this size, relative to the other sizes; above 0.
         stocks: the sets of each kind ("human", "scene"); an empty one is never drawn from.
     """
 
     size: tuple[int, int]
     share: float
-    stocks: Mapping[str, Sequence[Stock]]
+    stocks: Mapping[str, Sequence[ClipPool]]
 
 
 @dataclass(frozen=True)
-class Slot:
+class ClipPlace:
     """What a sample shows.
 
     Attributes:
@@ -91,15 +91,15 @@ class Schedule:
 
     seed: int
     scene_ratio: float
-    humans: Sequence[Stock] = (Stock(),)
-    scenes: Sequence[Stock] = (Stock(),)
+    humans: Sequence[ClipPool] = (ClipPool(),)
+    scenes: Sequence[ClipPool] = (ClipPool(),)
     row: int = 0
 
     def scenes_before(self, index: int) -> int:
         """Number of scenes among the samples 0 .. index - 1."""
         return _dealt(index, self.scene_ratio, _offset(self.seed))
 
-    def slot(self, index: int) -> Slot:
+    def slot(self, index: int) -> ClipPlace:
         """What sample `index` (>= 0) shows."""
         before = self.scenes_before(index)
         is_scene = self.scenes_before(index + 1) > before
@@ -109,12 +109,12 @@ class Schedule:
         chosen, turn = split(turn, shares, self.seed, _SETS, self.row, tag)
         count = stocks[chosen].count
         if count is None:
-            return Slot(kind, None, chosen)
+            return ClipPlace(kind, None, chosen)
         first = self.row == chosen == 0
         order = _permutation(self.seed, turn // count, count, tag, *(() if first else (self.row, chosen + 1)))
-        return Slot(kind, int(order[turn % count]), chosen)
+        return ClipPlace(kind, int(order[turn % count]), chosen)
 
-    def replacement(self, index: int, kind: str, attempt: int) -> Slot:
+    def replacement(self, index: int, kind: str, attempt: int) -> ClipPlace:
         """Another video for sample `index`, where one cannot be read.
 
         Args:
@@ -127,7 +127,7 @@ class Schedule:
         shares = np.cumsum([stock.share for stock in stocks])
         chosen = min(int(np.searchsorted(shares, rng.random() * shares[-1], side="right")), len(stocks) - 1)
         count = stocks[chosen].count
-        return Slot(kind, None if count is None else int(rng.integers(count)), chosen)
+        return ClipPlace(kind, None if count is None else int(rng.integers(count)), chosen)
 
 
 @dataclass(frozen=True)

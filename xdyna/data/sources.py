@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from xdyna.config.data import DataConfig, DataError
-from xdyna.data.schedule import Bucket, Slot
+from xdyna.data.schedule import Bucket, ClipPlace
 from xdyna.perception import PoseTrack
 
 
 @dataclass(frozen=True)
 class Faces:
-    """Pictures that the face conditions are cut out of.
+    """Images that the face conditions are cut out of.
 
     Attributes:
         frames: uint8 (T, H, W, 3) RGB; of use around the face only.
@@ -43,14 +43,14 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Shot:
+class ClipWindow:
     """Some frames of a video, cropped to the size that is trained on.
 
     Attributes:
         reference: uint8 (H, W, 3) RGB.
         frames: uint8 (T, H, W, 3) RGB; None where there are latents.
         latents: of reference and frames, N = 1 + T; None where there are frames.
-        track: key points of the T frames, in px of these pictures.
+        track: keypoints of the T frames, in px of these images.
         faces: another identity's face over the same body, or None where the video has none or none was asked for.
     """
 
@@ -76,10 +76,10 @@ class Video(Protocol):
     def caption(self) -> str:
         """Text, or ""."""
 
-    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+    def window(self, rows: np.ndarray, *, reference: int) -> ClipWindow:
         """Frames `rows` (T,) in equal steps, and frame `reference`."""
 
-    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+    def own_faces(self, rows: np.ndarray, shot: ClipWindow) -> Faces:
         """The video's own face in the frames `rows`, given their shot."""
 
     def mask(self, rows: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ class Source(Protocol):
     def buckets(self) -> Sequence[Bucket]:
         """What there is of each size."""
 
-    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> Video:
+    def video(self, bucket: int, slot: ClipPlace, rng: np.random.Generator) -> Video:
         """The video of a slot (without a number: a new one); what is random about it is drawn from `rng`.
 
         Args:

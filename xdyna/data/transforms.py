@@ -1,4 +1,4 @@
-"""Augmentation of a clip: one crop for all its frames, its reference and its key points."""
+"""Augmentation of a clip: one crop for all its frames, its reference and its keypoints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xdyna.media import CropResize, center_crop
 def random_resized_crop(
     rng: np.random.Generator, *, target: tuple[int, int], scale: Sequence[float]
 ) -> tuple[tuple[int, int], CropResize]:
-    """A random resized crop for pictures that can be rendered at any size.
+    """A random resized crop for images that can be rendered at any size.
 
-    Instead of enlarging a part of a picture, which blurs, the picture is rendered larger and a window of the target's
+    Instead of enlarging a part of an image, which blurs, the image is rendered larger and a window of the target's
     size is cut out: the same geometry without any resampling.
 
     Args:
         rng: two or three numbers are drawn from it.
         target: (H, W) of the result, px.
-        scale: [lowest, highest] share of the picture's area that is kept, in (0, 1].
+        scale: [lowest, highest] share of the image's area that is kept, in (0, 1].
 
     Returns:
         (H, W) to render at, and the crop from there to `target`.
@@ -40,14 +40,14 @@ def crop_around(
     scale: Sequence[float],
     person: Sequence[float] | None = None,
 ) -> CropResize:
-    """A random resized crop for pictures of any size, which keeps the person in it.
+    """A random resized crop for images of any size, which keeps the person in it.
 
     Args:
         draws: three random numbers in [0, 1): size, place across, place down.
-        picture: (H, W) of the pictures, px.
+        image: (H, W) of the images, px.
         target: (H, W) of the result, px.
         scale: [lowest, highest] share of the area that is kept of the largest part with the target's aspect, in (0, 1].
-        person: (left, top, right, bottom) in px of the picture; None for nobody.
+        person: (left, top, right, bottom) in px of the image; None for nobody.
 
     Returns:
         The crop. Where the person does not fit, it is centred across and its head is kept.

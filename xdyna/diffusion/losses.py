@@ -45,7 +45,7 @@ def velocity_weight(alphas_cumprod_B: Tensor, cut: float) -> Tensor:
     """Weight 1 / a that turns the error of predicted noise into that of v = sqrt(a) e - sqrt(1 - a) x_0.
 
     Plain noise prediction hardly counts what goes wrong at high noise, where a clip's layout is decided: an error of
-    the picture is scaled by the signal-to-noise ratio. The error of v weighs noise and picture alike.
+    the image is scaled by the signal-to-noise ratio. The error of v weighs noise and image alike.
 
     Args:
         alphas_cumprod_B: (B,) a_t.
@@ -70,7 +70,7 @@ def person_weights(
 ) -> Tensor:
     """Weights of the error: `weight` near the drawn skeleton, 1 elsewhere, then scaled to a mean of 1 in each clip.
 
-    Near is within an eighth of the picture's height, which takes in clothes and hair. MimicMotion (arXiv 2406.19680)
+    Near is within an eighth of the image's height, which takes in clothes and hair. MimicMotion (arXiv 2406.19680)
     weighs hands in the same way.
 
     Args:
@@ -101,10 +101,10 @@ def person_weights(
 def reconstruction_loss(
     output_NCHW: Tensor, target_NCHW: Tensor, *, l1: float, edges: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Autoencoder loss: mean squared error, plus L1, plus L1 of the picture's gradients at three scales (thin lines).
+    """Autoencoder loss: mean squared error, plus L1, plus L1 of the image's gradients at three scales (thin lines).
 
     Args:
-        output_NCHW: (N, C, H, W) decoded pictures in [-1, 1].
+        output_NCHW: (N, C, H, W) decoded images in [-1, 1].
         target_NCHW: the originals.
         l1: weight of the L1 term.
         edges: weight of the gradient terms.
@@ -128,7 +128,7 @@ def reconstruction_loss(
 
 
 def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)), averaged over the elements of each picture.
+    """KL(N(mean, exp(logvar)) || N(0, 1)), averaged over the elements of each image.
 
     Args:
         mean: (N, ...).

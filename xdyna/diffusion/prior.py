@@ -1,4 +1,4 @@
-"""Frame similarity prior: the generated frames start from noised copies of the reference picture.
+"""Frame similarity prior: the generated frames start from noised copies of the reference image.
 
 Shape legend: B clips, C channels, T generated frames, h w latent grid.
 """
@@ -28,7 +28,7 @@ def gaussian_kernel(size: int, sigma: float) -> Tensor:
 
 
 def gaussian_blur(x_NCHW: Tensor, *, size: int = BLUR_KERNEL, sigma: float = BLUR_SIGMA) -> Tensor:
-    """Gaussian blur per picture and channel, borders reflected.
+    """Gaussian blur per image and channel, borders reflected.
 
     Grids smaller than the reflection needs are padded in steps (reflecting what has been reflected).
 
@@ -62,7 +62,7 @@ def similarity_prior(reference_BCHW: Tensor, blurred: Tensor) -> Tensor:
     """What the generated frames look like before noise is added (method of the published sampler).
 
     Args:
-        reference_BCHW: (B, C, h, w) scaled latents of the reference picture.
+        reference_BCHW: (B, C, h, w) scaled latents of the reference image.
         blurred: bool (B, C, T, h, w); True takes the Gaussian-blurred value of the element, False the value itself.
             The published sampler draws it with probability 1/2.
 

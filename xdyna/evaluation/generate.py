@@ -17,7 +17,7 @@ def read_tests(path: Path) -> list[dict[str, str]]:
     """Read a test list.
 
     Args:
-        path: JSON, a list of {"ref": picture, "drive": video, pose video or key points, "id"?, "truth"?, "face_video"?,
+        path: JSON, a list of {"ref": image, "drive": video, pose video or keypoints, "id"?, "truth"?, "face_video"?,
             "prompt"?, "drive_kind"?}; paths relative to the list.
 
     Returns:

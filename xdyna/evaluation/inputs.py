@@ -1,7 +1,7 @@
 """Which videos are compared with which: folders or a list, paired by name; every policy is counted, nothing is dropped
 silently.
 
-A video is a file, or a folder of pictures (frames in the order of their names).
+A video is a file, or a folder of images (frames in the order of their names).
 """
 
 from __future__ import annotations
@@ -195,11 +195,11 @@ def read_video(path: Path, *, max_frames: int | None = None) -> Video:
     """Decode a video.
 
     Args:
-        path: a file or a folder of pictures of one size.
+        path: a file or a folder of images of one size.
         max_frames: only the first so many.
 
     Raises:
-        ValueError: unreadable, or pictures of several sizes.
+        ValueError: unreadable, or images of several sizes.
     """
     if not path.is_dir():
         info = probe(path)

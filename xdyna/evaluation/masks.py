@@ -112,7 +112,7 @@ def segment_video(video: Video, segmenter: Segmenter) -> np.ndarray:
 
 
 def read_masks(path: Path, *, frames: int) -> np.ndarray:
-    """Masks from a video, a folder of pictures (in the order of their names) or one picture (for all frames).
+    """Masks from a video, a folder of images (in the order of their names) or one image (for all frames).
 
     Args:
         path: of the masks; grey levels of 128 and more are the figure.

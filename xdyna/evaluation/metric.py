@@ -211,7 +211,7 @@ class Extractor(Protocol):
     def features(self, frames: np.ndarray) -> np.ndarray:
         """Features of a video: uint8 (T, H, W, 3) -> float32 (N, D).
 
-        A network of pictures gives N = T; a network of clips N = 1 for the clip that it is given (its length is the
+        A network of images gives N = T; a network of clips N = 1 for the clip that it is given (its length is the
         protocol's business, see xdyna/evaluation/clips.py).
         """
         ...

@@ -1,6 +1,6 @@
 """Compare the networks of metrics with their libraries, in an environment that has these (`make eval-parity`).
 
-Same random weights, same pictures; writes what the libraries gave to tests/golden/evaluation, where the ordinary tests
+Same random weights, same images; writes what the libraries gave to tests/golden/evaluation, where the ordinary tests
 compare with it.
 """
 

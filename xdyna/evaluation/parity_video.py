@@ -1,6 +1,6 @@
 """Cases of `make eval-parity` for the networks of videos and faces.
 
-A case gives what a library computes and what this package computes of the same random weights and pictures. The
+A case gives what a library computes and what this package computes of the same random weights and images. The
 libraries are cd-fvd (its I3D and its VideoMAE-v2) and facenet-pytorch (MTCNN's networks). DTFVD's network is cd-fvd's
 I3D, read behind the average pool; cINN's own copy differs in the pool of 32 frames alone.
 """
@@ -20,7 +20,7 @@ TINY_VIDEOMAE = {"width": 44, "depth": 3, "heads": 4, "hidden": 192}  # on the f
 
 
 def random_clip(frames: int, *, seed: int = 0) -> np.ndarray:
-    """Two pictures that fade into each other, uint8 (frames, 64, 80, 3)."""
+    """Two images that fade into each other, uint8 (frames, 64, 80, 3)."""
     first, last = random_pictures(2, seed=seed).astype(np.float64)
     part = np.linspace(0, 1, frames)[:, None, None, None] ** 2
     return (first * (1 - part) + last * part).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures and videos: probe, read, write, sound, crops, contact sheets. Nothing here knows about models."""
+"""Images and videos: probe, read, write, sound, crops, contact sheets. Nothing here knows about models."""
 
 from xdyna.core.atomic import unique_path
 from xdyna.media.errors import MediaError, MediaWarning

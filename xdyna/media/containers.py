@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 
 from xdyna.media.errors import MediaError
 
-# Playlists (hls, concat, ...), drawings from text and single pictures are left out on purpose: they are no videos, and
+# Playlists (hls, concat, ...), drawings from text and single images are left out on purpose: they are no videos, and
 # playlists could open other files.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,h264,hevc,flv,live_flv,ogg,asf,gif,apng,"
@@ -59,7 +59,7 @@ def _open_message(path: Path, error: Exception) -> str:
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The stream that shows moving pictures (cover art is none).
+    """The stream that shows moving images (cover art is none).
 
     Raises:
         MediaError: there is none.

@@ -9,11 +9,11 @@ from xdyna.core.errors import FileError, XDynaWarning
 
 
 class MediaError(FileError):
-    """A picture or video cannot be read or written: what was given, what was expected and how to mend it."""
+    """An image or video cannot be read or written: what was given, what was expected and how to mend it."""
 
 
 class MediaWarning(XDynaWarning):
-    """A picture or video was usable only in part; the message says what was left out."""
+    """An image or video was usable only in part; the message says what was left out."""
 
 
 def check_input_file(path: str | os.PathLike[str], *, what: str) -> Path:
@@ -21,7 +21,7 @@ def check_input_file(path: str | os.PathLike[str], *, what: str) -> Path:
 
     Args:
         path: the file.
-        what: what it should hold, for the message ("video", "picture").
+        what: what it should hold, for the message ("video", "image").
 
     Returns:
         The path as a `Path`.

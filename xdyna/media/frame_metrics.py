@@ -1,7 +1,7 @@
 """How like two frames are: PSNR and SSIM, defined here and nowhere else.
 
 Pixel values are those of uint8 images, 0 to 255. The SSIM of the field's tables, of grey images with a uniform window,
-is scikit-image's (`evaluation/metrics/pictures.py`).
+is scikit-image's (`evaluation/metrics/images.py`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 PEAK = 255.0
-MAX_PSNR = 100.0  # dB, of pictures without any error
+MAX_PSNR = 100.0  # dB, of images without any error
 _WINDOW, _SIGMA = 11, 1.5  # px, of SSIM's Gaussian
 _C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
 def squared_error(truth: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """Squared difference of two pictures, averaged over the colour channels.
+    """Squared difference of two images, averaged over the colour channels.
 
     Args:
         truth: uint8 (H, W, 3).
@@ -41,7 +41,7 @@ def psnr(mse: float) -> float:
         mse: mean squared error of pixels in 0 to 255.
 
     Returns:
-        dB, at most 100 (equal pictures); NaN for NaN (an empty region).
+        dB, at most 100 (equal images); NaN for NaN (an empty region).
     """
     return MAX_PSNR if mse == 0 else min(MAX_PSNR, 10 * math.log10(PEAK**2 / mse)) if mse > 0 else math.nan
 
@@ -50,17 +50,17 @@ def ssim_map(truth: np.ndarray, generated: np.ndarray) -> np.ndarray:
     """Structural similarity at every pixel, averaged over the colour channels.
 
     Gaussian window of 11 x 11 px with sigma 1.5, population covariance; each channel by itself. Where the window does
-    not fit into the picture (5 px at each edge) there is no value.
+    not fit into the image (5 px at each edge) there is no value.
 
     Args:
         truth: uint8 (H, W, 3), at least 11 x 11 px.
         generated: uint8 (H, W, 3).
 
     Returns:
-        float64 (H, W), -1 to 1; NaN at the edges. Its mean without NaN is the SSIM of the pictures.
+        float64 (H, W), -1 to 1; NaN at the edges. Its mean without NaN is the SSIM of the images.
 
     Raises:
-        ValueError: another shape or type, or pictures smaller than the window.
+        ValueError: another shape or type, or images smaller than the window.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, eq. 13.
     """

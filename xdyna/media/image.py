@@ -1,4 +1,4 @@
-"""Pictures: reading any common file as 8-bit RGB, writing PNG, and the crops that bring a picture to the model's size.
+"""Images: reading any common file as 8-bit RGB, writing PNG, and the crops that bring an image to the model's size.
 
 Pixel coordinates: (x, y) with whole numbers at pixel centres, as OpenCV has them.
 """
@@ -35,20 +35,20 @@ _PIL_LIMIT = threading.Lock()
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a picture as it is meant to be seen.
+    """Read an image as it is meant to be seen.
 
-    The EXIF orientation is applied; transparency is laid on white; CMYK, palette, grey and 16-bit pictures are
+    The EXIF orientation is applied; transparency is laid on white; CMYK, palette, grey and 16-bit images are
     converted; an embedded colour profile other than sRGB is honoured; of an animation the first frame is taken. A
-    picture with a side above 8192 px is reduced (Lanczos) to 4096 px on its long side.
+    image with a side above 8192 px is reduced (Lanczos) to 4096 px on its long side.
 
     Args:
-        path: the picture file (anything Pillow reads).
+        path: the image file (anything Pillow reads).
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        MediaError: missing, a folder, empty, not a picture, damaged or truncated, a side below 32 px or above
+        MediaError: missing, a folder, empty, not an image, damaged or truncated, a side below 32 px or above
             20,000 px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
     """
     path = check_input_file(path, what="picture")
@@ -158,7 +158,7 @@ def _apply_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
         if "srgb" in ImageCms.getProfileDescription(source).lower():
             return picture
         converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile must not make the picture unreadable
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile must not make the image unreadable
         return picture
     return converted if converted is not None else picture
 
@@ -177,7 +177,7 @@ def _looks_like(path: Path) -> str:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray, *, overwrite: bool = False) -> Path:
-    """Write a picture as PNG; the file appears complete or not at all.
+    """Write an image as PNG; the file appears complete or not at all.
 
     Args:
         path: the file; missing folders are made.
@@ -201,10 +201,10 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, *, overwrite: boo
 
 @dataclass(frozen=True)
 class CropResize:
-    """Cut a box out of a picture and bring it to a size; moves pictures and key points alike.
+    """Cut a box out of an image and bring it to a size; moves images and keypoints alike.
 
     Attributes:
-        box: (left, top, width, height) in px of the source picture.
+        box: (left, top, width, height) in px of the source image.
         size: (H, W) of the result in px.
     """
 
@@ -212,7 +212,7 @@ class CropResize:
     size: tuple[int, int]
 
     def image(self, array: np.ndarray, *, interpolation: Literal["area", "bilinear"] = "area") -> np.ndarray:
-        """Crop and resize a picture.
+        """Crop and resize an image.
 
         Args:
             array: (H, W) or (H, W, C), uint8 or float32.
@@ -220,7 +220,7 @@ class CropResize:
                 triangle as wide as the reduction, so that nothing flickers; the pixels outside the box count nothing).
 
         Returns:
-            The picture of `size`, same type and number of channels; the very pixels where the box has that size.
+            The image of `size`, same type and number of channels; the very pixels where the box has that size.
 
         Raises:
             MediaError: the box reaches outside `array`, the interpolation has another name, or a type that "bilinear"
@@ -242,7 +242,7 @@ class CropResize:
         return resized.reshape(*self.size, *array.shape[2:])  # OpenCV drops a single channel
 
     def points(self, xy: np.ndarray) -> np.ndarray:
-        """Map pixel coordinates of the source picture to the result.
+        """Map pixel coordinates of the source image to the result.
 
         Args:
             xy: (..., 2) x, y in px.
@@ -268,7 +268,7 @@ def _resize_bilinear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _largest_box(size_hw: tuple[int, int], target_hw: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the largest box of the target's aspect inside a picture, rounded down."""
+    """(width, height) of the largest box of the target's aspect inside an image, rounded down."""
     (height, width), (target_height, target_width) = size_hw, target_hw
     if min(height, width, target_height, target_width) < 1:
         raise MediaError(f"crop from {size_hw} to {target_hw} (H, W): all sides must be at least 1 px")

@@ -35,14 +35,14 @@ class VideoIndex:
         time_base: s per unit of `pts`.
         keyframes: int64, positions (display order) of the frames where decoding may start.
         seek_stamps: int64, for each keyframe the time stamp to seek to in order to land on it or before it.
-        closed: closed groups of pictures: every keyframe is one that nothing after it reaches behind, so that any
+        closed: closed groups of images: every keyframe is one that nothing after it reaches behind, so that any
             reader can start there.
         counted: time stamps are missing or doubled, so positions are counted while decoding from the start.
-        width: of the stored picture, px.
-        height: of the stored picture, px.
+        width: of the stored image, px.
+        height: of the stored image, px.
         pixel_aspect: width of a pixel divided by its height.
-        rotation: degrees clockwise (0, 90, 180, 270) by which the stored picture is turned for display.
-        pixel_format: of the stored picture, for example "yuv420p".
+        rotation: degrees clockwise (0, 90, 180, 270) by which the stored image is turned for display.
+        pixel_format: of the stored image, for example "yuv420p".
         codec: for example "h264".
         container: the demuxer's name.
         duration: of the video stream in s, the last frame included.
@@ -141,7 +141,7 @@ def _scan(path: Path) -> VideoIndex:
     else:
         order = _stamped_frames(packets, time_base, guessed)
         if not packets[0].key and first.pts is not None:
-            # The recording starts inside a group of pictures: frames before the first decodable one are not shown.
+            # The recording starts inside a group of images: frames before the first decodable one are not shown.
             order = order.starting_at(int(np.searchsorted(order.pts, first.pts)))
     duration = float((order.pts[-1] - order.pts[0] + order.last) * order.time_base)
     shown = len(order.pts) if counted else len(packets)
@@ -271,7 +271,7 @@ def _stamped_frames(packets: list[_Packet], time_base: Fraction, guessed: Fracti
     is_key = np.array([p.key for p in packets], dtype=bool)
     keyframes = np.flatnonzero(is_key[order])
     seek_stamps = np.array([_seek_stamp(packets[int(order[k])]) for k in keyframes], dtype=np.int64)
-    # A frame stored behind a keyframe but shown before it leans on the group before (open group of pictures).
+    # A frame stored behind a keyframe but shown before it leans on the group before (open group of images).
     latest_key = np.maximum.accumulate(np.where(is_key, stored, np.iinfo(np.int64).min))
     closed = bool(is_key[0] and np.all(stored >= latest_key) and all(p.clean for p in packets if p.key))
     last = packets[int(order[-1])].duration

@@ -46,9 +46,9 @@ def read_positions(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]
 def decord_is_exact(index: VideoIndex) -> bool:
     """Whether decord gives the right pixels at the right positions of this file.
 
-    Found by comparison with sequential decoding: decord misplaces frames in open groups of pictures, with intra refresh
+    Found by comparison with sequential decoding: decord misplaces frames in open groups of images, with intra refresh
     and in containers without time stamps, fails at the end of transport streams, knows no pixel aspect and differs in
-    10-bit pictures.
+    10-bit images.
     """
     return (
         index.closed

@@ -28,7 +28,7 @@ def contact_sheet(
 ) -> np.ndarray:
     """A sheet of labelled rows of frames.
 
-    Each row shows `columns` frames spread evenly over it, the first and the last included. A single picture beside rows
+    Each row shows `columns` frames spread evenly over it, the first and the last included. A single image beside rows
     of several frames (the reference, for instance) stands larger at the left. Frames keep their shape.
 
     Args:
@@ -118,10 +118,10 @@ def grid_frame(cells: Mapping[str, np.ndarray], *, height: int = 512) -> np.ndar
 
     Args:
         cells: label -> uint8 (H, W, 3) RGB, from left to right; sizes may differ.
-        height: px of the pictures, at least 32; the label bar comes on top.
+        height: px of the images, at least 32; the label bar comes on top.
 
     Returns:
-        uint8 (H, W, 3) RGB with even sides, the same size for the same labels and picture shapes.
+        uint8 (H, W, 3) RGB with even sides, the same size for the same labels and image shapes.
 
     Raises:
         MediaError: no cells, height below 32, or a cell of another form.

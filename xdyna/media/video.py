@@ -73,7 +73,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         The description.
 
     Raises:
-        MediaError: missing, a folder, empty, not a video, a picture, sound only, zero frames, or so damaged that no
+        MediaError: missing, a folder, empty, not a video, an image, sound only, zero frames, or so damaged that no
             frame can be read (an mp4 cut off before its index).
 
     Warns:

@@ -20,7 +20,7 @@ from xdyna.media.errors import MediaError
 
 # A fixed number of encoder threads: x264's bytes depend on it, and must not depend on the machine.
 _THREADS = 4
-# mbtree off: on pictures narrower than about 128 px its vector code reads memory that was never written, and the bytes
+# mbtree off: on images narrower than about 128 px its vector code reads memory that was never written, and the bytes
 # change from run to run (x264 165, seen with one thread as well, gone with asm=0).
 _OPTIONS = {"crf": "17", "preset": "medium", "threads": str(_THREADS), "x264-params": "mbtree=0"}
 _BT709 = 1

@@ -1,6 +1,6 @@
 """Spatial attention of X-Dyna: the Dynamics-Adapter, and text + image cross-attention.
 
-Shape legend: B clips, F frames of a clip (frame 0 is the reference picture), L tokens of one frame (L = h * w),
+Shape legend: B clips, F frames of a clip (frame 0 is the reference image), L tokens of one frame (L = h * w),
 C channels, N heads, D head width (C = N * D), S text or image tokens.
 
 Dynamics-Adapter (X-Dyna, arXiv 2501.10021, section 3.2). With Q, K, V the frozen projections of a frame, K0, V0 those

@@ -1,6 +1,6 @@
 """Building blocks of the UNet: resnets with clip-wide GroupNorm, spatial transformers, down / middle / up blocks.
 
-Shape legend: B clips, F frames (frame 0 = reference), Z = B * F pictures (frames of a clip adjacent), C channels,
+Shape legend: B clips, F frames (frame 0 = reference), Z = B * F images (frames of a clip adjacent), C channels,
 H W grid, L = H * W tokens. Structure and parameter names are Stable Diffusion 1.5's (Rombach et al., arXiv 2112.10752)
 with a motion module after every (resnet, attention) pair.
 """
@@ -38,7 +38,7 @@ class Checkpointed(nn.Module):
 
 
 class NoMotion(nn.Module):
-    """Stands where a motion module would be in a network for single pictures."""
+    """Stands where a motion module would be in a network for single images."""
 
     def forward(self, x_ZCHW: Tensor, num_frames: int) -> Tensor:
         """Args: x_ZCHW: (B * F, C, H, W). Returns: the same tensor."""

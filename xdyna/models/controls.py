@@ -4,7 +4,7 @@ arXiv 2302.05543; X-Dyna sections 3.3 and 3.4).
 Both are diffusers' ControlNetModel with the published names and shapes; the pose net sees 3 condition channels, the
 face net (S-Face) 6: [local patches, global patch]. Neither mixes frames, so each generated frame is one batch row.
 
-Shape legend: B clips, F = 1 + T frames (frame 0 = reference), N pictures, C channels, h w grid.
+Shape legend: B clips, F = 1 + T frames (frame 0 = reference), N images, C channels, h w grid.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ControlResiduals:
     mid: Tensor
 
     def select(self, rows: Sequence[int]) -> "ControlResiduals":
-        """The residuals of some pictures, in the given order."""
+        """The residuals of some images, in the given order."""
         return ControlResiduals(tuple(d[rows] for d in self.down), self.mid[rows])
 
 
@@ -45,11 +45,11 @@ def run_controlnet(
         controlnet: pose or face net.
         sample: (N, 4, h, w) noisy latents of generated frames (never of the reference).
         timestep: scalar, in training steps.
-        text_tokens: (1 or N, S, cross_attention_dim); one row serves all pictures.
+        text_tokens: (1 or N, S, cross_attention_dim); one row serves all images.
         condition: (N, 3 or 6, 8h, 8w) in [0, 1].
 
     Returns:
-        ControlResiduals: for the N pictures.
+        ControlResiduals: for the N images.
     """
     expected = controlnet.config.conditioning_channels
     if condition.shape[1] != expected:
@@ -82,7 +82,7 @@ def merge_residuals(residuals: Sequence[ControlResiduals]) -> ControlResiduals:
 
 
 def mask_residuals(residuals: ControlResiduals, keep_N: Tensor) -> ControlResiduals:
-    """Set the residuals of some of the N pictures to zero: the ControlNet is left out there.
+    """Set the residuals of some of the N images to zero: the ControlNet is left out there.
 
     Args:
         residuals: (N, C, ., .) each.

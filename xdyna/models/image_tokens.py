@@ -1,4 +1,4 @@
-"""The Resampler of IP-Adapter plus: CLIP hidden states of the reference picture -> image tokens (arXiv 2308.06721).
+"""The Resampler of IP-Adapter plus: CLIP hidden states of the reference image -> image tokens (arXiv 2308.06721).
 
 The computation is diffusers' IPAdapterPlusImageProjection, which equals the published Resampler (tested against golden
 numbers); this class gives it a config and save_pretrained / from_pretrained.

@@ -76,7 +76,7 @@ def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> T
     Args:
         x_ZCHW: (B * F, C, H, W).
         norm: the layer whose groups, weight, bias and eps are used.
-        num_frames: F; 1 gives the ordinary per-picture GroupNorm.
+        num_frames: F; 1 gives the ordinary per-image GroupNorm.
 
     Returns:
         Tensor: (B * F, C, H, W).

@@ -1,4 +1,4 @@
-"""Motion modules: attention along time, at each place of the picture (AnimateDiff v1, arXiv 2307.04725).
+"""Motion modules: attention along time, at each place of the image (AnimateDiff v1, arXiv 2307.04725).
 
 Shape legend: B clips, F frames (frame 0 = reference), T = F - 1 generated frames, C channels, H W grid,
 P = B * H * W places.
@@ -144,7 +144,7 @@ class MotionModule(nn.Module):
 
     def forward(self, x_ZCHW: Tensor, num_frames: int) -> Tensor:
         """Args: x_ZCHW: (B * F, C, H, W), frames of a clip adjacent. Returns: the same shape."""
-        if num_frames == 1:  # a lone reference picture has nothing that could move
+        if num_frames == 1:  # a lone reference image has nothing that could move
             return x_ZCHW
         x_BFCHW = rearrange(x_ZCHW, "(b f) c h w -> b f c h w", f=num_frames)
         reference, moving = x_BFCHW[:, :1], x_BFCHW[:, 1:]

@@ -1,4 +1,4 @@
-"""ReferenceNet: the paper's ablation `w/RefNet`, in which a second, trained UNet reads the reference picture (X-Dyna,
+"""ReferenceNet: the paper's ablation `w/RefNet`, in which a second, trained UNet reads the reference image (X-Dyna,
 arXiv 2501.10021, table 4; after Hu et al., Animate-Anyone, arXiv 2311.17117, section 3.2).
 
     r_i = LayerNorm(hidden tokens) before the i-th spatial self-attention of UNet_ref(x_ref, t = 0, text, image tokens)
@@ -127,7 +127,7 @@ class ReferenceNet(ModelMixin, ConfigMixin):
         """Read the reference.
 
         Args:
-            sample: (B, in_channels, h, w) clean latents of the reference picture, frame 0 of the backbone's input.
+            sample: (B, in_channels, h, w) clean latents of the reference image, frame 0 of the backbone's input.
             text_tokens: (B, S, cross_attention_dim), as the backbone gets them.
             image_tokens: (B, S', cross_attention_dim), as the backbone gets them, or None.
 

@@ -2,7 +2,7 @@
 Dynamics-Adapter (Chang et al., CVPR 2025, arXiv 2501.10021, section 3).
 
 Shape legend: B clips, F = 1 + T frames (frame 0 is the clean reference, 1..T are generated), C channels, h w latent
-grid, S tokens. Inside, pictures run as Z = B * F with the frames of a clip adjacent.
+grid, S tokens. Inside, images run as Z = B * F with the frames of a clip adjacent.
 """
 
 from collections.abc import Sequence
@@ -144,7 +144,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """Predict the noise in frames 1..T of a clip.
 
         Args:
-            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference picture.
+            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference image.
             timestep: scalar or (B,), in training steps (0..999); the reference frame gets it too.
             text_tokens: (B, S, cross_attention_dim).
             image_tokens: (B, S', cross_attention_dim); None leaves the image branch out.
@@ -261,7 +261,7 @@ def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor]
 
 
 def sine_positions(like_NCHW: Tensor, channels: int) -> Tensor:
-    """Sines and cosines of the position in the picture, at 1/2, 1, 2, ... periods per side, rows then columns.
+    """Sines and cosines of the position in the image, at 1/2, 1, 2, ... periods per side, rows then columns.
 
     Args:
         like_NCHW: gives height, width, device and dtype.

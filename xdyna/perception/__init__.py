@@ -1,4 +1,4 @@
-"""Videos and pictures to controls: people as numbers, pose pictures, face patches."""
+"""Videos and images to controls: people as numbers, pose maps, face patches."""
 
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.base import Face, FaceBackend, MaskBackend, PoseBackend, get_backend, get_face_backend

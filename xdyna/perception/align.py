@@ -1,4 +1,4 @@
-"""Bring a driving person to the size and place of the person in a reference picture.
+"""Bring a driving person to the size and place of the person in a reference image.
 
 One similarity x' = scale * x + offset for the whole clip: no rotation, and one scale for both axes, so the driving
 person's proportions and movements are kept and no limb can grow long.
@@ -60,7 +60,7 @@ _EXTENTS = (
 _LENGTH_QUANTILE = 0.75  # higher makes scales too small: the reference's limbs are foreshortened as well
 _RATIO_QUANTILE = 0.6
 _GROUND_QUANTILE = 0.9  # feet leave the ground upwards only
-_ZOOM = 8.0  # the person's share of the picture's height may change by no more
+_ZOOM = 8.0  # the person's share of the image's height may change by no more
 _GROUND_TOLERANCE = 0.1  # of neck to ground
 _AGREE = 1.25  # ratios within this factor of the scale support it
 _STANDING, _FOLDED = 0.6, 0.4  # height of the legs' parts in torso lengths
@@ -78,13 +78,13 @@ class AlignmentReport:
         scale: factor from driving px to reference px.
         offset: (x, y) in px of the reference; x' = scale * x + offset.
         source_size: (H, W) of the driving frames, px.
-        size: (H, W) of the reference picture, px.
+        size: (H, W) of the reference image, px.
         segments: names of the segments the scale was measured on.
         anchor: name of the point that was brought into place.
         ground: whether the ground under the feet decided the height instead of the anchor.
         score: in [0, 1]; agreement of the segments, times how much was compared (square root of its weight relative to
             torso and shoulders), times the share of frames with the person, times the share of those in which it stays
-            in the picture; 0.6 times that for each of another posture and a back view.
+            in the image; 0.6 times that for each of another posture and a back view.
         warnings: sentences for the user; empty if all is well.
         usable: the score is at least 0.3 and the scale was not limited.
     """
@@ -114,7 +114,7 @@ class AlignmentReport:
         return np.array([[self.scale, 0, self.offset[0]], [0, self.scale, self.offset[1]]])
 
     def image(self, frame: np.ndarray) -> np.ndarray:
-        """A driving frame in the reference's picture; where the frame does not reach it is black.
+        """A driving frame in the reference's image; where the frame does not reach it is black.
 
         Unlike one `cv2.warpAffine` this averages when reducing, so that no detail turns into noise.
 
@@ -122,7 +122,7 @@ class AlignmentReport:
             frame: (H, W) or (H, W, C) of `source_size`, uint8 or float32.
 
         Returns:
-            The picture of `size`, same type and number of channels.
+            The image of `size`, same type and number of channels.
 
         Raises:
             PerceptionError: the frame has another size.
@@ -169,19 +169,19 @@ class _Scale(NamedTuple):
 def align_track(
     track: PoseTrack, reference: Person | np.ndarray, *, size: tuple[int, int]
 ) -> tuple[PoseTrack, AlignmentReport]:
-    """Scale and move a driving track so that its person fits the one in the reference picture.
+    """Scale and move a driving track so that its person fits the one in the reference image.
 
-    Aligning an aligned track again changes nothing, unless the scale was limited. Points that leave the picture stay in
+    Aligning an aligned track again changes nothing, unless the scale was limited. Points that leave the image stay in
     the track (see `PoseTrack.transform`); confidences are unchanged.
 
     Args:
         track: T frames of the driving person.
-        reference: the person in the reference picture, or its body alone, (18, 3) x px, y px, confidence; a `Person`
+        reference: the person in the reference image, or its body alone, (18, 3) x px, y px, confidence; a `Person`
             also brings its face, which close-ups need.
-        size: (H, W) of the reference picture, px.
+        size: (H, W) of the reference image, px.
 
     Returns:
-        The track in px of the reference picture, and the report. A track that is not `usable` is returned all the same.
+        The track in px of the reference image, and the report. A track that is not `usable` is returned all the same.
 
     Raises:
         PerceptionError: wrong shapes or values, nobody in the track or in the reference, or no segment that both show.
@@ -240,7 +240,7 @@ def _reference_figure(reference: Person | np.ndarray) -> _Figure:
         fits = points.shape == (count, 3) and points.dtype.kind in "fiu" and bool(np.isfinite(points).all())
         if not fits or np.abs(points[:, :2]).max() > 1e6:
             raise PerceptionError(
-                f"key points of the reference have shape {points.shape} and type {points.dtype}; expected finite "
+                f"keypoints of the reference have shape {points.shape} and type {points.dtype}; expected finite "
                 f"({count}, 3): x px, y px (below 1e6), confidence"
             )
     figure = _figure(np.asarray(body)[None], np.asarray(face)[None])
@@ -273,7 +273,7 @@ def _figure(body: np.ndarray, face: np.ndarray) -> _Figure:
 def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Scale:
     """The weighted quantile of the segments' ratios.
 
-    `zoom` is the driving picture's height over the reference's; `legs` whether the legs may be compared.
+    `zoom` is the driving image's height over the reference's; `legs` whether the legs may be compared.
     """
     ours, theirs, weights = np.zeros(len(_SEGMENTS)), np.zeros(len(_SEGMENTS)), _WEIGHTS.copy()
     for row, (name, (start, end, _)) in enumerate(_SEGMENTS.items()):
@@ -352,7 +352,7 @@ def _resting_place(points: np.ndarray) -> np.ndarray:
 
 
 def _outside(driving: _Figure, target: _Figure, *, scale: float, offset: np.ndarray, size: tuple[int, int]) -> float:
-    """Share of the frames in which most of the joints that the reference shows as well lie outside its picture."""
+    """Share of the frames in which most of the joints that the reference shows as well lie outside its image."""
     joints = np.flatnonzero(target.seen[0])
     xy, seen = scale * driving.xy[:, joints] + offset, driving.seen[:, joints]
     # A pixel covers half a unit on each side of its centre.
@@ -361,12 +361,12 @@ def _outside(driving: _Figure, target: _Figure, *, scale: float, offset: np.ndar
 
 
 def _quality_warnings(scale: _Scale, present: float, outside: float) -> list[str]:
-    """Weak evidence of the scale; frames without the person, or with the person outside the picture."""
+    """Weak evidence of the scale; frames without the person, or with the person outside the image."""
     notes = []
     if scale.agreement < 0.5 or scale.weight < _FULL_WEIGHT / 4:
         notes.append(
             f"the scale is a rough guess: it was measured on {', '.join(scale.segments)} alone, {scale.agreement:.0%} "
-            f"of which agree; look at the pose pictures, or choose a video and a picture that show more of the body"
+            f"of which agree; look at the pose maps, or choose a video and a picture that show more of the body"
         )
     if present < 0.95:
         notes.append(
@@ -442,7 +442,7 @@ def _facing_warning(driving: _Figure, target: _Figure) -> str:
 
 
 def _facing(figure: _Figure) -> np.ndarray:
-    """(T,) 1 where the left shoulder is clearly on the picture's right: the front is seen; -1 for the back, else 0."""
+    """(T,) 1 where the left shoulder is clearly on the image's right: the front is seen; -1 for the back, else 0."""
     torso, shoulders = figure.length(NECK, _MID_HIP), figure.length(RIGHT_SHOULDER, LEFT_SHOULDER)
     unit = _high(torso) if len(torso) else _high(shoulders) if len(shoulders) else 0.0
     across = figure.xy[:, LEFT_SHOULDER, 0] - figure.xy[:, RIGHT_SHOULDER, 0]

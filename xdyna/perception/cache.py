@@ -24,7 +24,7 @@ _SHAPES = {"body": (18, 3), "hands": (2, 21, 3), "face": (68, 3), "box": (4,), "
 
 
 def default_cache_dir() -> Path:
-    """The folder of cached key points: `$XDYNA_CACHE/keypoints`, or `~/.cache/xdyna/keypoints`."""
+    """The folder of cached keypoints: `$XDYNA_CACHE/keypoints`, or `~/.cache/xdyna/keypoints`."""
     base = os.environ.get("XDYNA_CACHE")
     return (Path(base) if base else Path.home() / ".cache" / "xdyna") / "keypoints"
 
@@ -54,7 +54,7 @@ class DetectionCache:
                 self.frames = self._read()
             except PerceptionError as error:
                 warnings.warn(
-                    f"cached key points '{self.path}' are damaged and will be detected again ({error})",
+                    f"cached keypoints '{self.path}' are damaged and will be detected again ({error})",
                     PerceptionWarning,
                     stacklevel=2,
                 )
@@ -89,7 +89,7 @@ class DetectionCache:
                 )
         except (OSError, FileError) as error:
             warnings.warn(
-                f"key points cannot be cached ({error}); they will be detected again next time. "
+                f"keypoints cannot be cached ({error}); they will be detected again next time. "
                 f"Set XDYNA_CACHE to a folder that you may write to",
                 PerceptionWarning,
                 stacklevel=2,

@@ -1,6 +1,6 @@
-"""Pose pictures in the style the published weights were trained with.
+"""Pose maps in the style the published weights were trained with.
 
-Measured on official pose pictures of 512 x 896 px: limbs are filled ellipses of half-width 4 px in the colours of
+Measured on official pose maps of 512 x 896 px: limbs are filled ellipses of half-width 4 px in the colours of
 `BODY_COLORS` at 60 % brightness; joints are discs of radius 4 px at full brightness; hands are lines 2 px wide with one
 hue per bone and blue discs of radius 4 px on top; nothing is smoothed. Eyes and ears are not drawn.
 """
@@ -17,7 +17,7 @@ from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import BODY_COLORS, BODY_LIMBS, HAND_BONES, HEAD_JOINTS
 from xdyna.perception.types import PoseTrack
 
-_OFFICIAL_SIDE = 512  # shorter side of the official pictures, px: widths scale with it
+_OFFICIAL_SIDE = 512  # shorter side of the official images, px: widths scale with it
 _STICK, _DOT, _HAND_LINE = 4, 4, 2  # px at that size
 _LIMB_BRIGHTNESS = 0.6
 _HAND_DOT = (0, 0, 255)
@@ -40,12 +40,12 @@ def draw_pose(
 ) -> np.ndarray:
     """Draw one person on black.
 
-    Widths scale with the shorter side (512 px: as official). Points outside the picture are clipped by it.
+    Widths scale with the shorter side (512 px: as official). Points outside the image are clipped by it.
 
     Args:
         body: (18, 3) x px, y px, confidence, OpenPose-18.
         hands: (2, 21, 3), or None for no hands.
-        size: (H, W) of the picture, px.
+        size: (H, W) of the image, px.
         head: whether eyes and ears are drawn too.
         threshold: points of lower confidence are not drawn, nor the limbs that end there; in (0, 1].
         width: factor of all widths and radii, above 0; 1 as official.
@@ -56,12 +56,12 @@ def draw_pose(
     Raises:
         PerceptionError: wrong shapes, size, threshold or width.
 
-    Source: X-Dyna's pose pictures (DWPose drawing of OpenPose bodies).
+    Source: X-Dyna's pose maps (DWPose drawing of OpenPose bodies).
     """
     body = _checked(body, shape=(18, 3), name="body")
     rows, columns = int(size[0]), int(size[1])
     if min(rows, columns) < 1:
-        raise PerceptionError(f"size of the pose picture is {size}; expected (H, W) in px, both at least 1")
+        raise PerceptionError(f"size of the pose map is {size}; expected (H, W) in px, both at least 1")
     if not 0 < threshold <= 1:
         raise PerceptionError(f"confidence threshold is {threshold}; expected a number above 0, up to 1")
     if not 0 < width < math.inf:

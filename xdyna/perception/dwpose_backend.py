@@ -1,4 +1,4 @@
-"""Pose backend on DWPose (rtmlib), the detector behind the official pose pictures. Models are never downloaded here."""
+"""Pose backend on DWPose (rtmlib), the detector behind the official pose maps. Models are never downloaded here."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from xdyna.perception.types import Person, mark_face, mark_outside
 DETECTOR_FILE = "yolox_l.onnx"
 POSE_FILE = "dw-ll_ucoco_384.onnx"
 DEFAULT_DIR = weights_folder() / "dwpose"
-_RULES = 1  # raise when the code below changes the numbers: cached key points are then detected again
+_RULES = 1  # raise when the code below changes the numbers: cached keypoints are then detected again
 
 
 class DWPoseBackend:
-    """YOLOX people detector and DWPose whole-body key points, run by rtmlib on onnxruntime.
+    """YOLOX people detector and DWPose whole-body keypoints, run by rtmlib on onnxruntime.
 
     Args:
         models_dir: folder with `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`; None: `pretrained/dwpose` of the
@@ -78,7 +78,7 @@ class DWPoseBackend:
         frame = check_frame(frame)
         picture = np.ascontiguousarray(frame[..., ::-1])  # rtmlib takes BGR
         boxes = np.asarray(self._detector(picture), dtype=np.float32).reshape(-1, 4)
-        if not len(boxes):  # rtmlib would take the whole picture for a person
+        if not len(boxes):  # rtmlib would take the whole image for a person
             return []
         points, scores = self._pose(picture, bboxes=boxes)
         people = [
@@ -89,12 +89,12 @@ class DWPoseBackend:
 
 
 def wholebody_person(points: np.ndarray, *, box: np.ndarray, size: tuple[int, int]) -> Person:
-    """A person from COCO-WholeBody key points.
+    """A person from COCO-WholeBody keypoints.
 
     Args:
         points: (133, 3) x px, y px, score.
         box: (4,) left, top, right, bottom in px.
-        size: (H, W) of the picture, px.
+        size: (H, W) of the image, px.
 
     Returns:
         The person; the neck is the middle of the shoulders with the lower of their scores.

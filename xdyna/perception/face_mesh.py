@@ -1,6 +1,6 @@
 """Dense face meshes: MediaPipe's 478 vertices of a face that was found before, and how they hang together.
 
-Coordinates are x right, y down, z into the picture, all in px; z has no fixed origin. Left and right are the person's
+Coordinates are x right, y down, z into the image, all in px; z has no fixed origin. Left and right are the person's
 own. Vertices 0 to 467 are the skin, 468 to 472 and 473 to 477 the irises (centre, then four of the rim).
 """
 

@@ -1,4 +1,4 @@
-"""The two face pictures the face ControlNet reads: the face alone (global) and eyes and mouth alone (local).
+"""The two face images the face ControlNet reads: the face alone (global) and eyes and mouth alone (local).
 
 The official geometry is kept to the pixel, its quirks included (see the constants), because the published weights were
 trained with it. What the official code meant but forgot is done: a face's box is carried from frame to frame, also
@@ -28,11 +28,11 @@ def face_box(landmarks: np.ndarray, *, size: tuple[int, int], previous: Box | No
 
     Args:
         landmarks: (68, 2) x, y in px, iBUG-68.
-        size: (H, W) of the picture, px.
+        size: (H, W) of the image, px.
         previous: the box of the frame before; it is kept where the new one lies inside it.
 
     Returns:
-        The box, clipped to the picture.
+        The box, clipped to the image.
 
     Raises:
         PerceptionError: wrong shape, or values that are not finite.
@@ -129,7 +129,7 @@ def local_patch(frame: np.ndarray, landmarks: np.ndarray, box: Box) -> np.ndarra
 def face_patches(
     frames: np.ndarray | Sequence[np.ndarray], face_landmarks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both face pictures of every frame of a clip.
+    """Both face images of every frame of a clip.
 
     In frames without a face, box and landmarks are those of the last frame that has one (of the first one that has,
     before it).

@@ -1,6 +1,6 @@
 """Pose backend on MediaPipe: body, then hands around the wrists and the face around the head, each on its own crop.
 
-Every frame is treated as a single picture (no tracking inside MediaPipe): a frame's result never depends on other
+Every frame is treated as a single image (no tracking inside MediaPipe): a frame's result never depends on other
 frames.
 """
 
@@ -32,7 +32,7 @@ from xdyna.perception.topology import (
 )
 from xdyna.perception.types import Person, mark_face, mark_outside, missing_points
 
-_RULES = 1  # raise when the code below changes the numbers: cached key points are then detected again
+_RULES = 1  # raise when the code below changes the numbers: cached keypoints are then detected again
 _CROP = 256  # side of the crops handed to the hand and face models, px; the models work at 192 to 256
 _HAND_CROPS = (2.0, 3.0, 1.4)  # sides of the crop around a wrist, in forearm lengths, tried in this order
 _HAND_EXTENT = (0.2, 1.2)  # plausible diagonal of a hand, in forearm lengths
@@ -72,7 +72,7 @@ class MediaPipeBackend:
         """Find the people in a frame.
 
         A confidence is the landmark's visibility (body), the score of the handedness (hands), or 1 (face). Where no
-        body is found but a face fills the picture, a person with a face and a nose is returned.
+        body is found but a face fills the image, a person with a face and a nose is returned.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
@@ -168,7 +168,7 @@ class MediaPipeBackend:
         return poses
 
     def _poses_in(self, picture: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
-        """People of a picture whose corner lies at (left, top) of the frame."""
+        """People of an image whose corner lies at (left, top) of the frame."""
         height, width = picture.shape[:2]
         result = self._run("pose", lambda x: self._landmarker.detect(x), models.as_image(picture))
         return [
@@ -177,7 +177,7 @@ class MediaPipeBackend:
         ]
 
     def _person(self, frame: np.ndarray, pose: np.ndarray) -> Person | None:
-        """Everything about one body; None where too little of it lies in the picture."""
+        """Everything about one body; None where too little of it lies in the image."""
         size = (frame.shape[0], frame.shape[1])
         raw = np.zeros((18, 3))
         for joint, landmark in MEDIAPIPE_TO_BODY.items():

@@ -104,13 +104,13 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def pose_landmarker(*, masks: bool = False) -> Any:
-    """A detector of up to 5 people per picture, 33 landmarks each.
+    """A detector of up to 5 people per image, 33 landmarks each.
 
     Args:
         masks: whether each person's mask is returned as well.
 
     Returns:
-        `mediapipe.tasks.python.vision.PoseLandmarker` for single pictures.
+        `mediapipe.tasks.python.vision.PoseLandmarker` for single images.
     """
     from mediapipe.tasks.python import vision
 
@@ -138,7 +138,7 @@ def hand_landmarker() -> Any:
     The thresholds are low on purpose: hands of dancers are small and blurred, and a hand is only believed at a wrist.
 
     Returns:
-        `mediapipe.tasks.python.vision.HandLandmarker` for single pictures.
+        `mediapipe.tasks.python.vision.HandLandmarker` for single images.
     """
     from mediapipe.tasks.python import vision
 
@@ -226,7 +226,7 @@ def face_detector() -> Callable[[np.ndarray], np.ndarray]:
 
 
 def selfie_segmenter() -> Callable[[np.ndarray], np.ndarray]:
-    """A person mask for pictures in which no body is found.
+    """A person mask for images in which no body is found.
 
     Returns:
         (H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]; general model.

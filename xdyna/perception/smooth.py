@@ -1,4 +1,4 @@
-"""Key points through time: short gaps are filled, and jitter is filtered by choice."""
+"""Keypoints through time: short gaps are filled, and jitter is filtered by choice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OneEuro:
 
     Attributes:
         min_cutoff: cutoff frequency at rest, Hz; lower is smoother.
-        beta: how much the cutoff rises with speed, Hz per (picture height / s).
+        beta: how much the cutoff rises with speed, Hz per (image height / s).
         derivative_cutoff: cutoff frequency of the speed estimate, Hz.
 
     Raises:
@@ -79,12 +79,12 @@ def fill_gaps(
 def one_euro(points: np.ndarray, *, times: np.ndarray, height: int, settings: OneEuro) -> np.ndarray:
     """Filter the positions of points, each unbroken run of sightings on its own.
 
-    The filter runs forward and backward and the two are averaged, so that nothing lags behind the picture.
+    The filter runs forward and backward and the two are averaged, so that nothing lags behind the image.
 
     Args:
         points: (T, K, 3) x px, y px, confidence; confidence 0 is missing.
         times: (T,) s, ascending.
-        height: height of the picture, px: the unit of speed.
+        height: height of the image, px: the unit of speed.
         settings: of the filter.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Orders of key points and the maps between them; data only.
+"""Orders of keypoints and the maps between them; data only.
 
 Left and right are the person's own. Orders used everywhere in this project: OpenPose-18 for the body, OpenPose-21 for a
 hand (wrist, then thumb to little finger, four points each from the palm outwards), iBUG-68 for the face.
@@ -23,7 +23,7 @@ RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST = 2, 3, 4
 LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST = 5, 6, 7
 RIGHT_HIP, LEFT_HIP = 8, 11
 HEAD_JOINTS = (14, 15, 16, 17)
-"""Eyes and ears: left out of the official pose pictures."""
+"""Eyes and ears: left out of the official pose maps."""
 
 BODY_LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
@@ -71,7 +71,7 @@ Source: the usual correspondence of the canonical face mesh with the iBUG 300-W 
 COCO_TO_BODY = {
     0: 0, 2: 6, 3: 8, 4: 10, 5: 5, 6: 7, 7: 9, 8: 12, 9: 14, 10: 16, 11: 11, 12: 13, 13: 15, 14: 2, 15: 1, 16: 4, 17: 3,
 }  # fmt: skip
-"""OpenPose-18 joint -> COCO-17 key point; the neck (1) is the middle of the shoulders."""
+"""OpenPose-18 joint -> COCO-17 keypoint; the neck (1) is the middle of the shoulders."""
 
 WHOLEBODY_FACE = slice(23, 91)
 WHOLEBODY_LEFT_HAND = slice(91, 112)

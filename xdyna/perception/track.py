@@ -1,4 +1,4 @@
-"""A driving video to one person's key points: detect (or read from the cache), follow one person, fill short gaps."""
+"""A driving video to one person's keypoints: detect (or read from the cache), follow one person, fill short gaps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def perceive(
     smooth: OneEuro | None = None,
     max_gap: int = 5,
 ) -> PoseTrack:
-    """Read one person's key points from a video.
+    """Read one person's keypoints from a video.
 
     The person is the N-th largest of the first frame that has so many, and is followed by place and size, so that
     passers-by do not take over. Gaps of up to `max_gap` of the given frames are filled (see `fill_gaps`).
@@ -291,5 +291,5 @@ def _nobody(path: Path, *, frames: int, backend: str, person: int, most: int) ->
     return (
         f"no person was found in any of {frames} frames of '{path}' (backend '{backend}'); "
         f"choose a video, or a part of it, that shows one person large and well lit, "
-        f"or give key points (.npz) or a pose video (--drive-kind pose)"
+        f"or give keypoints (.npz) or a pose video (--drive-kind pose)"
     )

@@ -1,9 +1,9 @@
 """What perception returns: people of one frame (`Person`), one person through time (`PoseTrack`).
 
-Key points are rows (x, y, confidence): x, y in px with pixel centres at whole numbers, confidence in [0, 1]. Confidence
-0 means missing; x, y are then 0. A joint of body or hand that lies outside the picture was not seen and is missing; a
+Keypoints are rows (x, y, confidence): x, y in px with pixel centres at whole numbers, confidence in [0, 1]. Confidence
+0 means missing; x, y are then 0. A joint of body or hand that lies outside the image was not seen and is missing; a
 face is there or missing as a whole, with single landmarks outside if need be. After `PoseTrack.transform` joints may
-lie outside the new picture and keep their confidence: they were seen, and a limb that leaves the crop is drawn up to
+lie outside the new image and keep their confidence: they were seen, and a limb that leaves the crop is drawn up to
 its edge.
 """
 
@@ -88,7 +88,7 @@ class PoseTrack:
         body: (T, 18, 3) float32, OpenPose-18: x px, y px, confidence.
         hands: (T, 2, 21, 3) float32; 0 is the person's left hand, 1 the right.
         face: (T, 68, 3) float32, iBUG-68.
-        size: (H, W) of the picture the coordinates belong to, px.
+        size: (H, W) of the image the coordinates belong to, px.
         times: (T,) float64, display time of each frame, s.
         frame_index: (T,) int64, number of each frame in the source.
         source: name of the source file, for people to read.
@@ -131,7 +131,7 @@ class PoseTrack:
         return (self.body[..., 2] > 0).any(axis=1) | (self.face[..., 2] > 0).any(axis=1)
 
     def transform(self, crop: CropResize) -> PoseTrack:
-        """The same track in the coordinates of a cropped and resized picture.
+        """The same track in the coordinates of a cropped and resized image.
 
         Args:
             crop: the crop that is applied to the frames as well.
@@ -211,7 +211,7 @@ class PoseTrack:
         arrays = read_npz(path, keys=_KEYS)
         if str(arrays["format"]) != FORMAT:
             raise PerceptionError(
-                f"key points '{path}' have format '{arrays['format']}', expected '{FORMAT}'; detect them again"
+                f"keypoints '{path}' have format '{arrays['format']}', expected '{FORMAT}'; detect them again"
             )
         try:
             return cls(
@@ -224,7 +224,7 @@ class PoseTrack:
                 source=str(arrays["source"]),
             )
         except (PerceptionError, TypeError, OverflowError, ValueError) as error:
-            raise PerceptionError(f"key points '{path}' cannot be used: {error}") from error
+            raise PerceptionError(f"keypoints '{path}' cannot be used: {error}") from error
 
 
 def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -242,17 +242,17 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
     """
     path = Path(path)
     if not path.is_file():
-        raise PerceptionError(f"key points '{path}' are not a file; give an .npz written by this project")
+        raise PerceptionError(f"keypoints '{path}' are not a file; give an .npz written by this project")
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > _MAX_BYTES:
-                raise PerceptionError(f"key points '{path}' unpack to {unpacked / 2**30:.1f} GiB; expected below 4 GiB")
+                raise PerceptionError(f"keypoints '{path}' unpack to {unpacked / 2**30:.1f} GiB; expected below 4 GiB")
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in keys if key not in arrays.files]
             if missing:
                 raise PerceptionError(
-                    f"key points '{path}' lack {missing}; found {sorted(arrays.files)[:10]}; "
+                    f"keypoints '{path}' lack {missing}; found {sorted(arrays.files)[:10]}; "
                     f"detect them again from the video"
                 )
             return {key: arrays[key] for key in keys}
@@ -263,12 +263,12 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
         # The zip and npy parsers raise all of these on damaged bytes.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PerceptionError(
-            f"key points '{path}' are damaged or no .npz ({reason}); detect them again from the video"
+            f"keypoints '{path}' are damaged or no .npz ({reason}); detect them again from the video"
         ) from error
 
 
 def missing_points(*shape: int) -> np.ndarray:
-    """Key points that are all missing.
+    """Keypoints that are all missing.
 
     Args:
         shape: leading sizes, e.g. (18,).
@@ -280,11 +280,11 @@ def missing_points(*shape: int) -> np.ndarray:
 
 
 def mark_outside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Set points outside the picture, and points that are not finite, to missing.
+    """Set points outside the image, and points that are not finite, to missing.
 
     Args:
         points: (..., 3) x px, y px, confidence.
-        size: (H, W) of the picture, px.
+        size: (H, W) of the image, px.
 
     Returns:
         (..., 3) float32, confidence clipped to [0, 1].
@@ -301,15 +301,15 @@ def mark_outside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def mark_face(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A face counts as a whole: all landmarks missing where its centre lies outside the picture or a value is not
+    """A face counts as a whole: all landmarks missing where its centre lies outside the image or a value is not
     finite.
 
     Args:
         points: (68, 3) x px, y px, confidence.
-        size: (H, W) of the picture, px.
+        size: (H, W) of the image, px.
 
     Returns:
-        (68, 3) float32, confidence clipped to [0, 1]; single landmarks may lie outside the picture.
+        (68, 3) float32, confidence clipped to [0, 1]; single landmarks may lie outside the image.
     """
     points = np.array(points, dtype=np.float32)
     if not np.isfinite(points).all() or not mark_outside(points.mean(axis=0), size)[2]:

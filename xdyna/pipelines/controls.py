@@ -1,4 +1,4 @@
-"""Condition pictures of an animation: skeletons and face patches at the size of the video."""
+"""Control images of an animation: skeletons and face patches at the size of the video."""
 
 import hashlib
 import importlib
@@ -26,37 +26,37 @@ from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.plan import Plan
 
-IN_MEMORY_BYTES = 512 * 2**20  # condition pictures beyond this go to a temporary file
+IN_MEMORY_BYTES = 512 * 2**20  # control images beyond this go to a temporary file
 Interpolation = Literal["area", "bilinear"]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How driving pictures and key points get into the video's picture.
+    """How driving images and keypoints get into the video's image.
 
     Attributes:
-        crop: from the pictures (from the reference picture, where `alignment` is used) to the video.
-        alignment: from the driving person to the one in the reference picture; None leaves the person where it is.
+        crop: from the images (from the reference image, where `alignment` is used) to the video.
+        alignment: from the driving person to the one in the reference image; None leaves the person where it is.
     """
 
     crop: CropResize
     alignment: AlignmentReport | None = None
 
     def image(self, frame: np.ndarray, *, interpolation: Interpolation = "area") -> np.ndarray:
-        """A driving picture at the video's size, uint8 (H, W, 3)."""
+        """A driving image at the video's size, uint8 (H, W, 3)."""
         return self.crop.image(self.alignment.image(frame) if self.alignment else frame, interpolation=interpolation)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Condition pictures of a clip.
+    """Control images of a clip.
 
     Attributes:
         pose: uint8 (T, H, W, 3).
         face: uint8 (T, H, W, 6) local and global face patch, or None.
-        placement: how the driving pictures were placed.
+        placement: how the driving images were placed.
         summary: what perception found; None when it did not run.
-        track: key points in the coordinates of the driving file; None for pose videos.
+        track: keypoints in the coordinates of the driving file; None for pose videos.
     """
 
     pose: np.ndarray
@@ -66,7 +66,7 @@ class Conditions:
     track: PoseTrack | None
 
     def digest(self) -> str:
-        """A hash of all condition pictures: whatever made them, the same pictures give the same video."""
+        """A hash of all control images: whatever made them, the same images give the same video."""
         digest = hashlib.blake2b(digest_size=16)
         for pictures in (self.pose, self.face):
             for frame in pictures if pictures is not None else ():
@@ -205,7 +205,7 @@ def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Itera
 
 
 def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
-    """(18, 3) body of the person in the reference picture, in px of the video."""
+    """(18, 3) body of the person in the reference image, in px of the video."""
     still = PoseTrack(
         body=person.body[None], hands=person.hands[None], face=person.face[None], size=(shape[0], shape[1]),
         times=np.zeros(1), frame_index=np.zeros(1, np.int64),
@@ -216,7 +216,7 @@ def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np
 def _collect(
     pictures: Iterable[np.ndarray], repeats: np.ndarray, *, size: tuple[int, int], channels: int
 ) -> np.ndarray:
-    """Pictures of distinct frames -> one per output frame, (T, H, W, channels), written in place as they come."""
+    """Images of distinct frames -> one per output frame, (T, H, W, channels), written in place as they come."""
     shape = (len(repeats), *size, channels)
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
         collected = np.empty(shape, np.uint8)
@@ -233,7 +233,7 @@ def _find_reference(reference: np.ndarray, config: InferConfig) -> Person:
     if not people:
         raise PerceptionError(
             "no person was found in the reference picture, so there is nothing to align to (--align); leave it out, or "
-            "give the person's key points with --ref-keypoints"
+            "give the person's keypoints with --ref-keypoints"
         )
     return people[0]
 

@@ -25,7 +25,7 @@ class Condition:
 
     Attributes:
         controlnet: the net.
-        pictures: uint8 (T, C, 8h, 8w), kept where they are and moved to the device by the window.
+        images: uint8 (T, C, 8h, 8w), kept where they are and moved to the device by the window.
     """
 
     controlnet: ControlNetModel

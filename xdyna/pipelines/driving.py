@@ -20,14 +20,14 @@ class Driving:
 
     Attributes:
         path: the file.
-        kind: "video" (a person, perception runs), "pose" (skeleton pictures) or "keypoints" (.npz).
-        size: (H, W) of its pictures.
+        kind: "video" (a person, perception runs), "pose" (pose maps) or "keypoints" (.npz).
+        size: (H, W) of its images.
         fps: frame rate of the output.
         source_fps: average frame rate of the file.
         rows: (T,) int64, frame of the file shown by each output frame; ascending, may repeat.
         duration: length of the file in s.
         audio: the file whose sound goes with it (itself, or else the face video); None where there is none.
-        track: the key points, for kind "keypoints".
+        track: the keypoints, for kind "keypoints".
         face_video: the video the faces are taken from, which is also shown beside the result; None where there is none.
     """
 
@@ -43,7 +43,7 @@ class Driving:
     face_video: Path | None = None
 
     def video_frames(self, rows: np.ndarray) -> list[int]:
-        """Frames of `face_video` that show given frames of the file; key points know where they were found."""
+        """Frames of `face_video` that show given frames of the file; keypoints know where they were found."""
         return (rows if self.track is None else self.track.frame_index[rows]).tolist()
 
 
@@ -61,8 +61,8 @@ def open_driving(
     Args:
         given: video, pose video or keypoints; or a track.
         kind: one of `DRIVE_KINDS`; "auto" goes by the file's ending.
-        face_video: for a pose video or key points: the video they were made from, to take the faces from. A pose video
-            goes with it frame by frame, key points by their `frame_index`.
+        face_video: for a pose video or keypoints: the video they were made from, to take the faces from. A pose video
+            goes with it frame by frame, keypoints by their `frame_index`.
         fps: output rate; None takes the largest whole fraction of the file's rate up to 15.
         stride: use every n-th frame, i.e. the file's rate / n; not together with `fps`.
         frames: at most so many output frames (from the beginning); None for all.
@@ -80,19 +80,19 @@ def open_driving(
     if isinstance(given, PoseTrack):
         kind = "keypoints"
     elif not path.exists():
-        raise UsageError(f"--drive {path}: no such file; expected a video, a pose video or a key point file (.npz)")
+        raise UsageError(f"--drive {path}: no such file; expected a video, a pose video or a keypoint file (.npz)")
     if kind == "auto":
         kind = "keypoints" if path.suffix.lower() == ".npz" else "video"
     if face_video is not None and kind == "video":
         raise UsageError(
-            "--face-video goes with key points (.npz) or --drive-kind pose only; a driving video brings its own faces"
+            "--face-video goes with keypoints (.npz) or --drive-kind pose only; a driving video brings its own faces"
         )
     track = None
     if kind == "keypoints":
         track = given if isinstance(given, PoseTrack) else PoseTrack.load(path)
         times, size, audio = track.times - track.times[0], track.size, False
         if not track.found.any():
-            raise PerceptionError(f"{path} holds no person in any of its {len(times)} frames; detect key points again")
+            raise PerceptionError(f"{path} holds no person in any of its {len(times)} frames; detect keypoints again")
         steps = np.diff(times)
         step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / MAX_FPS
         duration, source_fps = float(times[-1]) + step, 1 / step
@@ -140,5 +140,5 @@ def _check_face_video(
         raise UsageError(
             f"--face-video {face_video} shows frame {needed[worst]} {shown[worst] - shown[0]:.3f} s after frame "
             f"{needed[0]}, but in {drive} {found[worst] - found[0]:.3f} s lie between them; give the "
-            "video that the key points were found in"
+            "video that the keypoints were found in"
         )

@@ -46,7 +46,7 @@ class Workload:
         halves: 2 with guidance, 1 without.
         size: (H, W) in pixels.
         face: whether the face ControlNet runs.
-        decode_chunk: pictures decoded at a time.
+        decode_chunk: images decoded at a time.
     """
 
     frames: int

@@ -39,7 +39,7 @@ class OutputFiles:
 
     @property
     def keypoints(self) -> Path:
-        """Key points of the driving video, as `--drive` takes them; written when perception ran."""
+        """Keypoints of the driving video, as `--drive` takes them; written when perception ran."""
         return self.video.with_name(f"{self.video.stem}.keypoints.npz")
 
     def all(self, *, keypoints: bool) -> tuple[Path, ...]:
@@ -86,7 +86,7 @@ def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Pa
     Args:
         out: the video's name (".mp4" is added where it is missing), or None for REFERENCE_DRIVING.mp4 in `folder`, then
             REFERENCE_DRIVING_2.mp4, and so on.
-        reference: picture, for the name.
+        reference: image, for the name.
         driving: driving file, for the name.
         folder: for `out` = None.
 

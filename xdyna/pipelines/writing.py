@@ -30,7 +30,7 @@ def write_outputs(
     overwrite: bool,
     watch: Watch,
 ) -> None:
-    """Write the video, the side-by-side video, the contact sheet and the key points that perception found.
+    """Write the video, the side-by-side video, the contact sheet and the keypoints that perception found.
 
     On failure or Ctrl-C no half video is left.
 
@@ -100,7 +100,7 @@ def describe(files: OutputFiles) -> str:
 
 
 def driving_pictures(driving: Driving, placement: Placement) -> Iterator[np.ndarray | None]:
-    """The driving person at the video's size, one per output frame; None where there are no pictures of a person."""
+    """The driving person at the video's size, one per output frame; None where there are no images of a person."""
     if driving.face_video is None:
         yield from (None for _ in driving.rows)
     else:

@@ -26,7 +26,7 @@ class Refusal(NamedTuple):
 
 
 def too_small(size: tuple[int, int], options: PreprocessOptions) -> Refusal | None:
-    """The picture without letterbox. Args: size: (H, W), px."""
+    """The image without letterbox. Args: size: (H, W), px."""
     if min(size) >= options.min_side:
         return None
     return Refusal(

@@ -92,7 +92,7 @@ def assemble(
     Args:
         outcomes: of all videos, in any order.
         options: duplicates and splits.
-        thumbnails: path of the picture of a clip, by its id, where there is one.
+        thumbnails: path of the image of a clip, by its id, where there is one.
 
     Returns:
         The clips that stay, with their splits, and everything that was skipped; both ordered.
@@ -166,7 +166,7 @@ def finish(
 
 
 def find_thumbnails(folder: Path, clip_ids: Sequence[str]) -> dict[str, str]:
-    """Pictures of clips, by clip id, where there are any."""
+    """Images of clips, by clip id, where there are any."""
     places = {clip_id: place("thumbnails", clip_id, ".jpg") for clip_id in clip_ids}
     return {clip_id: where for clip_id, where in places.items() if (folder / where).is_file()}
 

@@ -1,4 +1,4 @@
-"""Small pictures of a video for measuring, without its letterbox. The video is streamed, never held."""
+"""Small images of a video for measuring, without its letterbox. The video is streamed, never held."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from xdyna.media import CropResize, MediaError, read_frames
 
 ANALYSIS_SIDE = 320
-"""Longer side of the small pictures, px."""
+"""Longer side of the small images, px."""
 
 Box = tuple[int, int, int, int]
-"""left, top, width, height in px of the upright picture."""
+"""left, top, width, height in px of the upright image."""
 
 _BAR_FRAMES = 16  # frames of the video in which bars must be the same
 _BLACK = 26  # brightest value of a bar; compression leaves black at 0 to 16
 _SAFETY = 2  # px cut off beyond a bar, where compression blurs its edge
-_LEAST = 0.3  # of each side must remain, or the darkness is the picture's own
+_LEAST = 0.3  # of each side must remain, or the darkness is the image's own
 
 
 def analysis_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the small pictures of a picture of `size` (H, W); never larger than it."""
+    """(H, W) of the small images of an image of `size` (H, W); never larger than it."""
     scale = min(1.0, ANALYSIS_SIDE / max(size))
     return max(8, round(size[0] * scale)), max(8, round(size[1] * scale))
 
@@ -34,7 +34,7 @@ def sampled(count: int, wanted: int) -> np.ndarray:
 
 
 def find_crop(path: Path, *, count: int, letterbox: bool) -> Box:
-    """The part of the picture that is not letterbox, with even sides.
+    """The part of the image that is not letterbox, with even sides.
 
     Bars are rows and columns at the edges that stay black over frames from all over the video.
 
@@ -47,7 +47,7 @@ def find_crop(path: Path, *, count: int, letterbox: bool) -> Box:
         The box.
 
     Raises:
-        MediaError: no frame can be read, or the picture is too small to be cropped.
+        MediaError: no frame can be read, or the image is too small to be cropped.
     """
     brightest: np.ndarray | None = None
     for frame in read_frames(path, sampled(count, _BAR_FRAMES) if letterbox else [0]):
@@ -65,12 +65,12 @@ def bars_off(brightest: np.ndarray) -> Box:
         brightest: (H, W) uint8, the largest brightness of every pixel over many frames.
 
     Returns:
-        The box with even sides; the whole picture (but for odd sides) where it has no bars, or would hardly remain.
+        The box with even sides; the whole image (but for odd sides) where it has no bars, or would hardly remain.
     """
     height, width = brightest.shape
     top, bottom = _ends((np.percentile(brightest, 98, axis=1) > _BLACK), height)
     left, right = _ends((np.percentile(brightest[top:bottom], 98, axis=0) > _BLACK), width)
-    # A row is shorter without the bars at its sides: what looked black before may hold the picture's edge.
+    # A row is shorter without the bars at its sides: what looked black before may hold the image's edge.
     top, bottom = _ends((np.percentile(brightest[:, left:right], 98, axis=1) > _BLACK), height)
     if bottom - top < _LEAST * height or right - left < _LEAST * width:
         top, bottom, left, right = 0, height, 0, width
@@ -99,7 +99,7 @@ def small_frames(path: Path, crop: Box) -> Iterator[np.ndarray]:
 
     Args:
         path: the video.
-        crop: what is kept of the picture.
+        crop: what is kept of the image.
 
     Returns:
         Iterator over uint8 (h, w, 3) RGB of `analysis_size`.

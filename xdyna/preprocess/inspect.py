@@ -1,4 +1,4 @@
-"""A clip of a data set as people see it: picture, skeleton, face patch and mask side by side."""
+"""A clip of a data set as people see it: image, skeleton, face patch and mask side by side."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clip_frames(record: ClipRecord, arrays: ClipArrays, local: Path) -> Iterator
 
     Raises:
         MediaError: the video cannot be read.
-        DataError: its picture is smaller than the clip's crop.
+        DataError: its image is smaller than the clip's crop.
     """
     bottom, right = record.crop_top + record.height, record.crop_left + record.width
     for frame in read_frames(local, arrays.frame_index.tolist()):
@@ -79,7 +79,7 @@ def inspect_clip(folder: Path, clip_id: str, out: Path, *, overwrite: bool = Fal
 
 
 def _cells(record: ClipRecord, arrays: ClipArrays, local: Path) -> Iterator[dict[str, np.ndarray]]:
-    """What stands side by side in each frame; scenes have their picture alone."""
+    """What stands side by side in each frame; scenes have their image alone."""
     size = (record.height, record.width)
     boxes = _face_boxes(arrays.face, size)
     for row, frame in enumerate(clip_frames(record, arrays, local)):
@@ -108,7 +108,7 @@ def _with_box(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _with_mask(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture with the person in colour and the rest darker."""
+    """The image with the person in colour and the rest darker."""
     full = cv2.resize(mask.astype(np.uint8), (frame.shape[1], frame.shape[0]), interpolation=cv2.INTER_NEAREST)
     inside = (frame * 0.6 + _MASK_COLOR * 0.4).astype(np.uint8)
     return np.where(full[..., None] > 0, inside, frame // 3)

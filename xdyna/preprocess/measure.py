@@ -1,6 +1,6 @@
-"""Numbers of a window of small pictures: motion, the camera's motion, lines of text, a perceptual hash.
+"""Numbers of a window of small images: motion, the camera's motion, lines of text, a perceptual hash.
 
-Lengths are in heights of the picture, times in s. Legend: T frames of h x w px.
+Lengths are in heights of the image, times in s. Legend: T frames of h x w px.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _STILL_SHARE = 0.3  # so many still points, and the camera is: things that move 
 _OUTLIER = 1.0  # px
 
 _TEXT_CONTRASTS = (60, 110, 160)  # differences of brightness of strokes and what they are written on
-_TEXT_HEIGHT = (0.012, 0.15)  # of a line, shares of the picture's height
-_TEXT_WIDTH = 0.1  # shares of the picture's width
+_TEXT_HEIGHT = (0.012, 0.15)  # of a line, shares of the image's height
+_TEXT_WIDTH = 0.1  # shares of the image's width
 _TEXT_ASPECT = 2.5
 _TEXT_EDGES = 0.25  # share of a line's pixels that are edges of strokes
 _TEXT_STROKES = 10  # changes between stroke and ground along a line
@@ -35,7 +35,7 @@ _TEXT_ALONE = 0.5  # edges above and below a line, relative to those in it
 
 
 class Rectangle(NamedTuple):
-    """A box in px of a picture."""
+    """A box in px of an image."""
 
     left: int
     top: int
@@ -53,7 +53,7 @@ class Rectangle(NamedTuple):
         return self.top + self.height
 
     def of(self, picture: np.ndarray) -> np.ndarray:
-        """What lies inside of a (h, w) picture."""
+        """What lies inside of a (h, w) image."""
         return picture[max(0, self.top) : max(0, self.bottom), max(0, self.left) : max(0, self.right)]
 
     def joined(self, other: Rectangle) -> Rectangle:
@@ -84,7 +84,7 @@ def measure_motion(frames: np.ndarray, times: np.ndarray, people: np.ndarray | N
     Args:
         frames: uint8 (T, h, w, 3) RGB, T >= 2.
         times: (T,) display times, s.
-        people: (N, 4) boxes of people: left, top, right, bottom in [0, 1] of the picture; None: nobody.
+        people: (N, 4) boxes of people: left, top, right, bottom in [0, 1] of the image; None: nobody.
 
     Returns:
         The motion.
@@ -153,14 +153,14 @@ def text_lines(frame: np.ndarray, around: np.ndarray | None = None) -> list[Rect
     """Lines of text in the upper and lower third of a frame.
 
     Strokes close to each other are words; words of one height beside each other are lines. Several contrasts are tried:
-    a high one parts bright text from a busy picture.
+    a high one parts bright text from a busy image.
 
     Args:
         frame: uint8 (h, w, 3) RGB, small.
         around: uint8 (N, h, w, 3), frames a moment before and after, in which the text must be as well.
 
     Returns:
-        The lines; empty for most pictures.
+        The lines; empty for most images.
     """
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     gradient = _gradient(grey)
@@ -225,9 +225,9 @@ def _is_line(line: Rectangle, grey: np.ndarray, edges: np.ndarray) -> bool:
 
 
 def perceptual_hash(frame: np.ndarray) -> str:
-    """64-bit pHash: signs of the low frequencies of the grey picture relative to their mean.
+    """64-bit pHash: signs of the low frequencies of the grey image relative to their mean.
 
-    Nearly equal pictures (scaled, compressed again, brighter) differ in few bits, others in about half of them.
+    Nearly equal images (scaled, compressed again, brighter) differ in few bits, others in about half of them.
 
     Args:
         frame: uint8 (h, w, 3) RGB.

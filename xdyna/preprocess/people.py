@@ -21,12 +21,12 @@ from xdyna.preprocess.frames import Box
 MASK_SIDE = 64
 """Longer side of the masks, px."""
 
-_MASK_INPUT = 512  # longer side of the pictures that are segmented, px
+_MASK_INPUT = 512  # longer side of the images that are segmented, px
 _BODY = slice(0, 14)  # joints below eyes and ears
 _MAX_GAP = 8  # frames; the default of inference
 _OTHER = 0.3  # of the largest person's height: smaller ones are passers-by
-_NARROWEST = 0.15  # of the picture's width; what is left beside a person and narrower holds nobody
-_SURE, _TALL = 0.6, 0.25  # score, and share of the picture's height, of people who were only found beside another
+_NARROWEST = 0.15  # of the image's width; what is left beside a person and narrower holds nobody
+_SURE, _TALL = 0.6, 0.25  # score, and share of the image's height, of people who were only found beside another
 _SAME = 0.5  # overlap of two boxes from which on both are one person found twice
 
 
@@ -35,7 +35,7 @@ class Look(NamedTuple):
 
     Attributes:
         people: number of people that count.
-        boxes: (people, 4) left, top, right, bottom in [0, 1] of the cropped picture.
+        boxes: (people, 4) left, top, right, bottom in [0, 1] of the cropped image.
     """
 
     people: int
@@ -48,7 +48,7 @@ class PersonNumbers:
 
     Attributes:
         share: of the frames that show the person.
-        height: median height over that of the picture.
+        height: median height over that of the image.
         confidence: mean confidence of the joints that are seen.
         hidden: mean share of the 14 joints below eyes and ears that are not seen, over frames with the person.
         face: share of the frames with a face.
@@ -90,7 +90,7 @@ def look_at(
         rows: (N,) frame numbers, ascending.
         backend: finds people.
         size: (H, W) of the frames, px.
-        crop: what is kept of the picture.
+        crop: what is kept of the image.
         cache: folder in which detections are kept for `person_track`.
 
     Returns:
@@ -159,14 +159,14 @@ def _common(first: np.ndarray, second: np.ndarray) -> float:
 def person_track(
     video: Path, rows: np.ndarray, *, backend: PoseBackend, size: tuple[int, int], crop: Box, cache: Path
 ) -> tuple[PoseTrack, float]:
-    """The person of a window in px of the cropped picture, by the function and settings of inference.
+    """The person of a window in px of the cropped image, by the function and settings of inference.
 
     Args:
         video: the file.
         rows: (T,) frame numbers, ascending.
         backend: finds people.
         size: (H, W) of the frames, px.
-        crop: what is kept of the picture.
+        crop: what is kept of the image.
         cache: folder of detections.
 
     Returns:
@@ -183,7 +183,7 @@ def person_track(
 
 
 def person_boxes(track: PoseTrack) -> np.ndarray:
-    """Boxes around what is seen of the person (joints and face), inside the picture.
+    """Boxes around what is seen of the person (joints and face), inside the image.
 
     Args:
         track: T frames.
@@ -205,7 +205,7 @@ def person_numbers(track: PoseTrack, others: float = 0.0) -> PersonNumbers:
     """Measure the person of a clip.
 
     Args:
-        track: T frames in px of the cropped picture.
+        track: T frames in px of the cropped image.
         others: share of the frames with other people; handed on.
 
     Returns:
@@ -234,7 +234,7 @@ def person_masks(video: Path, rows: np.ndarray, *, backend: MaskBackend, crop: B
         video: the file.
         rows: (T,) frame numbers, ascending.
         backend: segments people.
-        crop: what is kept of the picture.
+        crop: what is kept of the image.
         there: (T,) bool, frames that show the person; the masks of others are empty.
 
     Returns:
@@ -255,7 +255,7 @@ def person_masks(video: Path, rows: np.ndarray, *, backend: MaskBackend, crop: B
 
 
 def mask_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of the masks of a picture of `size` (H, W)."""
+    """(h, w) of the masks of an image of `size` (H, W)."""
     scale = MASK_SIDE / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -266,7 +266,7 @@ def scene_arrays(rows: np.ndarray, times: np.ndarray, size: tuple[int, int]) -> 
     Args:
         rows: (T,) frame numbers.
         times: (T,) their display times, s.
-        size: (H, W) of the cropped picture, px.
+        size: (H, W) of the cropped image, px.
 
     Returns:
         Zeros, and which frames they are.

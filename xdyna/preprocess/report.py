@@ -1,4 +1,4 @@
-"""What people look at: `report.html` (what was kept, what was skipped and why, with pictures) and the card `README.md`.
+"""What people look at: `report.html` (what was kept, what was skipped and why, with images) and the card `README.md`.
 
 Both follow from the data set alone: no dates, no names of machines.
 """
@@ -35,7 +35,7 @@ class Summary:
         seconds: duration of all videos, s.
         records: clips that were kept.
         skips: what was not.
-        thumbnails: path of the picture of a clip below the folder, by clip id.
+        thumbnails: path of the image of a clip below the folder, by clip id.
         options: settings, by section.
         versions: of packages.
     """
@@ -180,7 +180,7 @@ td { overflow-wrap: anywhere }
 
 
 def write_report(folder: Path, summary: Summary) -> None:
-    """Write `report.html`: one file with its pictures inside. Raises: MediaError: it cannot be written."""
+    """Write `report.html`: one file with its images inside. Raises: MediaError: it cannot be written."""
     clips, skips = len(summary.records), len(summary.skips)
     numbers = [
         (str(summary.videos), "videos"),

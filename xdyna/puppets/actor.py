@@ -1,7 +1,7 @@
 """A puppet that makes a person's faces: face patches for models that know puppets only, from a video of a person.
 
 The person's mouth, eyes, brows and turn of the head are read off the 68 landmarks and acted by a rendered puppet, whose
-head is put where the person's is, at the size of that in the reference picture: puppets have large heads.
+head is put where the person's is, at the size of that in the reference image: puppets have large heads.
 """
 
 from dataclasses import replace
@@ -40,8 +40,8 @@ def act(track: PoseTrack, reference: np.ndarray) -> ActedFaces:
     """Let a puppet make the faces of a track.
 
     Args:
-        track: of a person, T frames, fitted to the figure in the reference picture.
-        reference: (18, 3) body of that figure, in px of the same picture; ears and neck must be there.
+        track: of a person, T frames, fitted to the figure in the reference image.
+        reference: (18, 3) body of that figure, in px of the same image; ears and neck must be there.
 
     Returns:
         ActedFaces: of the track's size; where no face was found, the last one stays (the first one before it).
@@ -50,7 +50,7 @@ def act(track: PoseTrack, reference: np.ndarray) -> ActedFaces:
         NoFaceError: no face in any frame, or no head in the reference.
     """
     if not (reference[[NOSE, NECK, *EARS], 2] > 0).all():
-        raise NoFaceError("the reference's key points have no head (nose, neck, ears), so its size is not known")
+        raise NoFaceError("the reference's keypoints have no head (nose, neck, ears), so its size is not known")
     side = min(2 * max(track.size), _LARGEST)
     clip = render_clip(
         *ACTOR, frames=len(track), size=(side, side), motion_kind="sway",
@@ -100,7 +100,7 @@ def expressions(face: np.ndarray) -> np.ndarray:
 
 
 def turns(face: np.ndarray) -> np.ndarray:
-    """(T,) turn of the head in rad, to the right of the picture positive. Args: face: as in `expressions`."""
+    """(T,) turn of the head in rad, to the right of the image positive. Args: face: as in `expressions`."""
     points = filled_landmarks(face)
     middle, half = (points[:, 0] + points[:, 16]) / 2, (points[:, 16] - points[:, 0]) / 2
     off = ((points[:, 30] - middle) * half).sum(-1) / np.maximum((half**2).sum(-1), 1e-6)

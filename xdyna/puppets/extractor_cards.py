@@ -58,7 +58,7 @@ def identity_card(
 A small network ({_size(network):,} parameters) that turns a puppet's head with hair, hat and collar, cut out upright to
 {FACE_SIDE} x {FACE_SIDE} px, into a unit vector of {network.dim} numbers. The cosine of two vectors is
 `face_cos[puppet]`. Code: `xdyna/puppets/networks.py`. It knows puppets only, and does not find heads by itself:
-the places of both ears are taken from the ground truth or the driving key points.
+the places of both ears are taken from the ground truth or the driving keypoints.
 
 Trained by `python scripts/train_extractors.py identity` on {facts["train_identities"]:,} identities of the training
 split in two clips each, by a cosine softmax with a margin; heads are blurred, shifted, tinted and dirtied at random.

@@ -117,7 +117,7 @@ def furthest_pose(body: np.ndarray, *, start: int, frames: int) -> int:
     """The rule for references: the frame at least `DISTANCE` away from the clip whose pose differs most from it.
 
     Args:
-        body: (N, 18, 3) key points of the whole video.
+        body: (N, 18, 3) keypoints of the whole video.
         start: first frame of the clip.
         frames: its length.
 
@@ -147,14 +147,14 @@ def self_driven(entry: HeldOut, *, frames: int, size: tuple[int, int]) -> Task:
 
 
 def cross_driven(entry: HeldOut, *, frames: int, size: tuple[int, int], aligned: bool) -> Task:
-    """Another identity's picture is driven.
+    """Another identity's image is driven.
 
     Args:
         entry: of the list.
         frames: T.
         size: (H, W), px.
-        aligned: True takes the driving person's key points and pictures, fitted to the reference by
-            `xdyna.perception.align_track`, as `scripts/infer.py --align` does; False takes the exact key points of the
+        aligned: True takes the driving person's keypoints and images, fitted to the reference by
+            `xdyna.perception.align_track`, as `scripts/infer.py --align` does; False takes the exact keypoints of the
             truth, and the driving person's face on the other identity.
 
     Returns:
@@ -164,7 +164,7 @@ def cross_driven(entry: HeldOut, *, frames: int, size: tuple[int, int], aligned:
     truth = entry.clip(frames=frames, size=size, other=True)
     if not aligned:
         driving = entry.clip(frames=frames, size=size, other=True, face=entry.identity)
-        # The body's key points are the truth's; the landmarks are those of the face that is seen.
+        # The body's keypoints are the truth's; the landmarks are those of the face that is seen.
         return Task(still.frames[0], *_conditions(driving.frames, driving.track()), truth=truth)
     driving = entry.clip(frames=frames, size=size)
     track, report = align_track(driving.track(), _person(still), size=size)
@@ -180,7 +180,7 @@ def true_readings(clip: PuppetClip) -> np.ndarray:
 
 
 def _conditions(frames: np.ndarray, track: PoseTrack) -> tuple[np.ndarray, np.ndarray]:
-    """Pose pictures and face patches, drawn by the functions that draw them in training."""
+    """Pose maps and face patches, drawn by the functions that draw them in training."""
     return pose_pictures(track), face_pictures(frames, track.face)
 
 

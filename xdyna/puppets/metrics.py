@@ -1,6 +1,6 @@
 """Metrics of the puppet world: DTFVD, Face-Cos and Face-Exp through the small networks that are trained on it.
 
-Detectors made for people are unreliable on puppets, so that the places of faces are given: the key points of the truth,
+Detectors made for people are unreliable on puppets, so that the places of faces are given: the keypoints of the truth,
 which the generated video should follow. A generated face that is elsewhere is cut out wrongly, and counts as different.
 
 Shape legend: T frames.
@@ -29,7 +29,7 @@ _HALVES = {FULL: ("", ""), FIGURE: ("_fg", "FG-"), BACKGROUND: ("_bg", "BG-")}
 
 
 def given_places(folder: Path) -> Places:
-    """Faces from files of key points, one `ID.npz` per case (`PoseTrack.save`).
+    """Faces from files of keypoints, one `ID.npz` per case (`PoseTrack.save`).
 
     Args:
         folder: of the files.
@@ -42,7 +42,7 @@ def given_places(folder: Path) -> Places:
         assert case.truth is not None
         path, frames = folder / f"{case.id}.npz", case.truth.frames
         if not path.is_file():
-            raise ValueError(f"{case.id}: no key points of the truth; expected {path}, written by PoseTrack.save")
+            raise ValueError(f"{case.id}: no keypoints of the truth; expected {path}, written by PoseTrack.save")
         track = PoseTrack.load(path)
         if len(track.face) < len(frames):
             raise ValueError(f"{path} has {len(track.face)} frames, the truth {len(frames)}; give one per frame")
@@ -77,7 +77,7 @@ def dtfvd(
 
 class PuppetFaceCos(Metric):
     """Face-Cos[puppet]: cosine of the identity vectors of generated and true head in the same frame, mean over frames
-    in which the truth's face is in the picture. 1 is the same person; two people are near 0.
+    in which the truth's face is in the image. 1 is the same person; two people are near 0.
 
     Args:
         network: puppet-identity.
@@ -109,7 +109,7 @@ class PuppetFaceCos(Metric):
 class PuppetFaceExp(Metric):
     """Face-Exp[puppet]: mean absolute difference between mouth and eye opening (0 shut to 1 wide open) read from the
     generated and from the true face in the same frame, over three readings and frames in which the truth's face is in
-    the picture.
+    the image.
 
     Args:
         reader: puppet-expression.

@@ -1,7 +1,7 @@
 """Two small networks that know puppets: what moves and how (`PuppetDynamics`), and whose face it is (`PuppetIdentity`).
 
 They take the places of I3D and AdaFace in metrics of the puppet world (`dtfvd[puppet]`, `face_cos[puppet]`), need no
-download, and mean nothing on other pictures.
+download, and mean nothing on other images.
 
 Shape legend: B clips, T frames, N faces, C channels, H W pixels, D channels of a feature.
 """

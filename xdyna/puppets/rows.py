@@ -64,7 +64,7 @@ def chosen_metrics(names: Sequence[str], points: Path, store: Store) -> list[Met
 
     Args:
         names: as `TinyReportConfig.metrics` has them.
-        points: folder of the key points of the truth.
+        points: folder of the keypoints of the truth.
         store: keeps features.
 
     Raises:
@@ -121,7 +121,7 @@ def measure_rows(
 
 
 def write_inputs(folder: Path, bench: Bench, held_out: Sequence[HeldOut]) -> dict[str, list[Entry]]:
-    """Write every video as a folder of PNG pictures, with true masks and key points.
+    """Write every video as a folder of PNG images, with true masks and keypoints.
 
     Args:
         folder: gets ROW/NN, truth/NN, masks/NN and points/NN.npz.

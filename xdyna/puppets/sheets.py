@@ -40,7 +40,7 @@ def clip_block(task: Task, frames: np.ndarray, *, title: str) -> np.ndarray:
 def write_sheet(path: Path, blocks: Sequence[np.ndarray]) -> None:
     """Lay blocks out in columns and write a PNG.
 
-    Where true colour would take more than 1 MB, the picture gets a palette of 256 colours of its own.
+    Where true colour would take more than 1 MB, the image gets a palette of 256 colours of its own.
 
     Args:
         path: replaced if it exists.

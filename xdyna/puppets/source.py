@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from xdyna.config.data import DataConfig, DataError
-from xdyna.data.schedule import Bucket, Slot, Stock
-from xdyna.data.sources import Faces, Shot
+from xdyna.data.schedule import Bucket, ClipPlace, ClipPool
+from xdyna.data.sources import ClipWindow, Faces
 from xdyna.data.transforms import random_resized_crop
 from xdyna.media import CropResize
 from xdyna.puppets.world import FPS, SPLITS, PuppetClip, render_clip
@@ -26,7 +26,7 @@ class PuppetVideo:
         identity: seed of the figure.
         motion: seed of its motion.
         scene: seed of the scene.
-        face_identity: seed of the other identity whose face is shown in `Shot.faces`; None for no such faces.
+        face_identity: seed of the other identity whose face is shown in `ClipWindow.faces`; None for no such faces.
         face_scene: seed of the scene behind that face: another one, because the patches show some of it; or None.
         length: frames.
         render_size: (H, W) it is rendered at, px.
@@ -77,7 +77,7 @@ class PuppetVideo:
         """Rendered clips have none, as the published model was trained and used."""
         return ""
 
-    def shot(self, rows: np.ndarray, *, reference: int) -> Shot:
+    def window(self, rows: np.ndarray, *, reference: int) -> ClipWindow:
         """Render; see `Video`."""
         clip = self._render(rows)
         picture = self._render(np.array([reference])).frames[0]
@@ -86,9 +86,9 @@ class PuppetVideo:
             other = dataclasses.replace(self, scene=self.face_scene)._render(rows, face_identity=self.face_identity)
             faces = Faces(self._cut(other.frames), other.track().transform(self.crop).face)
         track = clip.track().transform(self.crop)
-        return Shot(self.crop.image(picture), self._cut(clip.frames), None, track, faces)
+        return ClipWindow(self.crop.image(picture), self._cut(clip.frames), None, track, faces)
 
-    def own_faces(self, rows: np.ndarray, shot: Shot) -> Faces:
+    def own_faces(self, rows: np.ndarray, shot: ClipWindow) -> Faces:
         """See `Video`."""
         assert shot.frames is not None
         return Faces(shot.frames, shot.track.face)
@@ -127,7 +127,7 @@ class PuppetVideo:
         )
 
     def _cut(self, pictures: np.ndarray) -> np.ndarray:
-        """The crop of (T, H, W, ...) pictures or masks; it never resamples."""
+        """The crop of (T, H, W, ...) images or masks; it never resamples."""
         left, top, width, height = self.crop.box
         return pictures[:, top : top + height, left : left + width]
 
@@ -152,10 +152,10 @@ class PuppetSource:
     @property
     def buckets(self) -> Sequence[Bucket]:
         """One size; `num_clips` of either kind."""
-        stocks = (Stock(count=self.config.num_clips),)
+        stocks = (ClipPool(count=self.config.num_clips),)
         return (Bucket(self.config.size, 1.0, {"human": stocks, "scene": stocks}),)
 
-    def video(self, bucket: int, slot: Slot, rng: np.random.Generator) -> PuppetVideo:
+    def video(self, bucket: int, slot: ClipPlace, rng: np.random.Generator) -> PuppetVideo:
         """Video of a number of the split (the same in every run), or one with new seeds; always with a new crop."""
         low, high = self.seeds.start, self.seeds.stop
         identity, motion, scene = rng.integers(low, high, size=3).tolist()

@@ -1,6 +1,6 @@
 """Trains `xdyna.puppets.expression.ExpressionReader` on rendered faces (`scripts/train_reader.py`).
 
-It will read soft pictures as well as sharp ones: training blurs, coarsens and dirties the faces at random, and the
+It will read soft images as well as sharp ones: training blurs, coarsens and dirties the faces at random, and the
 accuracy is measured on blurred ones, too.
 """
 

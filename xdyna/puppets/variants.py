@@ -34,7 +34,7 @@ class Variant:
 
     Attributes:
         label: for people.
-        driving: "self", or cross-driven by the truth's key points ("exact") or by the driving person's, aligned.
+        driving: "self", or cross-driven by the truth's keypoints ("exact") or by the driving person's, aligned.
         way: "sample" with the pipeline, "copy" the reference to every frame, or "vae": the truth through the
             autoencoder, which no sampling can beat.
         pose: False blanks the skeletons.
@@ -57,8 +57,8 @@ VARIANTS: dict[str, Variant] = {
     "no_adapter": Variant("(d) adapter off", adapter=False),
     "no_face": Variant("without C_F", face=False),
     "vae": Variant("(e) truth through the VAE", way="vae"),
-    "cross_exact": Variant("(a) exact key points", driving="exact"),
-    "cross_aligned": Variant("(a) driver's key points, aligned", driving="aligned"),
+    "cross_exact": Variant("(a) exact keypoints", driving="exact"),
+    "cross_aligned": Variant("(a) driver's keypoints, aligned", driving="aligned"),
     "cross_copy": Variant("(b) reference copied", driving="exact", way="copy"),
     "cross_vae": Variant("(e) truth through the VAE", driving="exact", way="vae"),
 }
@@ -189,7 +189,7 @@ def adapter_off(unet: XDynaUNet) -> Iterator[None]:
 
 @torch.no_grad()
 def reconstruct(pipeline: XDynaPipeline, frames: np.ndarray) -> np.ndarray:
-    """Pictures through the autoencoder (mean of the posterior) and back: uint8 (T, H, W, 3) both."""
+    """Images through the autoencoder (mean of the posterior) and back: uint8 (T, H, W, 3) both."""
     made = []
     for frame in frames:
         pixels = torch.from_numpy(rearrange(frame, "h w c -> 1 c h w")).float() / 127.5 - 1

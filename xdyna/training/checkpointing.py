@@ -1,12 +1,6 @@
-"""Gradient checkpointing: which layers forget their activations and compute them again on the way back (Chen et al.,
-arXiv 1604.06174). Losses and gradients are the same to the bit; memory is paid for with a second forward pass of these
-layers.
-
-| policy    | recomputed layers                                                            |
-|-----------|------------------------------------------------------------------------------|
-| none      | none                                                                         |
-| selective | those of the highest resolution: first down block and last up block          |
-| full      | every resnet, spatial transformer and motion module                          |
+"""Gradient checkpointing: which layers forget their activations and compute them again on the backward pass (Chen et
+al., arXiv 1604.06174). Losses and gradients are the same to the bit; memory is paid for with a second forward pass of
+these layers.
 """
 
 from collections.abc import Iterable

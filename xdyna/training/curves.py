@@ -1,4 +1,4 @@
-"""Curves of a run as a picture, drawn with OpenCV: one small chart per number."""
+"""Curves of a run as an image, drawn with OpenCV: one small chart per number."""
 
 import math
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 1. PyTorch's default shrinks a convolution's output by 1 / sqrt(3), layer by layer, and lets every residual branch speak
    from the start. Here convolutions keep the variance and residual branches begin silent: a deep network starts as a
    nearly linear one (Goyal et al., arXiv 1706.02677, section 5.1; Fixup, arXiv 1901.09321).
-2. The autoencoder's GroupNorms subtract what a picture's colours have in common, and learning to carry colour past them
+2. The autoencoder's GroupNorms subtract what an image's colours have in common, and learning to carry colour past them
    is most of the first thousand steps. A few channels therefore start as a path that carries colour: block means in the
    encoder, linear interpolation in the decoder. docs/log.md has the measurements.
 """
@@ -125,7 +125,7 @@ def _leave(conv: nn.Conv2d) -> None:
 
 
 def _slope(colours: Tensor, output: Tensor) -> float:
-    """Least-squares factor from colours to the first channels in the middle of the pictures."""
+    """Least-squares factor from colours to the first channels in the middle of the images."""
     middle = output[:, :COLOURS, output.shape[2] // 2, output.shape[3] // 2]
     flat = colours[:, :, 0, 0]
     return float((flat * middle).sum() / (flat * flat).sum())

@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.csv` and sample pictures always, and a tracker by choice.
+"""The log of a run: `metrics.csv` and sample images always, and a tracker by choice.
 
 `metrics.csv` has one row per number (step, name, value). On resuming, rows after the checkpoint are dropped, so that
 the curve of a run that was interrupted equals that of one that was not.
@@ -70,12 +70,12 @@ class RunLog:
             self._tracker.scalars(step, values)
 
     def images(self, step: int, name: str, image: np.ndarray) -> Path:
-        """Log a picture; it is also written as a PNG.
+        """Log an image; it is also written as a PNG.
 
         Args:
             step: of the run.
             name: letters, digits, "_", "-", "." and "/", such as "val/clip-3".
-            image: uint8 (H, W, 3), RGB; several pictures as one sheet.
+            image: uint8 (H, W, 3), RGB; several images as one sheet.
 
         Returns:
             Path: RUN/samples/step-00001000/<name>.png
@@ -132,14 +132,14 @@ def plot_curves(metrics: Path, png: Path, *, names: Sequence[str] | None = None)
 
     Args:
         metrics: the file that `RunLog` writes.
-        png: the picture to write; an existing one is replaced.
+        png: the image to write; an existing one is replaced.
         names: what to draw, in this order; None for all whose name has "loss" in it.
 
     Returns:
         Path: `png`.
 
     Raises:
-        TrainingError: no such file, no such names, no values, or the picture cannot be written.
+        TrainingError: no such file, no such names, no values, or the image cannot be written.
     """
     curves = read_metrics(metrics)
     chosen = [name for name in curves if "loss" in name] if names is None else list(names)

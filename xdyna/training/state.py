@@ -29,7 +29,7 @@ class Progress:
         step: optimizer steps done.
         best_metric: the best validation metric so far; None before the first validation.
         best_step: the step it belongs to.
-        samples: clips or pictures trained on, over all processes.
+        samples: clips or images trained on, over all processes.
         seconds: training time, over all resumes.
     """
 

@@ -1,4 +1,4 @@
-"""Where curves and pictures go besides the run's own files: nowhere, TensorBoard, or Weights & Biases."""
+"""Where curves and images go besides the run's own files: nowhere, TensorBoard, or Weights & Biases."""
 
 import io
 import os
@@ -23,7 +23,7 @@ class Tracker(Protocol):
         """Numbers of a step."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture, uint8 (H, W, 3)."""
+        """An image, uint8 (H, W, 3)."""
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """A clip, uint8 (T, H, W, 3)."""

@@ -308,7 +308,7 @@ class Trainer(Stepper):
         return is_best
 
     def averaged(self) -> Any:
-        """Context in which the networks hold the averaged weights."""
+        """Context in which the networks hold the EMA weights."""
         return self.ema.applied() if self.ema is not None else torch.no_grad()
 
     def gathered(self) -> dict[str, Tensor] | None:

@@ -33,7 +33,7 @@ class Sampled:
 
     Attributes:
         scalars: metric -> value.
-        sheets: name -> uint8 (H, W, 3) picture.
+        sheets: name -> uint8 (H, W, 3) image.
         videos: name -> uint8 (T, H, W, 3).
     """
 
@@ -43,7 +43,7 @@ class Sampled:
 
 
 def validation_data(config: DataConfig) -> DataConfig:
-    """The same kind of clips from the validation split, nothing dropped, always as much of the picture as fits.
+    """The same kind of clips from the validation split, nothing dropped, always as much of the image as fits.
 
     A cache holds training clips, so that the clips are those of what it was written from: puppets, or the data sets.
     """

@@ -72,7 +72,7 @@ def test_what_is_read_is_what_would_be_rendered(small: Small, written: Path, fac
         take, sample = dataset.take(index), dataset[index]
         seen.add((take.kind, take.video.clip_id))
         video = take.video.origin
-        shot = video.shot(take.rows, reference=take.reference)
+        shot = video.window(take.rows, reference=take.reference)
         pose, patches = rendering._conditions(dataclasses.replace(take, video=video), shot)
         frames = torch.from_numpy(np.concatenate([shot.reference[None], shot.frames])).permute(0, 3, 1, 2)
         mean, std = encode(frames)

@@ -93,8 +93,8 @@ def test_cross_identity_faces(small: Small) -> None:
     assert not plain[0].face.any()
 
 
-def test_the_crop_moves_pixels_key_points_and_truth_alike(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dot is drawn at one joint of every frame; it must be found where the pose picture has that joint."""
+def test_the_crop_moves_pixels_keypoints_and_truth_alike(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dot is drawn at one joint of every frame; it must be found where the pose map has that joint."""
 
     def dotted(*args: int, **options: object) -> object:
         clip = render_clip(*args, **options)

@@ -153,7 +153,7 @@ def test_the_crop_keeps_the_person(master: Path) -> None:
 
 
 def test_the_crop_leaves_room_above_the_head(copied: Path) -> None:
-    """Boxes of joints begin at the eyes: the hair above them stays in the picture."""
+    """Boxes of joints begin at the eyes: the hair above them stays in the image."""
     for name in ("human0", "human1", "human2"):
         numbers = read_arrays(copied / "clips" / f"{name}.npz")
         boxes = np.tile(np.float32([20, 24, 40, 60]), (len(numbers.boxes), 1))

@@ -53,7 +53,7 @@ def test_latents_are_those_of_encoding_in_line(writer: ClipDataset, written: Pat
         assert isinstance(take.video, CachedVideo)
         for video in (video for video in videos if video.clip_id == take.video.clip_id):  # one, or two crops of one
             assert isinstance(video, FootageVideo)
-            shot = video.shot(take.rows, reference=take.reference)
+            shot = video.window(take.rows, reference=take.reference)
             assert shot.frames is not None
             frames = torch.from_numpy(np.concatenate([shot.reference[None], shot.frames])).permute(0, 3, 1, 2)
             if not torch.equal(sample.pixels, frames[:1]):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from xdyna.data.schedule import Schedule, Slot, Stock, sample_rng
+from xdyna.data.schedule import ClipPlace, ClipPool, Schedule, sample_rng
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 1 / 3, 0.7, 1.0])
@@ -23,20 +23,20 @@ def test_the_seed_moves_the_scenes() -> None:
 
 
 def test_finite_sets_are_shown_in_whole_permutations() -> None:
-    schedule = Schedule(3, 0.25, humans=(Stock(count=7),), scenes=(Stock(count=5),))
+    schedule = Schedule(3, 0.25, humans=(ClipPool(count=7),), scenes=(ClipPool(count=5),))
     slots = [schedule.slot(i) for i in range(400)]
     for kind, count in (("human", 7), ("scene", 5)):
         numbers = [slot.number for slot in slots if slot.kind == kind]
         epochs = [numbers[k : k + count] for k in range(0, len(numbers) - count, count)]
         assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 10  # shuffled anew each time
-    other = [Schedule(4, 0.25, humans=(Stock(count=7),), scenes=(Stock(count=5),)).slot(i) for i in range(400)]
+    other = [Schedule(4, 0.25, humans=(ClipPool(count=7),), scenes=(ClipPool(count=5),)).slot(i) for i in range(400)]
     assert other != slots
 
 
 def test_endless_sets_have_no_numbers() -> None:
-    assert Schedule(0, 0.0).slot(12) == Slot("human", None)
-    assert Schedule(0, 1.0).slot(12) == Slot("scene", None)
+    assert Schedule(0, 0.0).slot(12) == ClipPlace("human", None)
+    assert Schedule(0, 1.0).slot(12) == ClipPlace("scene", None)
 
 
 def test_generators_of_samples_epochs_and_offsets_differ() -> None:

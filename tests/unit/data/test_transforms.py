@@ -29,7 +29,7 @@ def test_share_of_the_area_and_position() -> None:
 
 @pytest.mark.parametrize("picture", [(1080, 1920), (1920, 1080), (128, 96), (50, 40)])
 def test_crop_of_real_pictures(picture: tuple[int, int]) -> None:
-    """The target's aspect, the share asked for of the largest such part, anywhere in the picture."""
+    """The target's aspect, the share asked for of the largest such part, anywhere in the image."""
     rng, target = np.random.default_rng(0), (128, 96)
     largest = min(picture[0] / 128, picture[1] / 96)
     crops = [crop_around(rng.random(3), picture=picture, target=target, scale=[0.5, 0.9]) for _ in range(2000)]
@@ -66,7 +66,7 @@ def test_crop_keeps_a_person_that_fits() -> None:
 
 
 def test_crop_of_a_person_that_does_not_fit() -> None:
-    """Centred across, with the head; boxes may reach outside the picture."""
+    """Centred across, with the head; boxes may reach outside the image."""
     crop = crop_around((0, 0.9, 0.9), picture=(400, 400), target=(64, 64), scale=[0.25, 1], person=(-20, 100, 310, 420))
     assert crop.box == (55, 100, 200, 200)
 

@@ -16,7 +16,7 @@ COLUMN = Column("fid", "FID", LOWER)
 
 
 class Linear:
-    """Colours of five places: a feature per picture, or their mean for a clip."""
+    """Colours of five places: a feature per image, or their mean for a clip."""
 
     name, version, dim = "linear", "1", D
 

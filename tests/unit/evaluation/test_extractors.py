@@ -27,7 +27,7 @@ def test_inception_is_pytorch_fids() -> None:
     expected = golden("inception")
     state = random_weights(FIDInception().state_dict())
     ours = InceptionExtractor(state, weights="random").features(random_pictures(3))
-    assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()  # pictures are told apart
+    assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()  # images are told apart
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 

@@ -1,4 +1,4 @@
-"""Picture metrics against plain numpy, scikit-image and the bug as it was published."""
+"""Image metrics against plain numpy, scikit-image and the bug as it was published."""
 
 import numpy as np
 import pytest

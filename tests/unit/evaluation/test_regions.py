@@ -11,7 +11,7 @@ from xdyna.media.frame_metrics import psnr, squared_error, ssim_map
 
 
 def pictures(*, count: int = 3, size: tuple[int, int] = (37, 45), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth pictures and noisy copies, uint8 (count, H, W, 3)."""
+    """Smooth images and noisy copies, uint8 (count, H, W, 3)."""
     rng = np.random.default_rng(seed)
     base = [cv2.GaussianBlur(rng.uniform(0, 255, (*size, 3)), (0, 0), 2) for _ in range(count)]
     truth = np.clip(np.stack(base) * 3 - 255, 0, 255)

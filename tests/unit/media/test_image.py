@@ -39,7 +39,7 @@ def test_jpeg_equals_opencv(tmp_path, shared_dir):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "webp"])
 def test_exif_orientation(tmp_path, orientation, kind):
-    """EXIF 2.32, 4.6.4: which side of the stored picture row 0 and column 0 are."""
+    """EXIF 2.32, 4.6.4: which side of the stored image row 0 and column 0 are."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(kind, {})
@@ -229,7 +229,7 @@ def test_the_limit_of_pillow_is_put_back(tmp_path):
 
 
 def _refused(path):
-    """The message of the refusal, empty where the picture is read; any other exception fails the test."""
+    """The message of the refusal, empty where the image is read; any other exception fails the test."""
     try:
         assert read_image(path).ndim == 3
     except MediaError as error:

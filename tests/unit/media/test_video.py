@@ -199,7 +199,7 @@ def test_edit_list_hides_frames(make_video, number_of, tmp_path):
 
 
 def test_hidden_frames_are_not_counted(make_video, number_of, tmp_path):
-    """VP8 frames with show_frame = 0 (RFC 6386, 9.1) are packets with a time of their own, but no picture."""
+    """VP8 frames with show_frame = 0 (RFC 6386, 9.1) are packets with a time of their own, but no image."""
     source = make_video("a.webm", codec="libvpx", options={"cpu-used": "8", "g": "40"})
     path = tmp_path / "hidden.webm"
     with av.open(str(source)) as old, av.open(str(path), "w") as new:

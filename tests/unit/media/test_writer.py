@@ -54,7 +54,7 @@ def stray_files(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-# ---- pictures
+# ---- images
 
 
 def test_round_trip(tmp_path):

@@ -356,7 +356,7 @@ def test_profile_is_neither_front_nor_back():
 def test_leaving_the_picture(share: float):
     body = dance(50).body.copy()
     gone = slice(50 - round(50 * share), 50)
-    # Far enough that aligning by the resting place cannot bring both places into the picture.
+    # Far enough that aligning by the resting place cannot bring both places into the image.
     body[gone, :, 0] += 900
     _, report = align_track(track_of(body, size=(600, 1400)), figure(), size=SIZE)
     expected = min(share, 1 - share)
@@ -569,7 +569,7 @@ def test_nothing_in_common():
 
 @pytest.mark.parametrize("bad", [np.zeros((17, 3)), np.full((18, 3), np.nan), np.full((18, 3), "a"), figure() * 1e9])
 def test_bad_reference(bad: np.ndarray):
-    with pytest.raises(PerceptionError, match=r"key points of the reference .* expected finite \(18, 3\)"):
+    with pytest.raises(PerceptionError, match=r"keypoints of the reference .* expected finite \(18, 3\)"):
         align_track(dance(), bad, size=SIZE)
     with pytest.raises(PerceptionError, match=r"expected finite \(68, 3\)"):
         align_track(dance(), replace(person(figure()), face=np.zeros((5, 3))), size=SIZE)

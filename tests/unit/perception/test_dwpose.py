@@ -168,7 +168,7 @@ def test_errors(rtmlib, monkeypatch, tmp_path: Path):
 
 
 def test_with_the_real_rtmlib(tmp_path: Path):
-    """Tiny models with the outputs of the real ones: a person's box, and one key point position for all 133 points."""
+    """Tiny models with the outputs of the real ones: a person's box, and one keypoint position for all 133 points."""
     pytest.importorskip("rtmlib")
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper

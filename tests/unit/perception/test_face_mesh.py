@@ -49,7 +49,7 @@ def test_lip_columns_lie_above_each_other(mesh: np.ndarray):
 
 
 def test_meshes_follow_the_picture(mesher: FaceMesher, mesh: np.ndarray):
-    """A face half as large, elsewhere, in another picture."""
+    """A face half as large, elsewhere, in another image."""
     small = cv2.resize(picture("admiral"), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     canvas = np.full((500, 600, 3), 90, np.uint8)
     canvas[80 : 80 + small.shape[0], 200 : 200 + small.shape[1]] = small

@@ -16,7 +16,7 @@ STRIDES = (8, 16, 32)
 
 
 def save(path: Path, *, size: tuple, outputs: dict[str, np.ndarray]) -> None:
-    """A model that ignores its picture and returns constants."""
+    """A model that ignores its image and returns constants."""
     picture = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, *size])
     nodes = [
         helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))

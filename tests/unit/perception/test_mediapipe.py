@@ -1,4 +1,4 @@
-"""The default backend on a real picture, scikit-image's astronaut (public domain), and on dancers in the slow tests."""
+"""The default backend on a real image, scikit-image's astronaut (public domain), and on dancers in the slow tests."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ MIRROR = [
     45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
     54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
 ]  # fmt: skip
-"""iBUG-68 landmark -> the landmark it becomes in a mirrored picture."""
+"""iBUG-68 landmark -> the landmark it becomes in a mirrored image."""
 BODY_MIRROR = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
 
 
@@ -38,7 +38,7 @@ def person(backend, astronaut):
 
 
 def test_body_of_a_real_person(person):
-    """Places read off the picture by eye, px."""
+    """Places read off the image by eye, px."""
     seen = {0: (223, 126), 14: (204, 101), 15: (247, 103)}
     for joint, place in seen.items():
         assert np.linalg.norm(person.body[joint, :2] - place) < 15, joint
@@ -52,7 +52,7 @@ def test_body_of_a_real_person(person):
 
 
 def test_face_of_a_real_person(person):
-    """Pupils and the middle of the lips read off the picture by eye, px."""
+    """Pupils and the middle of the lips read off the image by eye, px."""
     face = person.face[:, :2]
     right_eye, left_eye, mouth, jaw = face[36:42].mean(0), face[42:48].mean(0), face[48:68].mean(0), face[:17]
     assert np.linalg.norm(right_eye - (204, 101)) < 4
@@ -183,7 +183,7 @@ def test_models_folder_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("size", [64, 256])
 @pytest.mark.parametrize("side", [20.0, 77.5, 300.0])
 def test_square_crop_geometry(side: float, size: int):
-    """A smooth picture: every pixel of the crop shows the place it should."""
+    """A smooth image: every pixel of the crop shows the place it should."""
     ys, xs = np.mgrid[:200, :220].astype(np.float32)
     picture = np.stack([xs, ys, 0 * xs], axis=-1).astype(np.uint8)
     center = np.array([103.3, 95.7])

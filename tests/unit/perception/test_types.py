@@ -53,7 +53,7 @@ def test_found_needs_one_point(make_track):
 
 
 def test_transform_moves_points_like_pixels(make_track):
-    """A bright pixel in the picture lands where its key point lands; missing points stay missing."""
+    """A bright pixel in the image lands where its keypoint lands; missing points stay missing."""
     track = make_track(1, size=(120, 80))
     body = np.zeros((1, 18, 3), np.float32)
     body[0, 0] = [41, 63, 0.9]

@@ -25,7 +25,7 @@ def pipeline() -> XDynaPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.nn.init.normal_(pipeline.vae.quant_conv.bias, std=1.0)  # mean and variance far from zero
-        for parameter in pipeline.image_encoder.parameters():  # CLIP's own start hardly reacts to the picture
+        for parameter in pipeline.image_encoder.parameters():  # CLIP's own start hardly reacts to the image
             torch.nn.init.normal_(parameter, std=0.3)
         for parameter in pipeline.text_encoder.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -49,7 +49,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @torch.no_grad()
 def direct_image_tokens(pipeline: XDynaPipeline, picture: Image.Image) -> torch.Tensor:
-    """Row of zero pixels, row of the picture; the two go through CLIP one at a time."""
+    """Row of zero pixels, row of the image; the two go through CLIP one at a time."""
     pixels = pipeline.feature_extractor(images=picture, return_tensors="pt").pixel_values
     rows = []
     for values in (torch.zeros(1, 3, 32, 32), pixels):
@@ -86,7 +86,7 @@ def test_image_tokens_are_those_of_the_last_layer_but_one(pipeline, wide):
     assert tokens.shape == (2, 4, 8)
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
     black = direct_image_tokens(pipeline, Image.new("RGB", wide.size))[1]
-    assert not torch.allclose(tokens[0], black, atol=1e-2)  # a black picture is not zero once it is normalised
+    assert not torch.allclose(tokens[0], black, atol=1e-2)  # a black image is not zero once it is normalised
     assert not torch.allclose(tokens[0], torch.zeros(4, 8), atol=1e-2)  # zero pixels are not zero tokens
 
 
@@ -110,7 +110,7 @@ def test_text_tokens_are_clips(pipeline):
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 def test_rows_of_guidance(pipeline, wide, monkeypatch, guidance):
-    """Row 0 is the negative prompt with zero pixels, row 1 the prompt with the picture; without guidance: row 1."""
+    """Row 0 is the negative prompt with zero pixels, row 1 the prompt with the image; without guidance: row 1."""
     seen = spy_on_tokens(monkeypatch)
     texts = {"prompt": "a person dances", "negative_prompt": "blurry"}
     pipeline(wide, poses(), **texts, **OPTIONS, guidance_scale=guidance, generator=seeded())
@@ -179,7 +179,7 @@ def test_reference_of_another_aspect_is_cut_in_the_middle(pipeline, monkeypatch,
     [(cut, used)] = given
     expected = picture.crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     assert cut.size == expected.size == (SIDE, SIDE)
-    # At the border the filter reaches one pixel beyond the box, where a cut picture ends; ties may round either way.
+    # At the border the filter reaches one pixel beyond the box, where a cut image ends; ties may round either way.
     inner = (slice(1, -1), slice(1, -1))
     ours, theirs = (np.asarray(entry).astype(int) for entry in (cut, expected))
     np.testing.assert_allclose(ours[inner], theirs[inner], atol=1)
@@ -210,7 +210,7 @@ def test_half_of_the_priors_elements_are_blurred(pipeline, wide, monkeypatch):
     assert blurred.dtype == torch.bool
     share = blurred.float()
     assert share.mean() == pytest.approx(0.5, abs=0.04)  # 5 standard deviations of 4096 throws
-    for dim in range(1, 5):  # drawn for each element by itself, not for whole frames, channels or pictures
+    for dim in range(1, 5):  # drawn for each element by itself, not for whole frames, channels or images
         others = [d for d in range(5) if d != dim]
         assert share.mean(dim=others).sub(0.5).abs().max() < 0.35
         assert (share.std(dim=dim, correction=0) > 0).float().mean() > 0.8

@@ -158,7 +158,7 @@ def test_guidance_of_one_runs_one_half(pipeline, clip, monkeypatch):
 
 
 def test_controlnet_runs_once_per_frame_and_step(pipeline, clip, monkeypatch):
-    """Windows overlap and both halves share the empty prompt: each frame still passes the ControlNet once per step."""
+    """Windows overlap and both branches share the empty prompt: each frame passes the ControlNet once per step."""
     pictures = []
     original = pipeline.pose_controlnet.forward
 

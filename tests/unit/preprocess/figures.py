@@ -23,7 +23,7 @@ Block = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def backdrop(size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """A grey picture with corners and soft shades, uint8 (H, W, 3)."""
+    """A grey image with corners and soft shades, uint8 (H, W, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(60, 200, (size[0] // 8 + 1, size[1] // 8 + 1), dtype=np.uint8)
     grey = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Bars of letterbox are found to a few px, dark pictures are left whole."""
+"""Bars of letterbox are found to a few px, dark images are left whole."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_bars_of_made_up_pictures(bars: tuple[int, int, int, int]):
     top, bottom, left, right = bars
     picture = np.pad(backdrop((120, 180))[..., 0], [(top, bottom), (left, right)])
     box = bars_off(picture)
-    # Inside of the picture, at most 2 px of safety and 1 px of evenness less than all of it.
+    # Inside of the image, at most 2 px of safety and 1 px of evenness less than all of it.
     assert left <= box[0] <= left + 2
     assert top <= box[1] <= top + 2
     assert left + 180 - 3 <= box[0] + box[2] <= left + 180
@@ -31,7 +31,7 @@ def test_darkness_is_no_bar():
 
 
 def test_bars_must_stay(tmp_path: Path):
-    """A picture that is dark at its edge for a while keeps its edge; a bar that is always there goes."""
+    """An image that is dark at its edge for a while keeps its edge; a bar that is always there goes."""
     frames = [np.pad(backdrop((90, 120), k), [(16, 0), (0, 0), (0, 0)]) for k in range(8)]
     for frame in frames[:4]:
         frame[-20:] = 0

@@ -1,4 +1,4 @@
-"""Measured numbers against pictures that were moved, written on or changed by known amounts."""
+"""Measured numbers against images that were moved, written on or changed by known amounts."""
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ COUNT = 10
 
 
 def panned(step: tuple[float, float], *, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A camera that moves by `step` (x, y) px a frame over a large picture."""
+    """A camera that moves by `step` (x, y) px a frame over a large image."""
     world = backdrop((size[0] + 200, size[1] + 200), 3)
     frames = []
     for k in range(COUNT):
@@ -60,7 +60,7 @@ def test_water_is_no_camera():
 
 
 def test_people_are_no_background():
-    """A person who fills most of the picture moves; where nobody is, nothing does. And the other way round."""
+    """A person who fills most of the image moves; where nobody is, nothing does. And the other way round."""
     frames = panned((3, 0))
     still = backdrop(SIZE, 8)
     for frame in frames:
@@ -126,7 +126,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def test_hash_is_that_of_opencv():
-    """OpenCV's contributed pHash reduces the picture a little differently: few bits near the mean may differ."""
+    """OpenCV's contributed pHash reduces the image a little differently: few bits near the mean may differ."""
     if not hasattr(cv2, "img_hash"):
         pytest.skip("OpenCV without its contributed modules")
     for picture in pictures():

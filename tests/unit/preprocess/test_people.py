@@ -1,4 +1,4 @@
-"""Counting people, and numbers of one person, on made-up key points; the real detector in the slow test."""
+"""Counting people, and numbers of one person, on made-up keypoints; the real detector in the slow test."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ SIZE = (48, 64)
 
 
 def shots(*lengths: int) -> list[np.ndarray]:
-    """Shots of moving, tinted pictures; pixel (0, 0) of frame k holds k."""
+    """Shots of moving, tinted images; pixel (0, 0) of frame k holds k."""
     frames = []
     for number, length in enumerate(lengths):
         wide = backdrop((SIZE[0], SIZE[1] + 80), seed=number)

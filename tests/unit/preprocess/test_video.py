@@ -56,7 +56,7 @@ def run(path: Path, *, kind: str | None = None, folder: Path | None = None, **ch
 
 
 def test_a_person_in_letterbox(tmp_path: Path):
-    """Bars of 20 px above and 14 px at the left; the numbers are those of the picture inside."""
+    """Bars of 20 px above and 14 px at the left; the numbers are those of the image inside."""
     top, left = 20, 14
     framed = [np.pad(frame, [(top, 0), (left, 0), (0, 0)]) for frame in walk()]
     outcome = run(write_video(tmp_path / "a.mp4", framed))

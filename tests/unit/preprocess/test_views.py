@@ -40,7 +40,7 @@ def summary_of(folder: Path, *, skips: int = 3) -> Summary:
 
 
 class Tags(HTMLParser):
-    """Collects pictures and text, and sees that tags are closed in turn."""
+    """Collects images and text, and sees that tags are closed in turn."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ def test_cut_follows_the_face() -> None:
 
 
 def test_cut_is_upright_and_centred() -> None:
-    """The cut of a picture that tells its own coordinates: width, place and orientation in closed form."""
+    """The cut of an image that tells its own coordinates: width, place and orientation in closed form."""
     y, x = np.indices((100, 100))
     frame = np.stack([x * 2, y * 2, x * 0], -1).astype(np.uint8)
     cut = cut_face(frame, landmarks((40.0, 50.0), (70.0, 50.0))).astype(float) / 2

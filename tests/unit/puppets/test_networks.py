@@ -37,7 +37,7 @@ def frames(count: int, side: int = 96) -> np.ndarray:
 
 
 def face_at(left: tuple[float, float], right: tuple[float, float], count: int = 1) -> np.ndarray:
-    """Landmarks of which only the ends of the jaw line matter: the person's right end is `left` in the picture."""
+    """Landmarks of which only the ends of the jaw line matter: the person's right end is `left` in the image."""
     points = np.zeros((count, 68, 3), np.float32)
     points[:, 0], points[:, 16] = (*left, 1), (*right, 1)
     return points
@@ -76,7 +76,7 @@ def test_differences_are_seen(dynamics: PuppetDynamics) -> None:
 
 
 def test_heads_are_cut_in_place() -> None:
-    """On a picture of its own coordinates, the middle of the cut is 0.12 face widths above the ears' middle."""
+    """On an image of its own coordinates, the middle of the cut is 0.12 face widths above the ears' middle."""
     y, x = np.mgrid[:128, :128].astype(np.float32)
     picture = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
     head = cut_head(picture, face_at((50, 60), (74, 60))[0]).astype(float)  # 24 px wide: 1 px of the cut is 1 px
@@ -90,7 +90,7 @@ def test_heads_are_cut_in_place() -> None:
 
 def test_embeddings_are_unit_vectors_where_a_face_is_seen(identity: PuppetIdentity) -> None:
     given, face = frames(70), face_at((40, 48), (60, 48), 70)
-    face[3, 0, 2] = 0  # out of the picture
+    face[3, 0, 2] = 0  # out of the image
     face[5, 16, :2] = face[5, 0, :2] + 1  # no width
     found = identity.embed(given, face)
     unseen = np.isnan(found).all(axis=1)

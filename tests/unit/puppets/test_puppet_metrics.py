@@ -93,7 +93,7 @@ def test_places_come_from_files_and_are_scaled(tmp_path: Path) -> None:
     track.save(tmp_path / "x.npz")
     case = Case("x", video(0), video(0, side=2 * SIDE))
     np.testing.assert_allclose(given_places(tmp_path)(case)[3, 16], (88, 60, 1))
-    with pytest.raises(ValueError, match=r"y: no key points.*y\.npz"):
+    with pytest.raises(ValueError, match=r"y: no keypoints.*y\.npz"):
         given_places(tmp_path)(replace(case, id="y"))
     with pytest.raises(ValueError, match="has 16 frames, the truth 17"):
         given_places(tmp_path)(replace(case, truth=video(0, count=17)))

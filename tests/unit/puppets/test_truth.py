@@ -36,7 +36,7 @@ def test_the_mask_parts_figure_and_scene_exactly(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(100, 112))
-def test_key_points_lie_on_the_figure(seed: int) -> None:
+def test_keypoints_lie_on_the_figure(seed: int) -> None:
     clip = render_clip(seed, seed, seed, frames=6, stride=4)
     points = np.concatenate([clip.body, clip.face, clip.hands[:, :, [0, 9]].reshape(6, -1, 3)], 1)
     x, y = np.rint(points[..., :2]).astype(int).transpose(2, 0, 1)

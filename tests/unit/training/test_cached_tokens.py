@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_computed_tokens(folder: Path, parts: Components) ->
         torch.testing.assert_close(kept, expected, atol=2e-3, rtol=2e-3)  # kept in float16
         torch.testing.assert_close(kept[batch.drop_image], expected[batch.drop_image])
         torch.testing.assert_close(objective(batch), objective(computed), rtol=1e-3, atol=1e-4)
-    assert float((expected[0] - expected[1]).abs().max()) > 0.01  # pictures differ, and so would wrong tokens
+    assert float((expected[0] - expected[1]).abs().max()) > 0.01  # images differ, and so would wrong tokens
 
 
 def test_without_the_digest_they_are_computed(folder: Path, parts: Components) -> None:

@@ -58,7 +58,7 @@ def test_the_seed_decides(components: Components) -> None:
 
 
 def test_the_tiny_autoencoder_begins_with_the_colours() -> None:
-    """Before any training: smooth pictures come back in their colours, which random weights do not do."""
+    """Before any training: smooth images come back in their colours, which random weights do not do."""
     config = load_model("tiny")
     vae, unet = build.build_vae(config.vae), build.build_unet(config.unet)
     coarse = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1

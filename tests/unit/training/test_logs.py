@@ -91,7 +91,7 @@ def test_not_a_log(tmp_path: Path, text: str) -> None:
     assert path.read_bytes() == text.encode("latin-1")
 
 
-# Pictures
+# Images
 
 
 def test_pictures_are_kept(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class FrechetMetric(Metric):
         column: how it is shown.
         extractor: the network.
         ddof: of the covariance, 1 or 0; part of each metric's definition.
-        protocol: clips that a network of clips sees; None: every frame is a picture of its own (FID).
+        protocol: clips that a network of clips sees; None: every frame is an image of its own (FID).
         region: "full", "figure" or "background"; the last two are cut out of truth and generated video separately.
         masker: where masks come from; needed for regions.
         cache: keeps the features of single videos, so that the truth is embedded once for many methods.

@@ -22,7 +22,7 @@ DRIFT_STEP = 16  # frames
 
 
 class TemporalRatio(Metric):
-    """Temporal energy of the generated video / of the truth: 1 is as lively as the truth, 0 a still picture.
+    """Temporal energy of the generated video / of the truth: 1 is as lively as the truth, 0 a still image.
 
     Temporal energy is the mean squared difference of neighbouring frames, over the pixels that belong to the region in
     both (`xdyna.evaluation.metrics.regions.TemporalEnergy`). Reported is the median over videos; noted the share of

@@ -40,7 +40,7 @@ class FaceCos(Metric):
     which both faces are found. `_zero`: the same over all frames in which the true face is found, 0 where the
     generated one is not, so that an unrecognisable face costs something. Noted: the share of such frames.
 
-    Each video is read at its own size, as the published programs read picture files.
+    Each video is read at its own size, as the published programs read image files.
 
     Args:
         embedder: finds and describes faces.

@@ -76,7 +76,7 @@ def psnr_uint8wrap(truth: np.ndarray, generated: np.ndarray) -> float:
 
 
 def ssim_grey(truth: np.ndarray, generated: np.ndarray) -> float:
-    """Structural similarity of the grey pictures: uniform 7 x 7 window, sample covariance, borders of 3 px left out.
+    """Structural similarity of the grey images: uniform 7 x 7 window, sample covariance, borders of 3 px left out.
 
     Args:
         truth: uint8 (H, W, 3), at least 7 x 7 px.
@@ -86,7 +86,7 @@ def ssim_grey(truth: np.ndarray, generated: np.ndarray) -> float:
         -1 to 1.
 
     Raises:
-        ValueError: smaller pictures.
+        ValueError: smaller images.
 
     Source: Wang et al. 2004, in scikit-image's implementation.
     """

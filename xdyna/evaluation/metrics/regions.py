@@ -1,7 +1,7 @@
 """Fidelity and liveliness of a clip inside a region: PSNR, SSIM, temporal energy.
 
 Everything is summed in float64 one frame at a time, so that memory does not grow with the clip. Pixel values are those
-of uint8 pictures, 0 to 255, unless said otherwise; a region is a bool mask per frame, None is the whole frame.
+of uint8 images, 0 to 255, unless said otherwise; a region is a bool mask per frame, None is the whole frame.
 
 Shape legend: T frames, H W pixels.
 """

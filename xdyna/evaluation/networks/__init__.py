@@ -1,1 +1,1 @@
-"""Networks that metrics compare pictures and videos with, in plain torch, under their published names."""
+"""Networks that metrics compare images and videos with, in plain torch, under their published names."""

@@ -42,7 +42,7 @@ def random_weights(like: Mapping[str, Tensor], *, seed: int = 0) -> dict[str, Te
 
 
 def random_pictures(count: int, *, side: int = 64, seed: int = 0) -> np.ndarray:
-    """Smooth random pictures, uint8 (count, side, side + 16, 3)."""
+    """Smooth random images, uint8 (count, side, side + 16, 3)."""
     rng = np.random.Generator(np.random.PCG64(seed))
     y, x = np.mgrid[0:side, 0 : side + 16] / side
     pictures = np.zeros((count, side, side + 16, 3))

@@ -166,7 +166,7 @@ class FIDInception(nn.Module):
 
 
 class InceptionExtractor:
-    """Pictures -> 2048 features, as pytorch-fid computes them.
+    """Images -> 2048 features, as pytorch-fid computes them.
 
     Args:
         state: tensors of `pt_inception-2015-12-05-6726825d.pth`.

@@ -1,4 +1,4 @@
-"""LPIPS 0.1: distance of two pictures in the features of VGG16 or AlexNet, with learned weights per channel.
+"""LPIPS 0.1: distance of two images in the features of VGG16 or AlexNet, with learned weights per channel.
 
 Source: Zhang et al., arXiv 1801.03924, eq. 1.
 Shape legend: T frames, H W pixels.
@@ -109,7 +109,7 @@ class LPIPS:
         Args:
             truth: uint8 (T, H, W, 3).
             generated: uint8 (T, H, W, 3).
-            low: pictures are scaled to [low, 1]: -1 as LPIPS defines it, 0 as DisCo's evaluation calls it.
+            low: images are scaled to [low, 1]: -1 as LPIPS defines it, 0 as DisCo's evaluation calls it.
 
         Returns:
             float64 (T,), at least 0.
@@ -145,7 +145,7 @@ class LpipsMetric(Metric):
 
     Args:
         net: the distance.
-        disco: the published protocol of DisCo, which hands pictures in [0, 1] to a network that expects [-1, 1].
+        disco: the published protocol of DisCo, which hands images in [0, 1] to a network that expects [-1, 1].
     """
 
     needs = frozenset({"truth"})

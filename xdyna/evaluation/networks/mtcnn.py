@@ -32,7 +32,7 @@ SMALLEST, FACTOR = 20, 0.85  # smallest face, px; ratio of neighbouring levels
 CELL, STRIDE = 12, 2  # window of P-Net and its step, px
 R_SIDE, O_SIDE = 24, 48  # inputs of R-Net and O-Net, px
 CHUNK = 256  # boxes at once
-# Where AdaFace wants the eyes, the nose and the mouth's corners (left in the picture first), x, y in px of 112 x 112.
+# Where AdaFace wants the eyes, the nose and the mouth's corners (left in the image first), x, y in px of 112 x 112.
 TEMPLATE = np.array(
     [
         [38.29459953, 51.69630051],
@@ -57,7 +57,7 @@ def _pool(side: int) -> nn.Module:
 
 
 class _Flat(nn.Module):
-    """Columns first, as the networks were trained on transposed pictures."""
+    """Columns first, as the networks were trained on transposed images."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C * W * H)."""
@@ -65,7 +65,7 @@ class _Flat(nn.Module):
 
 
 class PNet(nn.Module):
-    """Proposes windows: runs over a whole picture, one answer per 12 x 12 window at steps of 2 px."""
+    """Proposes windows: runs over a whole image, one answer per 12 x 12 window at steps of 2 px."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,16 +184,16 @@ def squared(boxes: np.ndarray) -> np.ndarray:
 
 
 def cut(picture: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut out boxes; what lies outside the picture is black.
+    """Cut out boxes; what lies outside the image is black.
 
     Args:
-        picture: uint8 (H, W, 3).
+        image: uint8 (H, W, 3).
         boxes: (N, 5) in whole px.
         side: of the cuts, px.
 
     Returns:
-        uint8 (M, side, side, 3); the boxes clipped to the picture (M, 5), which the ports go on with; and which of the
-        N these are: boxes that share no pixel with the picture are left out.
+        uint8 (M, side, side, 3); the boxes clipped to the image (M, 5), which the ports go on with; and which of the
+        N these are: boxes that share no pixel with the image are left out.
     """
     height, width = picture.shape[:2]
     edges = np.array([width, height, width, height]) - 1.0
@@ -228,11 +228,11 @@ def levels(height: int, width: int, *, smallest: float = SMALLEST, factor: float
 
 @dataclass(frozen=True)
 class Faces:
-    """Faces of a picture, the most certain first.
+    """Faces of an image, the most certain first.
 
     Attributes:
         boxes: float64 (N, 5): x1, y1, x2, y2 in px, probability.
-        points: float32 (N, 5, 2): eyes, nose, corners of the mouth (left in the picture first), x, y in px.
+        points: float32 (N, 5, 2): eyes, nose, corners of the mouth (left in the image first), x, y in px.
     """
 
     boxes: np.ndarray
@@ -274,7 +274,7 @@ class MTCNN:
         """Find faces.
 
         Args:
-            picture: uint8 (H, W, 3) RGB.
+            image: uint8 (H, W, 3) RGB.
 
         Raises:
             ValueError: another shape or type.
@@ -331,11 +331,11 @@ class MTCNN:
 def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarray:
     """Scale, rotation and shift from points to a template, float64 (2, 3).
 
-    Least squares of the way back: residuals are measured in the picture, as MATLAB's cp2tform does, which the published
-    alignments follow.
+    Least squares of the inverse map: residuals are measured in the image, as MATLAB's cp2tform does, which the
+    published alignments follow.
 
     Args:
-        points: (P, 2) x, y in px of the picture.
+        points: (P, 2) x, y in px of the image.
         template: (P, 2) where they belong.
 
     Raises:
@@ -355,10 +355,10 @@ def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face turned upright and scaled to 112 x 112 px.
 
     Args:
-        picture: uint8 (H, W, 3).
+        image: uint8 (H, W, 3).
         points: (5, 2) x, y in px, in the order of `TEMPLATE`.
 
     Returns:
-        uint8 (112, 112, 3); what lies outside the picture is black.
+        uint8 (112, 112, 3); what lies outside the image is black.
     """
     return np.asarray(cv2.warpAffine(picture, similarity(points), (SIDE, SIDE)))

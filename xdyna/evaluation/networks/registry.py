@@ -52,7 +52,7 @@ class ExtractorSpec:
         name: its key.
         files: whose tensors it needs, in the order in which `build` takes them.
         build: takes the state dicts, the weights' hash and the device.
-        kind: "picture", "clip" or "face".
+        kind: "image", "clip" or "face".
         dim: channels of a feature; 0 for a distance.
         ddof: of the covariance in the metric's definition.
     """

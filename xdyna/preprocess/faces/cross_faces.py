@@ -27,7 +27,7 @@ from xdyna.data.records import MANIFEST, ClipRecord, place
 from xdyna.data.sources import Faces
 from xdyna.data.store import Dataset, read_dataset, write_if_changed, write_manifest
 from xdyna.media import read_frames
-from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, restlessness
+from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, portrait_penalty
 
 SUMMARY = "faces/faces.json"
 REASONS = {
@@ -41,7 +41,7 @@ REASONS = {
 _TRIES = 4  # others that a clip asks before it stays without
 _SMALL = 100.0  # px; faces of smaller extent are worse portraits, by `_SMALL_COST` per halving
 _SMALL_COST = 0.15
-_REACH = 2.2  # of the part of the pictures that is worked on, in largest face extents from the faces
+_REACH = 2.2  # of the part of the images that is worked on, in largest face extents from the faces
 _KEPT = 64  # portraits in memory
 
 
@@ -72,7 +72,7 @@ def add_faces(
 
     Args:
         folder: a finished data set; its manifest's column `faces` is brought up to date.
-        reenactor: makes the pictures.
+        reenactor: makes the images.
         seed: of who lends the face.
         progress: called with the number of human clips that are done.
 
@@ -111,7 +111,7 @@ def add_faces(
 
 
 class _Pool:
-    """Who can lend a face: one picture of each group.
+    """Who can lend a face: one image of each group.
 
     Args:
         dataset: the data set.
@@ -178,7 +178,7 @@ class _Pool:
 def _portrait_cost(faces: np.ndarray) -> np.ndarray:
     """Restlessness, and something for small faces. Args: faces: (N, 68, 3). Returns: (N,)."""
     extent = np.maximum(np.ptp(faces[..., :2], axis=1).max(axis=1), 1)
-    return np.asarray(restlessness(faces) + _SMALL_COST * np.maximum(np.log2(_SMALL / extent), 0))
+    return np.asarray(portrait_penalty(faces) + _SMALL_COST * np.maximum(np.log2(_SMALL / extent), 0))
 
 
 def _cut(record: ClipRecord, frame_index: np.ndarray, face: np.ndarray) -> Portrait:
@@ -240,7 +240,7 @@ def _reenact(
 
 
 def _whole(part: Faces, record: ClipRecord, corner: tuple[int, int]) -> Faces:
-    """Faces of a part of the picture in the whole picture."""
+    """Faces of a part of the image in the whole image."""
     left, top = corner
     count, height, width = part.frames.shape[:3]
     frames = np.zeros((count, record.height, record.width, 3), dtype=np.uint8)

@@ -26,9 +26,16 @@ from xdyna.data.face_files import patch_boxes, seen
 from xdyna.data.sources import Faces
 from xdyna.perception.face_mesh import FaceMesher, ibug68
 from xdyna.perception.mediapipe_backend import square_crop
-from xdyna.preprocess.faces.reenact import Portrait, ReenactError, check_clip, check_portrait, keep_boxes, restlessness
+from xdyna.preprocess.faces.reenact import (
+    Portrait,
+    ReenactError,
+    check_clip,
+    check_portrait,
+    keep_boxes,
+    portrait_penalty,
+)
 
-_RULES = 1  # raise when the code changes the pictures
+_RULES = 1  # raise when the code changes the images
 _INPUT = 256  # px
 _CROP, _UP = 2.3, 0.125  # side of the crop in face extents, and how far its centre lies above the face's
 _HOME = "XDYNA_LIVEPORTRAIT"
@@ -91,13 +98,13 @@ class LivePortrait:
         if own is not None:
             picture, points = own.picture, own.landmarks
         else:
-            row = found[int(np.argmin(restlessness(landmarks[found])))]
+            row = found[int(np.argmin(portrait_penalty(landmarks[found])))]
             picture, points = frames[row], landmarks[row]
         motion: dict[str, Tensor] = self._wrapper.get_kp_info(self._wrapper.prepare_source(_crop(picture, points)[0]))
         return motion
 
     def _keypoints(self, identity: dict[str, Tensor], motion: dict[str, Tensor], neutral: dict[str, Tensor]) -> Tensor:
-        """The portrait's implicit key points (1, N, 3) in the driving pose.
+        """The portrait's implicit keypoints (1, N, 3) in the driving pose.
 
         x = s (x_c R + delta) + t with scale, rotation and place of the driving face. Source: LivePortrait, eq. 2.
         """
@@ -121,7 +128,7 @@ def _crop(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _pasted(crop: np.ndarray, center: np.ndarray, side: float, *, size: tuple[int, int]) -> np.ndarray:
-    """A crop back in a black picture of a size; edges are repeated as far as face patches can reach."""
+    """A crop back in a black image of a size; edges are repeated as far as face patches can reach."""
     step = side / crop.shape[0]
     matrix = np.array([[step, 0, 0.0], [0, step, 0]])
     matrix[:, 2] = center - side / 2 + step / 2

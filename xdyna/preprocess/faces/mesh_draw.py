@@ -1,6 +1,6 @@
-"""Pictures of the mesh warp: a portrait drawn over moved triangles.
+"""Images of the mesh warp: a portrait drawn over moved triangles.
 
-All triangles of a frame become one map from picture to portrait: each is filled with its number, far ones first, and
+All triangles of a frame become one map from image to portrait: each is filled with its number, far ones first, and
 every pixel then looks up its triangle's affine map. Shape legend: N triangles, P vertices, S sub-pixels per pixel side.
 """
 
@@ -38,7 +38,7 @@ class PortraitWarp:
     """Draws one person's portrait over moving meshes of the same person.
 
     Args:
-        picture: uint8 (H, W, 3) RGB, the portrait.
+        image: uint8 (H, W, 3) RGB, the portrait.
         mesh: (478, 3) px, the face in it.
         shape: (478, 3), the same without pose; see `mesh_shape`.
         pose: of the portrait.
@@ -69,7 +69,7 @@ class PortraitWarp:
         Args:
             shape: (478, 3), with expression.
             pose: where.
-            box: (4,) left, top, right, bottom of the part of the picture that is wanted, px.
+            box: (4,) left, top, right, bottom of the part of the image that is wanted, px.
 
         Returns:
             uint8 (bottom - top, right - left, 3) RGB.
@@ -217,10 +217,10 @@ def _draw_mouth(side: int, *, brightness: float) -> np.ndarray:
 
 
 def _map(target: np.ndarray, source: np.ndarray, triangles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Where each pixel of a picture of `size` comes from.
+    """Where each pixel of an image of `size` comes from.
 
     Args:
-        target: (P, 2) vertices in px of the picture.
+        target: (P, 2) vertices in px of the image.
         source: (P, 2) vertices in px of the portrait.
         triangles: (N, 3), later ones cover earlier ones.
         size: (H, W).

@@ -1,7 +1,7 @@
 """Numbers of the mesh warp: a face mesh as head pose times shape, and one person's expression on another's shape.
 
 Shapes are meshes without pose: x to the face's left, y down, z into the head, the eyes' centres one unit apart, the
-rigid vertices around the origin. A mesh in a picture is `scale * shape @ rotation.T + shift`, in px.
+rigid vertices around the origin. A mesh in an image is `scale * shape @ rotation.T + shift`, in px.
 Shape legend: V = 478 vertices.
 """
 
@@ -23,7 +23,7 @@ from xdyna.perception.face_mesh import (
     UPPER_LIP,
     ibug68,
 )
-from xdyna.preprocess.faces.reenact import restlessness
+from xdyna.preprocess.faces.reenact import portrait_penalty
 
 _UP = (54, 284, 103, 332, 67, 297, 109, 338, 10)  # forehead
 _DOWN = (129, 358, 98, 327, 2, 94)  # below the nose
@@ -36,7 +36,7 @@ _EYE_REACH, _MOUTH_REACH = (0.7, 1.1), (0.6, 1.0)  # distances in widths: full e
 
 @dataclass(frozen=True)
 class HeadPose:
-    """Where a head is in a picture.
+    """Where a head is in an image.
 
     Attributes:
         scale: px per unit of shape.
@@ -49,11 +49,11 @@ class HeadPose:
     shift: np.ndarray
 
     def place(self, shape: np.ndarray) -> np.ndarray:
-        """Points of a shape in the picture. Args: shape: (..., 3). Returns: the same shape, px."""
+        """Points of a shape in the image. Args: shape: (..., 3). Returns: the same shape, px."""
         return np.asarray(self.scale * shape @ self.rotation.T + self.shift)
 
     def upright(self) -> HeadPose:
-        """The same place without turn and nod: only the tilt in the plane of the picture is kept."""
+        """The same place without turn and nod: only the tilt in the plane of the image is kept."""
         angle = np.arctan2(self.rotation[1, 0], self.rotation[0, 0])
         cos, sin = np.cos(angle), np.sin(angle)
         return HeadPose(self.scale, np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]]), self.shift)
@@ -126,7 +126,7 @@ def neutral_shape(meshes: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         (V, 3) shape.
     """
-    calm = [meshes[k] for k in np.argsort(restlessness(ibug68(np.stack(meshes))), kind="stable")[:_CALM]]
+    calm = [meshes[k] for k in np.argsort(portrait_penalty(ibug68(np.stack(meshes))), kind="stable")[:_CALM]]
     neutral, _ = frontal(calm[0])
     for _ in range(_ROUNDS):
         neutral, _ = frontal(np.mean([align(mesh, neutral)[0] for mesh in calm], axis=0))

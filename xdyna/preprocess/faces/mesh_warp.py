@@ -20,7 +20,7 @@ from xdyna.preprocess.faces.mesh_draw import PortraitWarp
 from xdyna.preprocess.faces.mesh_shape import ExpressionTransfer, HeadPose, align, frontal, neutral_shape
 from xdyna.preprocess.faces.reenact import Portrait, ReenactError, check_clip, check_portrait
 
-_RULES = 1  # raise when the code changes the pictures
+_RULES = 1  # raise when the code changes the images
 
 
 class MeshWarp:
@@ -76,7 +76,7 @@ class MeshWarp:
         boxes = patch_boxes(points, size=(frames.shape[1], frames.shape[2]))
         for row, (shape, pose) in placed.items():
             left, top, right, bottom = boxes[row]
-            if left < right and top < bottom:  # else the whole box lies outside the picture
+            if left < right and top < bottom:  # else the whole box lies outside the image
                 pictures[row, top:bottom, left:right] = warp.draw(shape, pose, boxes[row])
         return Faces(pictures, points)
 

@@ -29,7 +29,7 @@ class ReenactError(DataError):
 
     Args:
         message: what was given, what was expected, how to mend it.
-        reason: in a word, for counting: "no_face" (in the clip) or "no_portrait" (no face in the other's picture).
+        reason: in a word, for counting: "no_face" (in the clip) or "no_portrait" (no face in the other's image).
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
@@ -39,10 +39,10 @@ class ReenactError(DataError):
 
 @dataclass(frozen=True)
 class Portrait:
-    """One picture of one person.
+    """One image of one person.
 
     Attributes:
-        picture: uint8 (H, W, 3) RGB.
+        image: uint8 (H, W, 3) RGB.
         landmarks: float32 (68, 3), iBUG-68, x px, y px, confidence.
         name: for messages.
     """
@@ -58,7 +58,7 @@ class FaceReenactor(Protocol):
 
     Attributes:
         name: as in `get_reenactor`.
-        version: everything the pictures depend on.
+        version: everything the images depend on.
     """
 
     name: str
@@ -73,15 +73,15 @@ class FaceReenactor(Protocol):
             frames: uint8 (T, H, W, 3) RGB, the driving clip, T >= 1.
             landmarks: float32 (T, 68, 3) px of these frames; confidence 0 where there is no face.
             other: whose face is shown.
-            own: the driving person without expression, where there is such a picture: expressions are measured from
+            own: the driving person without expression, where there is such an image: expressions are measured from
                 there; None: from the clip's own calmest frame.
 
         Returns:
-            Pictures of the size of `frames`, black outside what a face patch of any part of the clip can show, and the
+            Images of the size of `frames`, black outside what a face patch of any part of the clip can show, and the
             landmarks in them; black with confidence 0 in frames without a face.
 
         Raises:
-            ReenactError: no face in the clip or in the other's picture.
+            ReenactError: no face in the clip or in the other's image.
             DataError: wrong shapes or types, no frames, NaN.
         """
         ...
@@ -140,8 +140,8 @@ def check_portrait(portrait: Portrait) -> None:
         raise ReenactError(f"{portrait.name}: there is no face in it; choose another picture", reason="no_portrait")
 
 
-def restlessness(landmarks: np.ndarray) -> np.ndarray:
-    """How far a face is from a calm, frontal one with open eyes and closed mouth; to choose pictures by.
+def portrait_penalty(landmarks: np.ndarray) -> np.ndarray:
+    """How far a face is from a calm, frontal one with open eyes and closed mouth; to choose images by.
 
     The sum of: opening of the mouth and distance of its width from the frames' median, both in mouth widths; eyes
     narrower than the frames' 80th percentile, in eye widths; sideways turn (the nose's distance from the jaw's middle,

@@ -1,7 +1,7 @@
 """Cross-identity faces to look at, and how well they keep expression and change identity.
 
 Expression: the eight coefficients of `xdyna.evaluation.metrics.people` in driving frames (read by the pose backend)
-against those read back from the reenacted pictures; deviations from each clip's mean are pooled over frames and
+against those read back from the reenacted images; deviations from each clip's mean are pooled over frames and
 coefficients. Identity: the root mean square distance between neutral face shapes, in distances between the eyes:
 result to other person, result to driving person.
 """
@@ -24,7 +24,7 @@ from xdyna.media import contact_sheet, probe, read_frames, read_image, unique_pa
 from xdyna.perception import get_backend
 from xdyna.perception.face_mesh import SKIN, FaceMesher, ibug68
 from xdyna.preprocess.faces.mesh_shape import align, neutral_shape
-from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, get_reenactor, restlessness
+from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, get_reenactor, portrait_penalty
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _CELL, _ACROSS, _PAPER = 208, 6, 250  # px, columns, grey
@@ -76,11 +76,11 @@ class Transfer:
 
 
 def measure_transfer(clip: Clip, result: Clip, other: Portrait, mesher: FaceMesher) -> Transfer:
-    """Compare driving frames, reenacted pictures and the other person.
+    """Compare driving frames, reenacted images and the other person.
 
     Args:
         clip: driving frames; their landmarks are the first reading.
-        result: the reenacted pictures of the same frames; landmarks tell only where the face is looked for.
+        result: the reenacted images of the same frames; landmarks tell only where the face is looked for.
         other: whose face is shown.
         mesher: reads faces from pixels.
 
@@ -88,7 +88,7 @@ def measure_transfer(clip: Clip, result: Clip, other: Portrait, mesher: FaceMesh
         The measures.
 
     Raises:
-        UsageError: fewer than 4 frames with a face in both, or no face in the other's picture.
+        UsageError: fewer than 4 frames with a face in both, or no face in the other's image.
     """
     driving, shown = _meshes(clip, mesher), _meshes(result, mesher)
     rows = sorted(driving.keys() & shown.keys())
@@ -159,13 +159,13 @@ def read_clip(path: Path, *, frames: int) -> Clip:
 
 
 def read_portrait(path: Path, clips: dict[Path, Clip], *, frames: int) -> Portrait:
-    """The person of a picture, or the calmest face of a video."""
+    """The person of an image, or the calmest face of a video."""
     if path.suffix.lower() not in _PICTURES:
         clip = _remembered(path, clips, frames=frames)
         rows = np.flatnonzero(seen(clip.landmarks))
         if not len(rows):
             raise UsageError(f"--other {path}: no face is found in it")
-        row = rows[int(np.argmin(restlessness(clip.landmarks[rows])))]
+        row = rows[int(np.argmin(portrait_penalty(clip.landmarks[rows])))]
         return Portrait(clip.frames[row], clip.landmarks[row], clip.name)
     picture = read_image(path)
     people = get_backend("mediapipe").detect(picture)
@@ -189,7 +189,7 @@ def triples(clip: Clip, result: Clip, other: Portrait, *, count: int, turn: tupl
     """
     size = (clip.frames.shape[1], clip.frames.shape[2])
     boxes, shown = patch_boxes(result.landmarks, size=size), np.flatnonzero(seen(result.landmarks))
-    lively = restlessness(clip.landmarks)
+    lively = portrait_penalty(clip.landmarks)
     portrait_box = patch_boxes(other.landmarks[None], size=(other.picture.shape[0], other.picture.shape[1]))[0]
     for part in np.array_split(shown, turn[1] * count)[turn[0] :: turn[1]]:
         if not len(part):
@@ -203,13 +203,13 @@ def triples(clip: Clip, result: Clip, other: Portrait, *, count: int, turn: tupl
 
 
 def cut_out(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a picture inside a box (left, top, right, bottom); the whole picture where the box is empty."""
+    """The part of an image inside a box (left, top, right, bottom); the whole image where the box is empty."""
     left, top, right, bottom = box.tolist()
     return picture[top:bottom, left:right] if left < right and top < bottom else picture
 
 
 def sheet(shown: Sequence[Triple]) -> np.ndarray:
-    """All triples as columns of three pictures, six columns side by side; uint8 (H, W, 3)."""
+    """All triples as columns of three images, six columns side by side; uint8 (H, W, 3)."""
     names, blocks = ("driving", "other identity", "result"), []
     for first in range(0, len(shown), _ACROSS):
         part = [tuple(_square(picture) for picture in triple) for triple in shown[first : first + _ACROSS]]

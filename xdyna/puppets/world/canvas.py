@@ -1,4 +1,4 @@
-"""Anti-aliased drawing of bold shapes with OpenCV, at twice the size of the final picture."""
+"""Anti-aliased drawing of bold shapes with OpenCV, at twice the size of the final image."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """A picture being drawn, in coordinates of its own: px = origin + unit * xy.
+    """An image being drawn, in coordinates of its own: px = origin + unit * xy.
 
     With four channels colours are premultiplied by the coverage, which is the fourth; drawing in OpenCV's way, that
     is `new = old + (color - old) * coverage`, keeps them so.
 
     Args:
         pixels: (2 H, 2 W, 3 or 4) uint8; drawn over.
-        unit: px of the final picture per unit.
-        origin: (x, y) px of the final picture at (0, 0).
+        unit: px of the final image per unit.
+        origin: (x, y) px of the final image at (0, 0).
         outline: width of outlines in units; 0 for none.
         label: (2 H, 2 W) uint8 that receives 1 for the body and 2 for hair and cloth, or None.
     """
@@ -159,7 +159,7 @@ class Canvas:
             self.fill(part, color, outlined=False)
 
     def picture(self) -> np.ndarray:
-        """The finished picture, (H, W, 3 or 4) uint8."""
+        """The finished image, (H, W, 3 or 4) uint8."""
         height, width = self.pixels.shape[:2]
         size = (width // OVERSAMPLE, height // OVERSAMPLE)
         return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA))

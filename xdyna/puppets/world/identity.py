@@ -30,7 +30,7 @@ _EYES: tuple[RGB, ...] = ((84, 54, 36), (48, 104, 80), (52, 104, 176), (104, 78,
 
 @dataclass(frozen=True)
 class Body:
-    """Lengths (figure heights; widths are half widths) and how much of the picture the figure takes."""
+    """Lengths (figure heights; widths are half widths) and how much of the image the figure takes."""
 
     frame_share: float
     head: float

@@ -1,6 +1,6 @@
 """How a puppet moves: joint angles and expressions as smooth functions of time, all from one seed.
 
-Angles are in rad. Limb angles are in the picture plane and absolute: 0 hangs straight down, positive points away from
+Angles are in rad. Limb angles are in the image plane and absolute: 0 hangs straight down, positive points away from
 the body. `short` is the apparent length of a limb over its true length (it points towards the viewer). Side 0 is the
 puppet's left (right on the screen), side 1 its right. Nothing here depends on who moves.
 """

@@ -32,7 +32,7 @@ _MOVING: dict[str, Callable[[tuple[int, int], np.random.Generator], Scene]] = {
 DYNAMIC_SCENES = tuple(_MOVING)
 
 _STEPS = 2  # simulation steps per world frame
-_GROUND = 0.972  # picture heights
+_GROUND = 0.972  # image heights
 _OUTLINE = 0.0055  # figure heights
 _SMALLEST = 64
 
@@ -41,7 +41,7 @@ _SMALLEST = 64
 class PuppetClip:
     """N frames of a puppet, or of a scene alone, and their ground truth.
 
-    Key points that lie outside the picture, and all of a clip without a figure, have confidence 0; others 1.
+    Keypoints that lie outside the image, and all of a clip without a figure, have confidence 0; others 1.
 
     Attributes:
         frames: (N, H, W, 3) uint8 RGB.
@@ -76,7 +76,7 @@ class PuppetClip:
     stride: int
 
     def track(self) -> PoseTrack:
-        """The key points as perception would return them, times from 0."""
+        """The keypoints as perception would return them, times from 0."""
         count, height, width = self.frames.shape[:3]
         return PoseTrack(
             body=self.body,
@@ -123,7 +123,7 @@ def render_clip(
         scene_kind: one of `STATIC_SCENES` and `DYNAMIC_SCENES` instead of the seed's.
         motion_kind: one of `MOTION_KINDS` instead of the seed's.
         expression: (N, E), see `EXPRESSIONS`, instead of the motion's.
-        yaw: (N,) rad, turn of the head to the right of the picture instead of the motion's, which then does not nod.
+        yaw: (N,) rad, turn of the head to the right of the image instead of the motion's, which then does not nod.
 
     Returns:
         The clip; equal arguments give equal bytes.
@@ -160,7 +160,7 @@ def render_clip(
     for k in range(frames):
         pose = acted.pose(k, puppet, marks[k])
         pictures[k], mask = _compose(pictures[k], pose, puppet, face, place)
-        points.append(_key_points(pose, place))
+        points.append(_keypoints(pose, place))
         masks.append(mask)
     body, hands, faces = (np.stack([p[part] for p in points]) for part in range(3))
     mask, secondary = (np.stack([m[part] for m in masks]) for part in range(2))
@@ -236,7 +236,7 @@ def _scene_clip(
 
 
 class _Placement:
-    """Where a figure stands in a picture: px = origin + unit * figure heights."""
+    """Where a figure stands in an image: px = origin + unit * figure heights."""
 
     def __init__(self, puppet: Identity, size: tuple[int, int]) -> None:
         height, width = size
@@ -291,7 +291,7 @@ def _act(puppet: Identity, seed: int, kind: str, shown: np.ndarray) -> _Act:
 def _compose(
     under: np.ndarray, pose: Pose, puppet: Identity, face: Face, place: _Placement
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The picture with the figure on it, and the figure's mask and that of hair and cloth."""
+    """The image with the figure on it, and the figure's mask and that of hair and cloth."""
     height, width = place.size
     pixels = np.zeros((height * OVERSAMPLE, width * OVERSAMPLE, 4), np.uint8)
     label = np.zeros(pixels.shape[:2], np.uint8)
@@ -305,7 +305,7 @@ def _compose(
     return picture, (mask, (label[::OVERSAMPLE, ::OVERSAMPLE] == 2) & mask)
 
 
-def _key_points(pose: Pose, place: _Placement) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _keypoints(pose: Pose, place: _Placement) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Body (18, 3), hands (2, 21, 3) and face (68, 3) in px."""
     marks = pose.head.at(pose.landmarks)
     turn = pose.landmarks[27:31, 0].mean()

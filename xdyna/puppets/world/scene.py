@@ -51,7 +51,7 @@ def sample_tile(tile: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """x, y of all pixels in picture heights, each (H, W) float32."""
+    """x, y of all pixels in image heights, each (H, W) float32."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return (x + 0.5) / height, (y + 0.5) / height

@@ -1,4 +1,4 @@
-"""Scenes of fluids and air that move by themselves: fire, waterfall, sea, clouds. Lengths are picture heights."""
+"""Scenes of fluids and air that move by themselves: fire, waterfall, sea, clouds. Lengths are image heights."""
 
 from __future__ import annotations
 

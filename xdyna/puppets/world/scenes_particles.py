@@ -1,4 +1,4 @@
-"""Scenes of many small things that move: rain, snow, fireworks, grass. Lengths are picture heights."""
+"""Scenes of many small things that move: rain, snow, fireworks, grass. Lengths are image heights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Still scenes: gradient, wall, checker floor, hills. Coordinates are picture heights, (0, 0) at the top left."""
+"""Still scenes: gradient, wall, checker floor, hills. Coordinates are image heights, (0, 0) at the top left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vertical(size: tuple[int, int], stops: Stops) -> np.ndarray:
     """A vertical gradient.
 
     Args:
-        size: (H, W) px of the picture.
+        size: (H, W) px of the image.
         stops: (place from 0 at the top to 1, RGB), ascending.
 
     Returns:
@@ -42,7 +42,7 @@ def vertical(size: tuple[int, int], stops: Stops) -> np.ndarray:
 
 
 def scene_canvas(pixels: np.ndarray) -> Canvas:
-    """A canvas in picture heights on (2 H, 2 W, 3) pixels."""
+    """A canvas in image heights on (2 H, 2 W, 3) pixels."""
     return Canvas(pixels, unit=pixels.shape[0] / OVERSAMPLE, origin=(-0.5, -0.5))
 
 
@@ -105,7 +105,7 @@ def _bricks(canvas: Canvas, rng: np.random.Generator, aspect: float, color: Colo
 
 
 def _furniture(canvas: Canvas, rng: np.random.Generator, aspect: float, accent: Color) -> None:
-    """A window or a picture at each side."""
+    """A window or an image at each side."""
     for side in (0.02, 0.68):
         left, top = aspect * (side + rng.uniform(0, 0.06)), rng.uniform(0.06, 0.2)
         wide, tall = 0.24 * aspect, rng.uniform(0.22, 0.34)
@@ -144,9 +144,9 @@ def sky(size: tuple[int, int], rng: np.random.Generator, *, horizon: float) -> t
     """A sky with a sun.
 
     Args:
-        size: (H, W) px of the picture.
+        size: (H, W) px of the image.
         rng: chooses colours and the sun's place.
-        horizon: picture heights.
+        horizon: image heights.
 
     Returns:
         (2 H, 2 W, 3) uint8 and the RGB at the horizon.

@@ -82,7 +82,7 @@ def test_backbone_is_its_definition(kind: str) -> None:
     with torch.no_grad():
         ours, expected = net(x), plain(state, x, UNITS[kind])
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
-    assert float((ours[0] * ours[1]).sum()) < 0.999  # pictures are told apart
+    assert float((ours[0] * ours[1]).sum()) < 0.999  # images are told apart
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(2))
 
 

@@ -1,7 +1,7 @@
 """MTCNN against the original pipeline and facenet-pytorch (golden numbers), loops and closed forms.
 
 tests/golden/evaluation/mtcnn.npz: what the original code (detect_faces of TreB1eN's mtcnn_pytorch with AdaFace's
-settings but for the thresholds) found on the same random weights and pictures.
+settings but for the thresholds) found on the same random weights and images.
 """
 
 import math
@@ -164,7 +164,7 @@ def test_similarity_minimises_in_the_picture() -> None:
 
 
 def test_alignment_puts_landmarks_in_place() -> None:
-    """A picture with five dots: they end where the template has them."""
+    """An image with five dots: they end where the template has them."""
     points = (TEMPLATE - 56) * 1.7 @ np.array([[0.9, 0.2], [-0.2, 0.9]], np.float32) + np.float32([150, 120])
     picture = np.zeros((260, 300, 3), np.uint8)
     for x, y in points:

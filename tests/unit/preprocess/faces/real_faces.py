@@ -1,4 +1,4 @@
-"""Two real people in the public domain, whose pictures come with other packages: nothing is kept in this project."""
+"""Two real people in the public domain, whose images come with other packages: nothing is kept in this project."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def portrait(name: str, mesher: FaceMesher) -> Portrait:
 
 
 def moved(image: np.ndarray, matrix: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and landmarks (68, 3) after an affine map (2, 3)."""
+    """An image and landmarks (68, 3) after an affine map (2, 3)."""
     size = image.shape[1], image.shape[0]
     shown = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return shown, np.column_stack([points[:, :2] @ matrix[:, :2].T + matrix[:, 2], points[:, 2]]).astype(np.float32)

@@ -30,7 +30,7 @@ SEED = 5
 
 
 class Painter:
-    """Paints face boxes in the mean colour of the other's picture; remembers what it was asked for."""
+    """Paints face boxes in the mean colour of the other's image; remembers what it was asked for."""
 
     name, version = "painter", "1"
 

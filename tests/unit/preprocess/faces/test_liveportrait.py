@@ -121,7 +121,7 @@ def test_the_portrait_is_shown_where_the_driving_face_is(home: Path, people: tup
     assert np.abs(faces.frames[0][patch].astype(int) - expected[patch].astype(int)).mean() < 12
 
 
-def test_key_points_follow_the_paper(home: Path, people: tuple[Portrait, Portrait]):
+def test_keypoints_follow_the_paper(home: Path, people: tuple[Portrait, Portrait]):
     """x = s (x_c R + delta) + t, with delta = portrait + driving - calm; pose of the driving face."""
     driver, other = people
     reenactor = get_reenactor("liveportrait", models_dir=home)

@@ -1,4 +1,4 @@
-"""The mesh warp on two public-domain photographs; drawing against the picture itself and its known transformations."""
+"""The mesh warp on two public-domain photographs; drawing against the image itself and its known transformations."""
 
 import cv2
 import numpy as np
@@ -220,7 +220,7 @@ def test_the_same_pictures_every_time(warp: MeshWarp, faces: Faces, astronaut: P
 
 
 def test_expressions_are_measured_from_the_own_portrait(warp: MeshWarp, astronaut: Portrait, admiral: Portrait):
-    """A single frame has no expression of its own; against a calm picture it has: the astronaut smiles."""
+    """A single frame has no expression of its own; against a calm image it has: the astronaut smiles."""
     frames, points = astronaut.picture[None], astronaut.landmarks[None]
     alone = warp.reenact(frames, points, admiral)
     same = warp.reenact(frames, points, admiral, own=astronaut)
@@ -253,7 +253,7 @@ def test_bad_input(warp: MeshWarp, astronaut: Portrait, admiral: Portrait):
 
 
 def test_faces_beyond_the_edge(warp: MeshWarp, astronaut: Portrait, admiral: Portrait):
-    """Half of the face has left the picture: what remains is drawn."""
+    """Half of the face has left the image: what remains is drawn."""
     cut = astronaut.picture[:, 226:]
     points = astronaut.landmarks - np.array([226, 0, 0], np.float32)
     result = warp.reenact(np.ascontiguousarray(cut)[None], points[None], admiral)

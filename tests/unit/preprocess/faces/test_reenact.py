@@ -38,7 +38,7 @@ def test_the_calm_face_is_preferred():
     closed = changed(a=(37, 0, 3), b=(38, 0, 3), c=(40, 0, -3), d=(41, 0, -3))
     turned = calm.copy()
     turned[27:36, 0] += 20
-    costs = reenact.restlessness(np.stack([opened, calm, closed, turned, calm, calm]))
+    costs = reenact.portrait_penalty(np.stack([opened, calm, closed, turned, calm, calm]))
     assert costs[1] == costs[4] == costs.min() == pytest.approx(0, abs=1e-6)
     assert costs[0] == pytest.approx(12 / 40), "the gap over the mouth's width"
     assert costs[2] == pytest.approx(6 / 20, rel=1e-5), "an eye of height 6 and width 20 is shut"
@@ -50,13 +50,13 @@ def test_calmness_is_free_of_place_size_and_tilt():
     angle, scale = 0.5, 2.5
     rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     tilted = faces[..., :2] @ rotation.T + [300, -20]
-    np.testing.assert_allclose(reenact.restlessness(tilted), reenact.restlessness(faces), atol=1e-5)
+    np.testing.assert_allclose(reenact.portrait_penalty(tilted), reenact.portrait_penalty(faces), atol=1e-5)
 
 
 def test_a_face_without_size_is_never_chosen():
     faces = np.stack([plain_face(), np.ones((68, 3), np.float32)])
-    assert reenact.restlessness(faces).tolist() == [0.0, np.inf]
-    assert reenact.restlessness(faces[1:]).tolist() == [np.inf]
+    assert reenact.portrait_penalty(faces).tolist() == [0.0, np.inf]
+    assert reenact.portrait_penalty(faces[1:]).tolist() == [np.inf]
 
 
 @pytest.mark.parametrize("seed", range(4))
