@@ -11,9 +11,9 @@ from xdyna.cli.arguments import Command, Program, quoted
 from xdyna.config.eval import EvalConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
-from xdyna.pipelines.plan import Request
 
 if TYPE_CHECKING:
+    from xdyna.pipelines.plan import Request
     from xdyna.evaluation.inputs import Inputs
 
 WORK = ".work"
@@ -152,7 +152,7 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
     return found
 
 
-def _animate(requests: list[Request], options: str) -> int:
+def _animate(requests: "list[Request]", options: str) -> int:
     """Make videos with the settings of scripts/infer.py. Args: options: of its command line."""
     from xdyna.cli import infer  # heavy, and not needed when everything is there
 

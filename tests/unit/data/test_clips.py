@@ -9,6 +9,7 @@ import torch
 
 from xdyna.config.data import DataConfig, DataError
 from xdyna.data import sources
+from xdyna.puppets import source
 from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.samples import collate
 from xdyna.perception import draw_pose, face_patches
@@ -108,7 +109,7 @@ def test_the_crop_moves_pixels_keypoints_and_truth_alike(small: Small, monkeypat
             mask[y, x] = True
         return clip
 
-    monkeypatch.setattr(sources, "render_clip", dotted)
+    monkeypatch.setattr(source, "render_clip", dotted)
     dataset = build_dataset(small(crop_scale=[0.5, 0.9], scene_ratio=0), seed=2)
     boxes = set()
     for index in range(6):

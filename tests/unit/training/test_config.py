@@ -31,7 +31,7 @@ def test_shipped(name: str) -> None:
 
 @pytest.mark.parametrize("words", [["experiment=dynamics"], ["experiment=face"], ["experiment=footage_tiny"], []])
 def test_recipes_for_footage_want_data_sets(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"must be given \(data set folders .*\): add 'data.manifests="):
+    with pytest.raises(ConfigError, match=r"must be given \(folders of data sets .*\): add 'data.manifests="):
         compose(TrainConfig, "train", words)
     given = compose(TrainConfig, "train", [*words, FOOTAGE]).config
     assert [entry["folder"] for entry in given.data.manifests] == ["datasets/mine"]
