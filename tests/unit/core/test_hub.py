@@ -353,6 +353,23 @@ def test_a_name_that_occurs_twice_is_not_guessed(hub: Hub, tmp_path: Path) -> No
     fails(hub, tmp_path, "has no file sub/weights.bin")
 
 
+def test_a_file_that_is_not_on_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched from the address in the table without asking the Hub, resumed and checked; no token goes there."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    file = dataclasses.replace(FILE, base=f"{hub.endpoint}/owner/repo/resolve/main")
+    hub.cuts = [40_000] + [0] * 20
+    fails(hub, tmp_path, "cannot be fetched", f"{file.base}/{file.path}", file=file)
+    kept = partials(tmp_path)[0].stat().st_size
+    assert kept > 0
+    hub.cuts, hub.requests = [], []
+    assert fetch(file, tmp_path, progress=False).read_bytes() == CONTENT
+    assert hub.gets() == [f"bytes={kept}-"]
+    assert [(method, authorization) for method, _, _, authorization in hub.requests] == [("GET", "")]
+    other = dataclasses.replace(file, sha256="0" * 64)
+    fails(hub, tmp_path / "other", "has other bytes than expected", file=other)
+    assert visible(tmp_path / "other") == []
+
+
 # The table
 
 
@@ -367,7 +384,7 @@ def test_registry_is_well_formed() -> None:
         assert file.purpose
         assert file.licence
         assert file.url().startswith("https://")
-        assert file.url().endswith(f"{file.repo}/resolve/main/{file.path}")
+        assert file.url().endswith(file.path if file.base else f"{file.repo}/resolve/main/{file.path}")
 
 
 def test_every_file_of_the_table_can_be_fetched_by_its_name(hub: Hub, tmp_path: Path) -> None:
@@ -385,6 +402,7 @@ def test_every_file_of_the_table_can_be_fetched_by_its_name(hub: Hub, tmp_path: 
         "repositories: [{repo: a/b, licence: x, files: [{path: ../p, purpose: q, uses: []}]}]",
         "repositories: [{repo: a/b, licence: x, files: [{path: p, purpose: q, uses: [], sha256: abc}]}]",
         "repositories: [{repo: a/b, licence: x, files: [{path: p, purpose: q, uses: [], colour: red}]}]",
+        "repositories: [{repo: a/b, base: 'https://c', licence: x, files: [{path: p, purpose: q, uses: [], size: 3}]}]",
         "a: [",
     ],
 )

@@ -1,0 +1,22 @@
+"""Programs that used MediaPipe end silently."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("mediapipe", reason="needs the perception extra")
+
+_PROGRAM = """
+import numpy as np
+from xdyna.perception import get_backend
+backend = get_backend("mediapipe")
+frame = np.zeros((96, 64, 3), np.uint8)
+print(backend.detect(frame), backend.segment(frame).shape)
+"""
+
+
+def test_nothing_on_standard_error_at_the_end() -> None:
+    """Detectors that are alive when Python ends; those of 1.x complain then if they are deleted."""
+    get = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    assert (get.returncode, get.stdout, get.stderr) == (0, "[] (96, 64)\n", "")
