@@ -13,8 +13,8 @@ from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
-    from xdyna.pipelines.plan import Request
     from xdyna.evaluation.inputs import Inputs
+    from xdyna.pipelines.plan import Request
 
 WORK = ".work"
 PROGRAM = Program(

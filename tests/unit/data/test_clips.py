@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from xdyna.config.data import DataConfig, DataError
-from xdyna.data import sources
-from xdyna.puppets import source
 from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.samples import collate
 from xdyna.perception import draw_pose, face_patches
+from xdyna.puppets import source
 from xdyna.puppets.source import PuppetVideo
 from xdyna.puppets.world import SPLITS, PuppetClip, render_clip
 
