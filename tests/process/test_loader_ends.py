@@ -63,9 +63,7 @@ def test_a_program_ends(tmp_path: Path, how: str, method: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(BEGIN + ENDS[how] + CALL)
     done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, timeout=100)
-    told = [
-        line for line in done.stderr.splitlines() if "resource_tracker" not in line
-    ]
+    told = [line for line in done.stderr.splitlines() if "resource_tracker" not in line]
     assert (done.returncode, told) == (0, [])
     first, *pids = done.stdout.split()
     assert first == "[0]"

@@ -206,7 +206,7 @@ def plan_animation(
     size = _size(settings, reference, checkpoint)
     look = _Look(reference, settings.pose_backend)
     crop, person = choose_crop(settings.crop, reference, size, face=face, person=person, look=look)
-    notes = [*look.notes, *_crop_notes(crop, reference, person)]
+    notes = [*look.notes, *_crop_notes(crop, settings.crop, reference, person)]
     return Plan(
         request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
     )
@@ -255,14 +255,14 @@ class _Look:
         return people[0]
 
 
-def _crop_notes(crop: CropResize, reference: np.ndarray, person: Person | None) -> Iterator[str]:
+def _crop_notes(crop: CropResize, policy: str, reference: np.ndarray, person: Person | None) -> Iterator[str]:
     if person is None:
         return
+    advice = "crop=none keeps the whole image"
+    if policy != "person":
+        advice = f"crop=person keeps as much as fits, {advice}"
     if cut := crops.what_is_cut(crop, crops.person_box(person, reference.shape)):
-        yield (
-            f"warning: the crop cuts the person in the reference ({cut}); crop=person keeps as much as fits, crop=none "
-            "keeps the whole image"
-        )
+        yield (f"warning: the crop cuts the person in the reference ({cut}); {advice}")
 
 
 def _size(settings: InferConfig, reference: np.ndarray, checkpoint: Checkpoint) -> tuple[int, int]:

@@ -98,7 +98,7 @@ class ExpressionReader(nn.Module):
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"{folder} holds no usable expression reader ({reason}); expected {_CONFIG} and {_WEIGHTS}, which "
-                "scripts/train_reader.py makes"
+                "scripts/puppets.py train-reader makes"
             ) from error
         if tuple(config["readings"]) != READINGS:
             raise ValueError(f"{folder} reads {config['readings']}, expected {list(READINGS)}; train it again")

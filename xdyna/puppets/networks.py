@@ -95,7 +95,7 @@ class _Shipped(nn.Module):
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"{folder} holds no usable {cls.kind} ({reason}); expected {_CONFIG} and {_WEIGHTS}, which "
-                "scripts/train_extractors.py makes"
+                "scripts/puppets.py train-extractors makes"
             ) from error
 
 

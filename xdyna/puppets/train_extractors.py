@@ -1,4 +1,4 @@
-"""Trains the networks of `xdyna.puppets.networks` on rendered puppets (`scripts/train_extractors.py`).
+"""Trains the networks of `xdyna.puppets.networks` on rendered puppets (`scripts/puppets.py train-extractors`).
 
 Rendered clips and the state after every epoch are kept, so that an interrupted run goes on and ends with the same
 weights.
@@ -47,7 +47,7 @@ Losses = Callable[[np.random.Generator], Iterator[Tensor]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `scripts/train_extractors.py`. Args: argv: without the program's name. Returns: exit code."""
+    """Run `scripts/puppets.py train-extractors`. Args: argv: without the program's name. Returns: exit code."""
     args = _parser().parse_args(argv)
     if args.which in ("dynamics", "all"):
         _train_dynamics(args)

@@ -1,4 +1,4 @@
-"""Trains `xdyna.puppets.expression.ExpressionReader` on rendered faces (`scripts/train_reader.py`).
+"""Trains `xdyna.puppets.expression.ExpressionReader` on rendered faces (`scripts/puppets.py train-reader`).
 
 It will read soft images as well as sharp ones: training blurs, coarsens and dirties the faces at random, and the
 accuracy is measured on blurred ones, too.
@@ -29,7 +29,7 @@ LEARNING_RATE = 2e-3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `scripts/train_reader.py`. Args: argv: without the program's name. Returns: exit code."""
+    """Run `scripts/puppets.py train-reader`. Args: argv: without the program's name. Returns: exit code."""
     args = _parser().parse_args(argv)
     train = render_faces("train", clips=args.clips, seed=args.seed)
     reader = fit(*train, epochs=args.epochs, seed=args.seed)
@@ -184,8 +184,8 @@ A small network ({size:,} parameters) that reads mouth and eye opening (0 shut, 
 puppet's face, cut out upright to {SIDE} x {SIDE} px. `scripts/puppets.py report` compares generated faces with the
 truth by it. Code: `xdyna/puppets/expression.py`. It knows puppets only.
 
-Trained by `python scripts/train_reader.py` on {facts["train_faces"]:,} faces of the puppet world's training split,
-blurred, coarsened, shifted and dirtied at random. Accuracy on {facts["test_faces"]:,} faces of identities, motions and
+Trained by `python scripts/puppets.py train-reader` on {facts["train_faces"]:,} faces of the puppet world's training
+split, blurred, coarsened, shifted and dirtied at random. Accuracy on {facts["test_faces"]:,} faces of identities, motions and
 scenes that were not trained on; "blurred" with a Gaussian of sigma 1 px, as generated faces may be:
 
 {_table(accuracy)}

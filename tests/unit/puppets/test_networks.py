@@ -112,7 +112,7 @@ def test_saved_networks_are_read_again(dynamics: PuppetDynamics, identity: Puppe
     with pytest.raises(ValueError, match=r"no usable puppet-identity.*it is a puppet-dynamics"):
         PuppetIdentity.load(tmp_path / "puppet-dynamics")
     (tmp_path / "puppet-identity" / "weights.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"no usable puppet-identity.*scripts/train_extractors.py"):
+    with pytest.raises(ValueError, match=r"no usable puppet-identity.*scripts/puppets.py train-extractors"):
         PuppetIdentity.load(tmp_path / "puppet-identity")
     with pytest.raises(ValueError, match="no usable puppet-dynamics"):
         PuppetDynamics.load(tmp_path / "nowhere")
