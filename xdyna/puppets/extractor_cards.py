@@ -26,7 +26,8 @@ A small 3-D convolutional network ({_size(network):,} parameters) that looks at 
 frames at 12 per second, scaled to {CLIP_SIDE} x {CLIP_SIDE} px. Its {network.dim} features take the place of I3D's in
 `dtfvd[puppet]` and its figure and background halves. Code: `xdyna/puppets/networks.py`. It knows puppets only.
 
-Trained by `python scripts/puppets.py train-extractors dynamics` on {facts["train_clips"]:,} clips of the training split,
+Trained by `python scripts/puppets.py train-extractors dynamics` on {facts["train_clips"]:,} clips of the
+training split,
 whole or cut to figure or background (the rest black), to tell the kinds of scene ({", ".join(SCENES)}) and motion
 ({", ".join(MOTIONS)}). Some clips are frozen, repeat one frame or have shuffled frames, and the network is taught to
 tell that: **it reacts to freezing and shuffling because it was trained to.** It never saw blurred or noisy clips.
@@ -61,7 +62,8 @@ A small network ({_size(network):,} parameters) that turns a puppet's head with 
 the places of both ears are taken from the ground truth or the driving keypoints.
 
 Trained by `python scripts/puppets.py train-extractors identity` on {facts["train_identities"]:,} identities of the
-training split in two clips each, by a cosine softmax with a margin; heads are blurred, shifted, tinted and dirtied at random.
+training split in two clips each, by a cosine softmax with a margin; heads are blurred, shifted, tinted and
+dirtied at random.
 Verification on {facts["test_identities"]:,} identities that were not trained on; the two heads of a pair are from clips
 with other motions and scenes; "blurred" with a Gaussian of sigma 1 px:
 

@@ -185,7 +185,8 @@ puppet's face, cut out upright to {SIDE} x {SIDE} px. `scripts/puppets.py report
 truth by it. Code: `xdyna/puppets/expression.py`. It knows puppets only.
 
 Trained by `python scripts/puppets.py train-reader` on {facts["train_faces"]:,} faces of the puppet world's training
-split, blurred, coarsened, shifted and dirtied at random. Accuracy on {facts["test_faces"]:,} faces of identities, motions and
+split, blurred, coarsened, shifted and dirtied at random. Accuracy on {facts["test_faces"]:,} faces of
+identities, motions and
 scenes that were not trained on; "blurred" with a Gaussian of sigma 1 px, as generated faces may be:
 
 {_table(accuracy)}
