@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import plan_animation
     from xdyna.pipelines.xdyna import XDynaPipeline
+    from xdyna.training.trainer import train
 
 __version__ = "0.1.0.dev0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "perceive",
     "plan_animation",
     "prepare",
+    "train",
 ]
 
 _PLACES = {
@@ -51,6 +53,7 @@ _PLACES = {
     "perceive": "xdyna.perception.track",
     "plan_animation": "xdyna.pipelines.plan",
     "prepare": "xdyna.pipelines.controls",
+    "train": "xdyna.training.trainer",
 }
 
 
