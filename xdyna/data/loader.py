@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any
 
@@ -92,10 +92,10 @@ class _Iteration:
 
     Args:
         batches: PyTorch's iterator.
-        in_use: what the workers were told to watch (`_WorkerStart`); None without workers.
+        in_use: the flag that the workers watch (`_WorkerStart`), without a lock; None without workers.
     """
 
-    def __init__(self, batches: Any, in_use: Event | None) -> None:
+    def __init__(self, batches: Any, in_use: Any) -> None:
         self.batches, self.in_use = batches, in_use
         self.workers: list[BaseProcess] = list(getattr(batches, "_workers", ()))
 
@@ -105,12 +105,10 @@ class _Iteration:
             _running.remove(self)
         if self.in_use is None:
             return
-        self.in_use.clear()
-        for worker in self.workers:
-            _quietly(worker.terminate)
-        for worker in self.workers:
-            _quietly(worker.join, 2)
-        self.batches._shutdown_workers()
+        self.in_use.value = False
+        # PyTorch asks its workers to end, waits, and ends those that did not. None is ended before: one that held a
+        # lock of theirs at that moment would leave everybody else waiting for it.
+        _quietly(self.batches._shutdown_workers)
         for worker in self.workers:  # one that hangs in a library does not see signals
             _quietly(worker.kill)
             _quietly(worker.join, 5)
@@ -145,10 +143,8 @@ class ClipLoader(DataLoader[Batch]):
         Raises:
             DataError: a sample could not be made, or a worker died.
         """
-        in_use = self.multiprocessing_context.Event() if self.num_workers else None
+        in_use = self.multiprocessing_context.RawValue(ctypes.c_bool, True) if self.num_workers else None
         self.worker_init_fn = _WorkerStart(in_use)
-        if in_use is not None:
-            in_use.set()
         batches = super().__iter__()
         iteration = _Iteration(batches, in_use)
         _running.append(iteration)
@@ -238,10 +234,10 @@ class _WorkerStart:
     A worker ends when its loader is gone (then SIGTERM counts again) and when its parent dies, however that was.
 
     Attributes:
-        in_use: set while the loader's iterator is; None without workers.
+        in_use: shared flag, true while the loader's iterator is in use; None without workers.
     """
 
-    in_use: Event | None
+    in_use: Any
 
     def __call__(self, worker: int) -> None:
         torch.set_num_threads(1)
@@ -253,7 +249,7 @@ class _WorkerStart:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        if self.in_use is None or not self.in_use.is_set():
+        if self.in_use is None or not self.in_use.value:
             os._exit(0)  # another code would be an error to PyTorch
 
 
