@@ -114,7 +114,7 @@ sensitivity: $(STAMP) ## damage puppet clips and see which metrics react; writes
 test: $(STAMP) ## run all tests but the slow ones, in two processes (WORKERS=N: in others)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-fast: $(STAMP) ## run the unit tests: a minute
+test-fast: $(STAMP) ## run the unit tests alone
 	$(BIN)/python -m pytest tests/unit -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests

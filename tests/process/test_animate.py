@@ -115,9 +115,8 @@ def test_progress_and_cancelling(checkpoint, media) -> None:
     again = xdyna.animate(
         *files, out="cut.mp4", settings=settings, model=checkpoint, progress=lambda *step: seen.append(step)
     )
-    assert [step for step in seen if step[0] == "denoising"] == [("denoising", n, 2) for n in range(3)] or [
-        step for step in seen if step[0] == "denoising"
-    ] == [("denoising", n, 3) for n in range(4)]  # what was done is not done again
+    # The first step was finished and is not done again; the second had its window, but was not taken.
+    assert [step for step in seen if step[0] == "denoising"] == [("denoising", n, 3) for n in range(4)]
     assert [step[1:] for step in seen if step[0] == "decoding"] == [(n, 7) for n in range(1, 8)]
     assert any("going on after step" in note for note in again.notes)
     assert again.path.read_bytes() == whole.path.read_bytes()

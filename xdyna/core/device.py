@@ -1,6 +1,7 @@
-"""Devices and data types by their names in settings."""
+"""Devices and data types by their names in settings; copies to a device."""
 
 import torch
+from torch import Tensor
 
 from xdyna.core.errors import UsageError
 
@@ -34,3 +35,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise UsageError("--dtype float16 does not run on the CPU; use float32 or bfloat16")
     return getattr(torch, name)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to a device; to a GPU from page-locked memory, so that nobody waits for the copy.
+
+    Args:
+        tensor: of any type; the host may change or forget it afterwards.
+        device: where it is to be.
+
+    Returns:
+        Tensor: itself if it is there already.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -12,6 +12,13 @@ from xdyna.core.errors import UsageError
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
+_HEADLESS = (
+    "if that is of OpenCV, it is a build that wants the libraries of a desktop. Put the one without them in its place: "
+    "pip uninstall -y opencv-python opencv-contrib-python opencv-contrib-python-headless; "
+    "pip install --no-deps opencv-contrib-python-headless"
+)
+
+
 def _terminate(signum: int, frame: object) -> None:
     raise KeyboardInterrupt("terminated")
 
@@ -45,16 +52,20 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
         return FAILURE
     except (ValueError, OSError) as error:
         return _report(f"error: {error}", FAILURE, arguments)
-    except Exception as error:  # a defect of ours: still no wall of text unless it is asked for
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            hint = "use a smaller --size, fewer context frames, or --dtype float16"
-            return _report(
-                f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}", FAILURE, arguments
-            )
-        text = f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."
-        return _report(text, FAILURE, arguments)
+    except Exception as error:
+        return _report(_unexpected(error), FAILURE, arguments)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _unexpected(error: Exception) -> str:
+    """A sentence about what is no message of ours: still no wall of text unless it is asked for."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        hint = "use a smaller --size, fewer context frames, or --dtype float16"
+        return f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}"
+    if isinstance(error, ImportError) and ".so" in str(error):
+        return f"error: {error}; {_HEADLESS}"
+    return f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."
 
 
 def _report(message: str, code: int, arguments: Sequence[str]) -> int:

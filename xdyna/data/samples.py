@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xdyna.core.devices import to_device
+from xdyna.core.device import to_device
 
 ON_HOST = ("index", "drop_text")  # reading them from a GPU would wait for all that it has to do
 

@@ -20,7 +20,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from xdyna.core.devices import to_device
+from xdyna.core.device import to_device
 
 BITS = 22  # of the filter's coefficients (Pillow, src/libImaging/Resample.c, PRECISION_BITS)
 EXPECTED = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": 3}

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from xdyna.core.devices import to_device
+from xdyna.core.device import to_device
 from xdyna.diffusion.guidance import condition_range, scale_condition
 from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import ImageTokenResampler, image_tokens

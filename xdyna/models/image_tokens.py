@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from xdyna.core.devices import to_device
+from xdyna.core.device import to_device
 from xdyna.models.clip_pixels import clip_pixels
 
 

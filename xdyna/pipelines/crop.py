@@ -96,7 +96,7 @@ def what_is_cut(crop: CropResize, box: np.ndarray) -> str:
         "top": (top - box[1]) / down,
         "bottom": (box[3] - top - height) / down,
     }
-    return ", ".join(f"{share:.0%} at the {side}" for side, share in shares.items() if share > 0.01)
+    return ", ".join(f"{min(share, 1):.0%} at the {side}" for side, share in shares.items() if share > 0.01)
 
 
 def is_whole(crop: CropResize, size_hw: tuple[int, ...]) -> bool:

@@ -19,7 +19,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from xdyna.config.train import LossConfig
-from xdyna.core.devices import to_device
+from xdyna.core.device import to_device
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
 from xdyna.models.denoiser import Control, Tokens

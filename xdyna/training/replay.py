@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xdyna.core.devices import to_device
+from xdyna.core.device import to_device
 from xdyna.data.samples import Batch
 
 _STREAM = 11  # of random numbers that choose what is replayed
