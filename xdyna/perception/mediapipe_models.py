@@ -9,7 +9,6 @@ block of `quiet_stderr`.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import os
@@ -17,9 +16,8 @@ import re
 import sys
 import tempfile
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -129,7 +127,7 @@ def pose_landmarker(*, masks: bool = False) -> Any:
         min_pose_presence_confidence=0.3,
         output_segmentation_masks=masks,
     )
-    return _silent_at_exit(vision.PoseLandmarker.create_from_options(options))
+    return _task(f"pose, masks={masks}", lambda: vision.PoseLandmarker.create_from_options(options))
 
 
 def hand_landmarker() -> Any:
@@ -154,7 +152,7 @@ def hand_landmarker() -> Any:
         min_hand_detection_confidence=0.1,
         min_hand_presence_confidence=0.1,
     )
-    return _silent_at_exit(vision.HandLandmarker.create_from_options(options))
+    return _task("hands", lambda: vision.HandLandmarker.create_from_options(options))
 
 
 def face_mesh() -> Callable[[np.ndarray], np.ndarray | None]:
@@ -187,7 +185,7 @@ def face_mesh() -> Callable[[np.ndarray], np.ndarray | None]:
         num_faces=1,
         min_face_detection_confidence=_MIN_FACE,
     )
-    task = _silent_at_exit(vision.FaceLandmarker.create_from_options(options))
+    task = _task("face mesh", lambda: vision.FaceLandmarker.create_from_options(options))
     return lambda crop: _first_mesh(task.detect(as_image(crop)).face_landmarks)
 
 
@@ -215,7 +213,7 @@ def face_detector() -> Callable[[np.ndarray], np.ndarray]:
         base_options=_base_options(model("face_detection/face_detection_full_range_sparse.tflite")),
         min_detection_confidence=_MIN_FULL_FACE,
     )
-    task = _silent_at_exit(vision.FaceDetector.create_from_options(options))
+    task = _task("faces", lambda: vision.FaceDetector.create_from_options(options))
 
     def detect_by_task(frame: np.ndarray) -> np.ndarray:
         found = [x.bounding_box for x in task.detect(as_image(frame)).detections]
@@ -242,7 +240,7 @@ def selfie_segmenter() -> Callable[[np.ndarray], np.ndarray]:
         base_options=_base_options(model("selfie_segmentation/selfie_segmentation.tflite")),
         output_confidence_masks=True,
     )
-    task = _silent_at_exit(vision.ImageSegmenter.create_from_options(options))
+    task = _task("selfie", lambda: vision.ImageSegmenter.create_from_options(options))
     return lambda frame: np.array(task.segment(as_image(frame)).confidence_masks[0].numpy_view(), dtype=np.float32)
 
 
@@ -276,18 +274,21 @@ def _base_options(content: bytes) -> Any:
     return BaseOptions(model_asset_buffer=content, delegate=BaseOptions.Delegate.CPU)
 
 
-# Detectors of 1.x that are alive when Python ends fail in `__del__` and say so on standard error: a reference that is
-# never given back keeps them from being deleted then.
-_alive: weakref.WeakSet[Any] = weakref.WeakSet()
+_kept: dict[tuple[int, str], Any] = {}
+"""Detectors of 1.x by process and name."""
 
 
-def _silent_at_exit(detector: _T) -> _T:
-    if not has_solutions():
-        _alive.add(detector)
-    return detector
+def _task(name: str, make: Callable[[], _T]) -> _T:
+    """A detector; of 1.x one of each name in a process, which is never deleted.
 
-
-@atexit.register
-def _keep_past_exit() -> None:
-    for detector in _alive:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(detector))
+    Their `__del__` waits for a thread of their own. Called by the garbage collector, in the middle of anything, it may
+    wait for ever (seen inside an import); called when Python ends, it fails and says so on standard error. Single
+    images leave nothing behind in a detector, so one serves all. A forked process needs its own: it has no such thread.
+    """
+    if has_solutions():
+        return make()
+    key = os.getpid(), name
+    if key not in _kept:
+        _kept[key] = make()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept[key]))  # given back by nobody, also not when Python ends
+    return cast(_T, _kept[key])
