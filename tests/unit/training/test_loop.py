@@ -1,12 +1,14 @@
 """Whole runs of `scripts/train.py` with a micro model: resume, kill, frozen weights, bad losses, several stages."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +19,9 @@ from xdyna.cli import train
 from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
+from xdyna.data.samples import Batch
 from xdyna.training.components import Components
+from xdyna.training.objective import DiffusionObjective
 from xdyna.training.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -261,12 +265,31 @@ def test_export_of_a_run_under_way(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = config(tmp_path, "run")
-    assert run(train.main, [*given(path), "--cpu", "optim.lr=1e30", "optim.warmup=0", "optim.clip=0"]) == 1
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_what_is_not_finite_ends_a_run(
+    of: str, start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, the batch on file, and neither a checkpoint nor a pipeline with NaN in it."""
+    forward = DiffusionObjective.forward
+
+    def spoiled(self: DiffusionObjective, batch: Batch, **options: Any) -> torch.Tensor:
+        losses = forward(self, batch, **options)
+        if 4 not in batch.index.tolist():
+            return losses
+        if of == "loss":
+            return losses * math.nan
+        losses.register_hook(lambda gradient: gradient * math.nan)
+        return losses
+
+    monkeypatch.setattr(DiffusionObjective, "forward", spoiled)
+    path = config(tmp_path, "run", init=start)
+    assert run(train.main, [*given(path), "--cpu", "validation.every=0"]) == 1
     error = capsys.readouterr().err
-    assert "expected a finite number" in error
-    assert list((tmp_path / "run" / "bad_batches").glob("*.json"))
+    assert "in step 3, expected a finite number" in error
+    assert [file.name for file in (tmp_path / "run" / "bad_batches").glob("*.json")] == ["step-3.json"]
+    assert not (tmp_path / "run" / "final").exists()
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())
 
 
 @pytest.mark.parametrize(
