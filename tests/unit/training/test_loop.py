@@ -21,6 +21,7 @@ from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
 from xdyna.data.samples import Batch
 from xdyna.training.components import Components
+from xdyna.training.logs import read_metrics
 from xdyna.training.objective import DiffusionObjective
 from xdyna.training.stages import STAGES
 
@@ -142,6 +143,21 @@ def test_the_average_is_handed_on_and_frozen_parts_are_as_they_were(whole: Path)
     fresh = fresh.unet.state_dict()
     assert all(torch.equal(final[name], fresh[name]) for name in final if name not in trained)
     assert any(not torch.equal(final[name], fresh[name]) for name in trained)
+
+
+def test_lines_are_means_since_the_last_one(whole: Path, start: str, tmp_path: Path) -> None:
+    """Lines at 1, every four steps and the end, of a run that is stopped between them."""
+    path = config(tmp_path, "curves", init=start)
+    for minutes in (["--max-minutes", "1e-9"],) * 2 + ([],):
+        assert go(path, "--resume", *minutes, "log_every=4", "validation.every=0") == 0
+    every, lines = (read_metrics(folder / "metrics.csv") for folder in (whole, tmp_path / "curves"))
+    for name in ("train/loss", "train/grad_norm"):
+        values = [value for _, value in every[name]]
+        assert [step for step, _ in lines[name]] == [1, 4, 6]
+        expected = [values[0], sum(values[1:4]) / 3, sum(values[4:]) / 2]
+        assert [value for _, value in lines[name]] == pytest.approx(expected, rel=1e-6)
+    assert [value for step, value in lines["train/lr"] if step == 4] == [every["train/lr"][3][1]]
+    assert lines["train/loss_scene"], "half of the clips are scenes"
 
 
 def test_resume_is_exact(whole: Path, start: str, tmp_path: Path) -> None:
