@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiers import long
 from xdyna.cli.infer import main
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import WeightsError
@@ -84,6 +85,7 @@ def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert (tmp_path / "out.mp4").read_bytes() != before
 
 
+@pytest.mark.long
 def test_automatic_names_are_numbered(infer, tmp_path):
     for _ in range(2):
         assert infer() == 0
@@ -95,8 +97,7 @@ def test_automatic_names_are_numbered(infer, tmp_path):
     ("options", "frames", "fps"),
     [
         (["--fps", "20"], 14, 20),
-        (["--fps", "5"], 4, 5),
-        (["--stride", "2"], 4, 5),
+        *long((["--fps", "5"], 4, 5), (["--stride", "2"], 4, 5)),
         (["--frames", "3"], 3, 10),
     ],
 )
@@ -120,6 +121,7 @@ def test_pose_video_equals_keypoints(infer, media, tmp_path):
     assert probe(tmp_path / "b.mp4").frame_count == 7
 
 
+@pytest.mark.long
 def test_size_and_config_file(infer, tmp_path):
     (tmp_path / "own" / "preset").mkdir(parents=True)
     (tmp_path / "own" / "preset" / "my.yaml").write_text(
@@ -171,6 +173,7 @@ def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_pa
     assert "give --align too" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_batch_in_both_forms(infer, media, tmp_path, capsys):
     ours = [{"ref": str(media / "ref.png"), "drive": str(media / "driving.npz"), "out": "one.mp4"}]
     published = [
@@ -234,6 +237,7 @@ def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "cut.partial.safetensors").exists()
 
 
+@pytest.mark.long
 def test_partial_result_of_another_run_is_not_used(infer, tmp_path, capsys, monkeypatch):
     from xdyna.pipelines import sampler as animate
 
@@ -265,6 +269,7 @@ def test_ctrl_c_while_writing_leaves_no_half_video(infer, tmp_path, monkeypatch)
     assert [name for name in outputs(tmp_path) if name.endswith((".mp4", ".png"))] == []
 
 
+@pytest.mark.long
 def test_broken_off_by_sigterm(checkpoint, media, tmp_path):
     """A real process, a real signal: exit code 130, no traceback, no output under its final name."""
     script = Path(__file__).resolve().parents[2] / "scripts" / "infer.py"

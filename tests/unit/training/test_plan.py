@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.tiers import long
 from xdyna.config.data import DataConfig
 from xdyna.config.loader import load_model
 from xdyna.config.train import OptimConfig, TrainConfig
@@ -139,10 +140,12 @@ def test_meta_count_is_what_the_allocator_holds():
     ("stage", "appearance", "groups"),
     [
         ("vae", "dynamics_adapter", {"vae_encoder", "vae_decoder"}),
-        ("base", "dynamics_adapter", {"unet", "image_encoder", "resampler"}),
-        ("dynamics", "reference_net", {"reference_net", "motion", "pose_controlnet"}),
-        ("dynamics", "ip_adapter", {"motion", "pose_controlnet"}),
-        ("face", "dynamics_adapter", {"face_controlnet"}),
+        *long(
+            ("base", "dynamics_adapter", {"unet", "image_encoder", "resampler"}),
+            ("dynamics", "reference_net", {"reference_net", "motion", "pose_controlnet"}),
+            ("dynamics", "ip_adapter", {"motion", "pose_controlnet"}),
+            ("face", "dynamics_adapter", {"face_controlnet"}),
+        ),
     ],
 )
 def test_every_stage_has_a_plan(stage, appearance, groups):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.tiers import long
 from xdyna.evaluation.networks.adaface import UNITS, AdaFace, IRBackbone, backbone_tensors
 from xdyna.evaluation.networks.fixture import random_pictures, random_weights
 from xdyna.evaluation.networks.mtcnn import NOBODY, Faces
@@ -73,7 +74,7 @@ class Scripted:
         return Faces(np.array([[10, 10, 50, 50, 0.99]]), points[None])
 
 
-@pytest.mark.parametrize("kind", ["ir50", "ir101"])
+@pytest.mark.parametrize("kind", ["ir50", *long("ir101")])
 def test_backbone_is_its_definition(kind: str) -> None:
     net = IRBackbone(UNITS[kind]).eval()
     state = random_state(kind)
