@@ -62,6 +62,7 @@ def test_same_command_same_bytes(infer, tmp_path):
     assert a == b != c
 
 
+@pytest.mark.long
 def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
     from xdyna.pipelines import animate, controls
 
@@ -75,6 +76,7 @@ def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.long
 def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert infer("--out", "out.mp4") == 0
     before = (tmp_path / "out.mp4").read_bytes()
@@ -108,6 +110,7 @@ def test_frame_rates_keep_the_duration(infer, tmp_path, options, frames, fps):
     assert info.fps == pytest.approx(fps)
 
 
+@pytest.mark.long
 def test_pose_video_equals_keypoints(infer, media, tmp_path):
     """The same skeletons, drawn beforehand: the same pose maps but for the video's compression."""
     size = ("--size", "96x64", "--steps", "1")  # that of the skeletons

@@ -153,6 +153,7 @@ def test_terminated_saves_and_says_how_to_go_on(to: str, tmp_path: Path) -> None
     assert "Traceback" not in error
 
 
+@pytest.mark.long
 def test_a_damaged_latest_checkpoint(whole: Path, start: str, tmp_path: Path) -> None:
     path = config(tmp_path, "damaged", init=start)
     assert go(path, "--max-minutes", "1e-9", "save_every=1") == 0

@@ -102,6 +102,7 @@ def test_rates(tmp_path, fps):
     assert info.duration == pytest.approx(10 / float(fps), rel=1e-6)
 
 
+@pytest.mark.long
 def test_same_input_same_bytes(tmp_path, make_sound):
     source = make_sound("source.mkv", codec="pcm_s16le")
     first = write(tmp_path / "first.mp4", smooth(30), audio_from=source).read_bytes()

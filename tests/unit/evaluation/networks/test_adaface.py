@@ -117,6 +117,7 @@ def test_a_training_checkpoint_is_the_backbone_and_its_head() -> None:
     assert backbone_tensors(state) == state
 
 
+@pytest.mark.long
 def test_frames_to_embeddings() -> None:
     """Channels are BGR in [-1, 1], faces come aligned, and frames without one are NaN."""
     state = random_state("ir50")
