@@ -71,15 +71,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `draw_pose` is asked to draw."""
+    """What `draw_styled` is asked to draw."""
     calls: list[dict[str, Any]] = []
-    original: Callable[..., np.ndarray] = module.draw_pose
+    original: Callable[..., np.ndarray] = module.draw_styled
 
-    def spy(body: np.ndarray, hands: np.ndarray | None = None, **options: Any) -> np.ndarray:
+    def spy(body: np.ndarray, hands: np.ndarray, face: np.ndarray, **options: Any) -> np.ndarray:
         calls.append({"body": np.array(body), "hands": np.array(hands), **options})
-        return original(body, hands, **options)
+        return original(body, hands, face, **options)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     return calls
 
 
@@ -233,7 +233,7 @@ def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
     track.body[:, 14:18] = (28, 50, 1)
     monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
     made = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
-    assert [call["head"] for call in drawn] == [head] * FRAMES
+    assert [call["style"].head for call in drawn] == [head] * FRAMES
     track.body[:, 14:18] = 0
     without = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
     assert (made.pose != without.pose).any() == head

@@ -157,13 +157,13 @@ def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_pa
 
     monkeypatch.setattr(conditions, "get_backend", lambda name: Backend())
     drawn = []
-    original = conditions.draw_pose
+    original = conditions.draw_styled
 
     def spy(points, *args, **kwargs):
         drawn.append(points.copy())
         return original(points, *args, **kwargs)
 
-    monkeypatch.setattr(conditions, "draw_pose", spy)
+    monkeypatch.setattr(conditions, "draw_styled", spy)
     assert infer("--align", "--size", "96x64", "--out", "out.mp4", "--steps", "1") == 0
     legs = slice(8, 14)
     np.testing.assert_allclose(drawn[0][legs, :2], body[legs, :2], atol=1.0)
@@ -332,7 +332,7 @@ def test_keypoints_track_round_trip(media):
 def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, media, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint, folder)
-    assert find_checkpoint(folder, build_untrained).guidance == 7.5
+    assert find_checkpoint(folder, build_untrained).contract.guidance == 7.5
     (folder / "sampling.json").write_text('{"guidance": 1.5}')
     found = find_checkpoint(folder, build_untrained)
     for given, used in ((None, 1.5), (3.0, 3.0)):

@@ -338,6 +338,7 @@ def sample(
     """
     settings, watch = plan.settings, watch or Watch()
     assert settings.guidance is not None, "the checkpoint's own was put in"
+    assert settings.steps is not None, "the checkpoint's own were put in"
     generator = torch.Generator("cpu").manual_seed(settings.seed)
     # Other schedulers keep a history of steps, which is not stored: their runs start over.
     resumable = partial is not None and isinstance(pipeline.scheduler, DDIMScheduler)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from xdyna.config.contract import PoseStyle
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
@@ -164,7 +165,7 @@ def plan_animation(
 
     Args:
         request: the animation.
-        settings: all settings; a guidance of None takes the checkpoint's own.
+        settings: all settings; guidance, steps and head of None take the checkpoint's own.
         checkpoint: the weights.
         files: names that were reserved for it; None takes those that are free now.
         overwrite: whether existing outputs may be replaced.
@@ -173,8 +174,7 @@ def plan_animation(
         UsageError: a missing file or options that contradict each other.
         ValueError: an unreadable reference or driving file, an output that is in the way.
     """
-    if settings.guidance is None:
-        settings = dataclasses.replace(settings, guidance=checkpoint.guidance)
+    settings = follow_contract(settings, checkpoint)
     if request.prompt is not None:
         settings = dataclasses.replace(settings, prompt=request.prompt)
     reference = read_reference(request.reference)
@@ -206,10 +206,48 @@ def plan_animation(
     size = _size(settings, reference, checkpoint)
     look = _Look(reference, settings.pose_backend)
     crop, person = choose_crop(settings.crop, reference, size, face=face, person=person, look=look)
-    notes = [*look.notes, *_crop_notes(crop, settings.crop, reference, person)]
+    notes = [
+        *look.notes,
+        *_crop_notes(crop, settings.crop, reference, person),
+        *_contract_notes(settings, driving, checkpoint),
+    ]
     return Plan(
         request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
     )
+
+
+def follow_contract(settings: InferConfig, checkpoint: Checkpoint) -> InferConfig:
+    """The settings with what the checkpoint says put in where none is asked for.
+
+    Raises:
+        UsageError: pose maps of another style than the model was trained with.
+    """
+    contract = checkpoint.contract
+    if settings.head is not None and settings.head != contract.pose.head:
+        knows = "with" if contract.pose.head else "without"
+        raise UsageError(
+            f"head={str(settings.head).lower()}, but {checkpoint.folder} was trained {knows} eyes and ears in its pose "
+            "maps; leave head out"
+        )
+    return dataclasses.replace(
+        settings,
+        head=contract.pose.head,
+        guidance=contract.guidance if settings.guidance is None else settings.guidance,
+        steps=contract.steps if settings.steps is None else settings.steps,
+    )
+
+
+def _contract_notes(settings: InferConfig, driving: Driving, checkpoint: Checkpoint) -> Iterator[str]:
+    """Where an animation leaves what the model was trained on."""
+    contract, fps = checkpoint.contract, float(driving.fps)
+    window = min(len(driving.rows), settings.context_frames)
+    if contract.frames is not None and window > contract.frames:
+        yield f"windows of {window} frames; the model was trained on {contract.frames}"
+    if contract.fps is not None and not 0.99 * contract.fps[0] <= fps <= 1.01 * contract.fps[1]:
+        low, high = contract.fps
+        yield f"{fps:.4g} frames per second; the model was trained on {low:g} to {high:g} (--fps)"
+    if contract.pose != PoseStyle() and driving.kind == "pose":
+        yield "the pose video is taken as it is; the model was trained on pose maps of another style than the published"
 
 
 def choose_crop(
@@ -330,6 +368,7 @@ def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> It
     """
     settings, driving, checkpoint = plan.settings, plan.driving, plan.checkpoint
     assert settings.guidance is not None, "the checkpoint's own was put in"
+    assert settings.steps is not None, "the checkpoint's own were put in"
     frames, windows = len(driving.rows), plan.windows()
     work = Workload(
         frames=frames,

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from xdyna.config.contract import PUBLISHED_GUIDANCE, PUBLISHED_STEPS
 from xdyna.config.infer import InferConfig
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
@@ -26,7 +27,7 @@ from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import Tokens
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
 from xdyna.pipelines.lora import LoraLoaderMixin
-from xdyna.pipelines.options import PUBLISHED_GUIDANCE, Precomputed, Windows
+from xdyna.pipelines.options import Precomputed, Windows
 from xdyna.pipelines.prepare import PreparationMixin
 from xdyna.pipelines.sampler import Embeddings, VideoSampler
 
@@ -147,7 +148,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
-        num_inference_steps: int = PUBLISHED.steps,
+        num_inference_steps: int = PUBLISHED_STEPS,
         guidance_scale: float = PUBLISHED_GUIDANCE,
         context_frames: int = PUBLISHED.context_frames,
         context_overlap: int = PUBLISHED.context_overlap,
