@@ -17,16 +17,13 @@ from xdyna.cli.arguments import Command
 from xdyna.config.eval import EvalConfig
 from xdyna.config.infer import InferConfig
 from xdyna.config.loader import compose, names
-from xdyna.core.errors import WeightsError
 from xdyna.core.program import run
 from xdyna.evaluation import engine
 from xdyna.evaluation.catalogue import check_names
 from xdyna.evaluation.networks.adaface import UNITS, IRBackbone
 from xdyna.evaluation.networks.fixture import random_weights
 from xdyna.evaluation.networks.mtcnn import ONet, PNet, RNet
-from xdyna.evaluation.networks.registry import WeightFile
 from xdyna.evaluation.paper import TABLES
-from xdyna.evaluation.weights import fetch
 from xdyna.pipelines.plan import Request
 
 ROOT = Path(__file__).parents[2]
@@ -193,33 +190,6 @@ def test_face_cos_with_random_weights(folders: Path) -> None:
     assert values(folders)["face_cos_ir50"] == pytest.approx(
         1, abs=1e-5
     )  # a random detector finds something to compare
-
-
-def test_downloads_are_checked(tmp_path: Path) -> None:
-    """From a file: the address of a server is not needed to see size and hash at work."""
-    source = tmp_path / "server" / "net.pth"
-    source.parent.mkdir()
-    source.write_bytes(b"weights")
-    import hashlib
-
-    digest = hashlib.sha256(b"weights").hexdigest()
-    good = WeightFile("net.pth", f"https://x/{source.name}", "", 7, digest)
-    object.__setattr__(good, "source", source.as_uri())
-    assert good.url is None  # only https counts in the registry
-
-    class Local(WeightFile):
-        url = source.as_uri()  # type: ignore[assignment]
-
-    assert fetch(Local("net.pth", "", "", 7, digest), tmp_path / "got.pth").read_bytes() == b"weights"
-    with pytest.raises(WeightsError, match="7 bytes, expected 8"):
-        fetch(Local("net.pth", "", "", 8, digest), tmp_path / "bad.pth")
-    with pytest.raises(WeightsError, match="not the published"):
-        fetch(Local("net.pth", "", "", 7, "0" * 64), tmp_path / "bad.pth")
-    source.unlink()
-    with pytest.raises(WeightsError, match="by hand"):
-        fetch(Local("net.pth", "", "", 7, digest), tmp_path / "bad.pth")
-    assert not (tmp_path / "bad.pth").exists()
-    assert not list(tmp_path.glob(".download*"))
 
 
 def test_generate_makes_what_is_missing_and_measures_it(

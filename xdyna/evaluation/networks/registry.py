@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from xdyna.core.hub import HubFile
 from xdyna.evaluation.networks.adaface import AdaFace
 from xdyna.evaluation.networks.i3d import I3DExtractor
 from xdyna.evaluation.networks.inception import InceptionExtractor
@@ -39,9 +40,13 @@ class WeightFile:
     also: tuple[str, ...] = ()
 
     @property
-    def url(self) -> str | None:
-        """An address that gives the file itself, where there is one."""
-        return self.source if self.source.startswith("https://") and self.source.endswith(self.name) else None
+    def published(self) -> HubFile | None:
+        """What `xdyna.core.hub.fetch` takes, where there is an address that gives the file itself."""
+        if not (self.source.startswith("https://") and self.source.endswith(f"/{self.name}")):
+            return None
+        base = self.source.removesuffix(f"/{self.name}")
+        repo = f"{base.split('/')[2]}/metrics"
+        return HubFile(repo, self.name, "network of a metric", (), self.licence, self.size, self.sha256, base=base)
 
 
 @dataclass(frozen=True)

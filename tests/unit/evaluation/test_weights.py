@@ -1,0 +1,37 @@
+"""Weight files of metrics come through the package's one downloader (`xdyna.core.hub`)."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.core.test_hub import Hub, serve
+from xdyna.core.errors import WeightsError
+from xdyna.core.files import file_sha256
+from xdyna.evaluation.networks.registry import EXTRACTORS, WeightFile
+from xdyna.evaluation.weights import WeightsFolder
+
+
+def test_a_download_resumes_and_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.arange(30_000)}, tmp_path / "net.pth")
+    content, digest = (tmp_path / "net.pth").read_bytes(), file_sha256(tmp_path / "net.pth")
+    hub = Hub(files={"net.pth": content}, cuts=[70_000])
+    server = serve(hub)
+    file = WeightFile("net.pth", "https://somewhere.example/a/net.pth", "MIT", len(content), digest)
+    assert file.published is not None
+    assert file.published.url() == file.source
+    here = dataclasses.replace(file.published, base=f"{hub.endpoint}/owner/repo/resolve/main")
+    monkeypatch.setattr(WeightFile, "published", here)
+    spec = dataclasses.replace(EXTRACTORS["inception"], files=(file,), build=lambda states, weights, device: states[0])
+    monkeypatch.setitem(EXTRACTORS, "inception", spec)
+    folder = WeightsFolder(tmp_path / "weights", download=True)
+    assert torch.equal(folder.extractor("inception")["a"], torch.arange(30_000))
+    assert re.fullmatch(r"bytes=[1-9]\d+-", hub.gets()[-1])
+    assert folder.used == {"net.pth": digest}
+    hub.files["net.pth"] = content[:-1] + b"?"
+    with pytest.raises(WeightsError, match="other bytes than expected"):
+        WeightsFolder(tmp_path / "other", download=True).extractor("inception")
+    assert not list((tmp_path / "other").rglob("*.pth"))
+    server.shutdown()
