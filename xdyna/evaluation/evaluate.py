@@ -63,7 +63,8 @@ def evaluate(
         engine.reduce(metrics, outcomes, store),
         skipped,
         len(outcomes),
-        counted(outcome.policies for outcome in outcomes.values()),
+        counted(outcome.policies for outcome in outcomes.values())
+        | ({"companions": found.companions} if found.companions else {}),
         found.unpaired,
         _protocol(config, found),
         dict(sorted(weights.used.items())),

@@ -12,6 +12,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from xdyna.core.files import natural_order
 from xdyna.evaluation.metric import Case, Video
 from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
@@ -112,7 +113,7 @@ def segment_video(video: Video, segmenter: Segmenter) -> np.ndarray:
 
 
 def read_masks(path: Path, *, frames: int) -> np.ndarray:
-    """Masks from a video, a folder of images (in the order of their names) or one image (for all frames).
+    """Masks from a video, a folder of images (in the order of their numbers) or one image (for all frames).
 
     Args:
         path: of the masks; grey levels of 128 and more are the figure.
@@ -125,7 +126,10 @@ def read_masks(path: Path, *, frames: int) -> np.ndarray:
         ValueError: nothing there, fewer masks than frames, or unequal sizes.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        files = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")),
+            key=lambda p: natural_order(p.name),
+        )
         pictures: Iterable[np.ndarray] = (read_image(p) for p in files[:frames])
     elif path.suffix.lower() in PICTURES:
         pictures = [read_image(path)] * frames

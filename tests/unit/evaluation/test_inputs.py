@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from xdyna.evaluation.inputs import counted, from_folders, from_list, read_case, read_video, videos_in
+from xdyna.evaluation.masks import read_masks
 from xdyna.media.writer import VideoWriter
 
 
@@ -42,6 +43,26 @@ def test_folders_are_paired_by_name_and_the_rest_is_listed(tmp_path: Path) -> No
     found = from_folders(tmp_path / "g", tmp_path / "t")
     assert [entry.id for entry in found.entries] == ["a", "b", "sub/c"]
     assert found.unpaired == {"generated": ["only_here"], "truth": ["only_there"]}
+
+
+def test_what_infer_writes_beside_its_videos_is_no_result(tmp_path: Path) -> None:
+    g = tmp_path / "g"
+    for name in ("a.mp4", "a.grid.mp4", "sub/b.mp4", "sub/b.grid.mp4", "own.grid.mp4"):
+        write(g / name, frames(1))
+    for name in ("a.sheet.png", "sub/b.sheet.png"):
+        cv2.imwrite(str(g / name), frames(1)[0])
+    assert sorted(videos_in(g)) == ["a", "own.grid", "sub/b"]  # own.grid: there is no video "own"
+    assert from_folders(g).companions == 4
+
+
+@pytest.mark.parametrize("form", ["{}.png", "{:03d}.png", "frame{}.png", "f_{}_x.png", "2_{:02d}.png"])
+def test_frames_are_ordered_by_number(tmp_path: Path, form: str) -> None:
+    """Twelve grey levels in time: by text 10 and 11 come before 2."""
+    for k in (11, 3, 10, 0, 1, 2, 9, 4, 5, 8, 6, 7):
+        cv2.imwrite(str(tmp_path / form.format(k)), np.full((32, 32, 3), 20 * k, np.uint8))
+    assert read_video(tmp_path).frames[:, 0, 0, 0].tolist() == [20 * k for k in range(12)]
+    masks = read_masks(tmp_path, frames=12)
+    assert masks[:, 0, 0].tolist() == [20 * k >= 128 for k in range(12)]
 
 
 def test_single_files(tmp_path: Path) -> None:
