@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from pathlib import Path
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -20,6 +21,14 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while block := file.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def path_sha256(path: Path) -> str:
+    """`file_sha256`; of a folder, the hash of its files' names and hashes, hidden ones left out."""
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    return hashlib.sha256("|".join(f"{p.name}:{file_sha256(p)}" for p in files).encode()).hexdigest()
 
 
 def natural_order(name: str) -> tuple[tuple[str, int], ...]:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.core.files import file_sha256, natural_order
-from xdyna.evaluation.masks import PICTURES, read_masks
+from xdyna.core.files import file_sha256
+from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metric import Case, Video
+from xdyna.media.folder import PICTURES, frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 
@@ -218,8 +219,7 @@ def read_video(path: Path, *, max_frames: int | None = None) -> Video:
         count = info.frame_count if max_frames is None else min(max_frames, info.frame_count)
         digest = file_sha256(path) + (f"[:{count}]" if count < info.frame_count else "")
         return Video(str(path), np.stack(list(read_frames(path, range(count)))), info.fps, digest)
-    files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
-    files = sorted(files, key=lambda p: natural_order(p.name))[:max_frames]
+    files = frame_files(path)[:max_frames]
     if not files:
         raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
     frames = [read_image(file) for file in files]

@@ -12,14 +12,13 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from xdyna.core.files import natural_order
 from xdyna.evaluation.metric import Case, Video
+from xdyna.media.folder import PICTURES, frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
 
 FULL, FIGURE, BACKGROUND = "full", "figure", "background"
 REGIONS = (FULL, FIGURE, BACKGROUND)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 THRESHOLD = 128  # of stored masks
 FILL = 0  # the grey level of what is cut away
 
@@ -126,11 +125,7 @@ def read_masks(path: Path, *, frames: int) -> np.ndarray:
         ValueError: nothing there, fewer masks than frames, or unequal sizes.
     """
     if path.is_dir():
-        files = sorted(
-            (p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")),
-            key=lambda p: natural_order(p.name),
-        )
-        pictures: Iterable[np.ndarray] = (read_image(p) for p in files[:frames])
+        pictures: Iterable[np.ndarray] = (read_image(p) for p in frame_files(path)[:frames])
     elif path.suffix.lower() in PICTURES:
         pictures = [read_image(path)] * frames
     elif path.is_file():

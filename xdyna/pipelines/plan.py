@@ -200,7 +200,7 @@ def plan_animation(
                 "them out"
             )
         person = read_person(request.ref_keypoints, reference.shape[:2])
-    files = files or free_names(request.out, **request.names())
+    files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
     face = _use_face(driving, settings, checkpoint)
     size = _size(settings, reference, checkpoint)
