@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.unit.evaluation.test_inputs import frames, write
 from tests.unit.training.processes import together
+from xdyna.cli import infer
 from xdyna.cli.arguments import Command
 from xdyna.config.eval import EvalConfig
 from xdyna.config.infer import InferConfig
@@ -192,38 +194,60 @@ def test_face_cos_with_random_weights(folders: Path) -> None:
     )  # a random detector finds something to compare
 
 
-def test_generate_makes_what_is_missing_and_measures_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_generate_reuses_only_what_was_made_so(
+    checkpoint: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inference is replaced by a copy of the truth; its settings are those of scripts/infer.py."""
-    truth = write(tmp_path / "truth.mp4", frames(1))
-    cv2.imwrite(str(tmp_path / "ref.png"), frames(2)[0])
-    rows = [{"id": name, "ref": "ref.png", "drive": "truth.mp4", "truth": "truth.mp4"} for name in ("one", "two")]
+    """By options, inputs, weights and the video's bytes; the frames are measured without loss."""
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
+    for name in ("ref.png", "driving.npz"):
+        shutil.copy(media / name, tmp_path / name)
+    shutil.copytree(checkpoint, tmp_path / "weights")
+    truth = write(tmp_path / "truth.mp4", frames(1, count=2, size=(32, 32)))
+    rows = [{"id": name, "ref": "ref.png", "drive": "driving.npz", "truth": truth.name} for name in ("one", "two")]
     (tmp_path / "list.json").write_text(json.dumps(rows))
-    calls: list[tuple[list[str], int, int]] = []
+    made: list[str] = []
 
     def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
-        calls.append(([r.out.name for r in requests], command.config.steps, command.config.seed))
-        for request in requests:
-            shutil.copy(truth, request.out)
-        return 0
+        made.extend(r.out.name for r in requests)
+        return original(requests, command) if working else 1
 
-    monkeypatch.setattr("xdyna.cli.infer.make_all", make_all)
-    argv = ["--generate", str(tmp_path / "list.json"), "--infer", "--steps 3", "--out", str(tmp_path / "out")]
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr"]) == 0
-    assert values(tmp_path)["psnr"] == 100
-    assert calls[0] == (["one.mp4", "two.mp4"], 3, 42)
-    (tmp_path / "out" / "generated" / "two.mp4").unlink()
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 0
-    assert calls[1][0] == ["two.mp4"]
-    monkeypatch.setattr("xdyna.cli.infer.make_all", lambda requests, command: 1)
-    (tmp_path / "out" / "generated" / "one.mp4").unlink()
+    working, original = True, infer.make_all
+    monkeypatch.setattr(infer, "make_all", make_all)
+
+    def call(options: str = "") -> tuple[int, list[str]]:
+        made.clear()
+        given = f"--checkpoint {tmp_path / 'weights'} --steps 1 --frames 2 {options}"
+        argv = ["--generate", str(tmp_path / "list.json"), "--infer", given, "--out", str(tmp_path / "out")]
+        code = run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"])
+        return code, sorted(made)
+
+    both = ["one.mkv", "two.mkv"]
+    assert call() == (0, both)
+    first = values(tmp_path)["psnr"]
+    assert call() == (0, [])
+    assert call("seed=7") == (0, both)
+    assert values(tmp_path)["psnr"] != first
     capsys.readouterr()
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 1
-    assert "1 of 2 videos could not be made (one)" in capsys.readouterr().err
+    assert call() == (0, both)
+    assert "making one anew: seed was 7, is 42" in capsys.readouterr().out
+    assert values(tmp_path)["psnr"] == first
+    rows[0]["prompt"] = "a dancer"
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert call() == (0, ["one.mkv"])
+    cv2.imwrite(str(tmp_path / "ref.png"), frames(2)[0])
+    assert call() == (0, both)
+    weight = next((tmp_path / "weights").rglob("unet/*.safetensors"))
+    tensors = load_file(weight)
+    save_file({k: v + (0.01 if k.endswith("bias") else 0) for k, v in tensors.items()}, weight, {"format": "pt"})
+    assert call() == (0, both)
+    shutil.copy(tmp_path / "out" / "generated" / "one.mkv", tmp_path / "out" / "generated" / "two.mkv")
+    assert call() == (0, ["two.mkv"])
+    working = False
+    assert call("seed=8") == (1, both)
+    assert "2 of 2 videos could not be made (one, two)" in capsys.readouterr().err
     rows[0]["drvie"] = "x"
     (tmp_path / "list.json").write_text(json.dumps(rows))
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 2
+    assert call() == (2, [])
     assert "unknown key 'drvie'" in capsys.readouterr().err
 
 

@@ -1,11 +1,12 @@
 """Measure generated videos: `scripts/eval.py`. `eval parity` compares the metrics' networks with their libraries."""
 
 import argparse
+import functools
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xdyna.cli.arguments import Command, Program, quoted
 from xdyna.config.eval import EvalConfig
@@ -14,7 +15,6 @@ from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
     from xdyna.evaluation.inputs import Inputs
-    from xdyna.pipelines.plan import Request
 
 WORK = ".work"
 PROGRAM = Program(
@@ -133,7 +133,6 @@ def work(command: Command[EvalConfig]) -> int:
 
 def _inputs(args: argparse.Namespace) -> "Inputs":
     """The pairs that the flags name."""
-    from xdyna.evaluation.generate import generate
     from xdyna.evaluation.inputs import from_folders, from_list
 
     if sum(option is not None for option in (args.pairs, args.generated, args.generate)) != 1:
@@ -145,17 +144,32 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
     if args.pairs is not None:
         found = from_list(args.pairs)
     elif args.generate is not None:
-        found = generate(args.generate, args.out / "generated", lambda requests: _animate(requests, args.infer))
+        found = _generated(args)
     else:
         found = from_folders(args.generated, args.truth, args.driving, args.masks_dir)
     found.entries = found.entries[: args.quick]
     return found
 
 
-def _animate(requests: "list[Request]", options: str) -> int:
-    """Make videos with the settings of scripts/infer.py. Args: options: of its command line."""
+def _generated(args: argparse.Namespace) -> "Inputs":
+    """Make the videos of a test list with the settings of scripts/infer.py, without loss unless they say otherwise."""
     from xdyna.cli import infer  # heavy, and not needed when everything is there
+    from xdyna.evaluation.generate import generate
+    from xdyna.pipelines.model import load
 
-    return infer.PROGRAM.main(
-        infer.parser(), shlex.split(options), lambda command: infer.make_all(requests, command), prepare=infer.prepare
-    )
+    found: list[Inputs] = []
+
+    def work(command: Command[Any]) -> int:
+        if command.flags.dry_run or command.flags.ref or command.flags.batch or command.flags.out:
+            raise UsageError('--infer "..." takes settings and weights; the list names files, and nothing is made dry')
+        command.flags.overwrite = True  # what is there was made differently, which is said
+        model = load(command.flags.checkpoint, command.config)
+        folder = args.out / "generated"
+        make = functools.partial(infer.make_all, command=command)
+        found.append(generate(args.generate, folder, make, model=model, settings=command.config))
+        return 0
+
+    infer.PROGRAM.main(infer.parser(), ["save=ffv1", *shlex.split(args.infer)], work, prepare=infer.prepare)
+    if not found:
+        raise UsageError(f'--infer "{args.infer}" makes no videos; give settings of scripts/infer.py alone')
+    return found[0]

@@ -175,7 +175,10 @@ def _policy_lines(report: Report) -> list[str]:
         "fps": "rates differ; frames are compared by their number",
         "companions": "side-by-side videos and contact sheets of scripts/infer.py, left out",
     }
-    lines = [f"- {count} {'files' if name == 'companions' else 'videos'}: {meaning.get(name, name)}" for name, count in report.policies.items()]
+    lines = [
+        f"- {count} {'files' if name == 'companions' else 'videos'}: {meaning.get(name, name)}"
+        for name, count in report.policies.items()
+    ]
     for kind, names in report.unpaired.items():
         lines.append(f"- {len(names)} {kind} videos without a partner, left out: {', '.join(names[:10])}")
     return lines

@@ -156,6 +156,15 @@ def read_reference(reference: ImageLike) -> np.ndarray:
     return array
 
 
+def complete_settings(settings: InferConfig, request: Request, checkpoint: Checkpoint) -> InferConfig:
+    """The settings with what the checkpoint and the request decide. Args: settings; request; checkpoint: the weights."""
+    if settings.guidance is None:
+        settings = dataclasses.replace(settings, guidance=checkpoint.guidance)
+    if request.prompt is not None:
+        settings = dataclasses.replace(settings, prompt=request.prompt)
+    return settings
+
+
 def plan_animation(
     request: Request, settings: InferConfig, checkpoint: Checkpoint, *, files: OutputFiles | None = None,
     overwrite: bool = False,
@@ -173,10 +182,7 @@ def plan_animation(
         UsageError: a missing file or options that contradict each other.
         ValueError: an unreadable reference or driving file, an output that is in the way.
     """
-    if settings.guidance is None:
-        settings = dataclasses.replace(settings, guidance=checkpoint.guidance)
-    if request.prompt is not None:
-        settings = dataclasses.replace(settings, prompt=request.prompt)
+    settings = complete_settings(settings, request, checkpoint)
     reference = read_reference(request.reference)
     driving = open_driving(
         request.driving,

@@ -51,7 +51,11 @@ def test_a_folder_of_frames_replaces_nothing_else(tmp_path: Path) -> None:
 
 def test_names_follow_the_way_of_saving() -> None:
     names = {"reference": Path("me.png"), "driving": Path("dance.mp4"), "folder": Path("none")}
-    for save, first, out in (("mp4", "me_dance.mp4", "x.mp4"), ("ffv1", "me_dance.mkv", "x.mkv"), ("frames", "me_dance", "x")):
+    for save, first, out in (
+        ("mp4", "me_dance.mp4", "x.mp4"),
+        ("ffv1", "me_dance.mkv", "x.mkv"),
+        ("frames", "me_dance", "x"),
+    ):
         assert next(output_names(None, **names, save=save)).video == Path("none") / first
         files = next(output_names(Path("none/x"), **names, save=save))
         assert (files.video.name, files.grid.name) == (out, "x.grid.mp4")
