@@ -90,18 +90,26 @@ def test_nothing_is_measured_twice_and_nothing_outdated_is_used(folders: Path, m
     assert engine.record_key is original
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [3])
 def test_processes_share_the_work_and_give_the_same_numbers(folders: Path, world: int) -> None:
-    assert call(folders, "--metrics", FAST) == 0
+    (folders / "g" / "2.mp4").write_bytes(b"no video at all" * 50)
+    assert call(folders, "--metrics", FAST) == 1
     command = [str(ROOT / "scripts" / "eval.py"), "--generated", str(folders / "g"), "--truth", str(folders / "t")]
     code, out, errors = together([*command, "--metrics", FAST, "--out", str(folders / "many")], processes=world)
-    assert code == 0, errors[-2000:]
+    assert code == 1, errors[-2000:]
     assert out.count("# Evaluation of 5 videos") == 1
+    assert out.count("1 of 5 videos could not be read: 2") == 1
     assert values(folders, "many") == values(folders)
 
 
-def test_missing_weights_are_said_and_fail(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_are_said_and_fail(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    measure = engine.measure
+    monkeypatch.setattr(engine, "measure", lambda *a, **k: (said.append(capsys.readouterr().err), measure(*a, **k))[1])
     assert call(folders, "--metrics", "mae,fid") == 1
+    assert "note: fid will be skipped: inception needs pt_inception" in said[0]  # before anything is measured
     assert "pt_inception-2015-12-05-6726825d.pth" in capsys.readouterr().out
     skipped = json.loads((folders / "out" / "report.json").read_text())["skipped"]
     assert list(skipped) == ["fid"]
@@ -156,9 +164,23 @@ def test_bad_videos(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("xdyna.cli.eval", ["--generated", str(folders / "empty"), "--metrics", "mae"]) == 1
     assert "has no videos" in capsys.readouterr().err
     (folders / "g" / "2.mp4").write_bytes(b"no video at all" * 50)
+    content = (folders / "g" / "3.mp4").read_bytes()
+    start = content.index(b"mdat") + 4
+    broken = bytes([*content[:start], *(b"\0" * (len(content) - start))])  # opens well, breaks when it is decoded
+    (folders / "g" / "3.mp4").write_bytes(broken)
     assert call(folders, "--metrics", "mae") == 1
-    assert "2.mp4" in capsys.readouterr().err
-    (folders / "out" / "report.json").write_text("{}")
+    printed = capsys.readouterr()
+    assert printed.err.count("note: 2 cannot be measured") == 1
+    assert "2 of 5 videos could not be read: 2, 3" in printed.out
+    report = json.loads((folders / "out" / "report.json").read_text())
+    assert list(report["failed_videos"]) == ["2", "3"]
+    assert "2.mp4" in report["failed_videos"]["2"]
+    assert report["metrics"]["mae"]["videos"] == 3
+    for name in "014":
+        (folders / "g" / f"{name}.mp4").write_bytes(b"")
+    assert call(folders, "--metrics", "mae", out="none") == 1
+    assert "no video can be read, for example" in capsys.readouterr().err
+    assert not (folders / "none" / "report.json").exists()
     assert call(folders, "--metrics", "mae") == 2
     assert "holds a report already" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
     from xdyna.evaluation.inputs import Inputs
+    from xdyna.evaluation.processes import Team
+    from xdyna.evaluation.report import Report
 
 WORK = ".work"
 PROGRAM = Program(
@@ -93,42 +96,58 @@ def _choose_metrics(flags: argparse.Namespace) -> None:
 
 def work(command: Command[EvalConfig]) -> int:
     """Measure. Args: command: what is asked for. Returns: exit code."""
-    from tqdm import tqdm
-
     from xdyna.core.quiet import quiet_libraries
     from xdyna.evaluation.catalogue import check_names
-    from xdyna.evaluation.evaluate import check_out, evaluate, not_computed
+    from xdyna.evaluation.evaluate import not_computed
+    from xdyna.evaluation.processes import Team
     from xdyna.evaluation.report import write_report
-    from xdyna.evaluation.weights import WeightsFolder
 
     args, config = command.flags, command.config
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     quiet_libraries()
     config.metrics = check_names(config.metrics)
-    if rank == 0:
-        check_out(args.out, overwrite=args.overwrite)
-    found = _inputs(args)
-    with tqdm(total=-(-len(found.entries) // world), desc="videos", unit="video", disable=rank > 0) as bar:
-        report = evaluate(
-            found,
-            config,
-            work=args.out / WORK,
-            cache=args.cache or args.out / WORK / "records",
-            weights=WeightsFolder(args.weights_dir, download=args.download, device=args.device),
-            rank=rank,
-            world=world,
-            command=["eval.py", *command.argv],
-            advance=lambda name: bar.update() and None,
-        )
+    team = Team(rank, world)
+    try:
+        report = _measure(command, team)
+        files = write_report(report, args.out) if report is not None else []
+    except BaseException as error:
+        team.fail(str(error) or type(error).__name__)
+        raise
     if report is None:
         return 0
-    files = write_report(report, args.out)
     print(f"\n{files[2].read_text()}\nwritten: {', '.join(str(file) for file in files)}")
     if report.complete:
         return 0
     skipped, empty = not_computed(report)
-    print(f"not computed: {', '.join([*skipped, *empty])}")
-    return 0 if args.allow_skipped and not empty else FAILURE
+    if skipped or empty:
+        print(f"not computed: {', '.join([*skipped, *empty])}")
+    if report.failures:
+        print(f"{len(report.failures)} of {report.videos} videos could not be read: {', '.join(report.failures)}")
+    return 0 if args.allow_skipped and not empty and not report.failures else FAILURE
+
+
+def _measure(command: Command[EvalConfig], team: "Team") -> "Report | None":
+    """Measure this process's share; the report in process 0."""
+    from tqdm import tqdm
+
+    from xdyna.evaluation.evaluate import check_out, evaluate
+    from xdyna.evaluation.weights import WeightsFolder
+
+    args = command.flags
+    if team.rank == 0:
+        check_out(args.out, overwrite=args.overwrite)
+    found = _inputs(args)
+    with tqdm(total=-(-len(found.entries) // team.world), desc="videos", unit="video", disable=team.rank > 0) as bar:
+        return evaluate(
+            found,
+            command.config,
+            cache=args.cache or args.out / WORK / "records",
+            weights=WeightsFolder(args.weights_dir, download=args.download, device=args.device),
+            team=team,
+            command=["eval.py", *command.argv],
+            advance=lambda name: bar.update() and None,
+            tell=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
+        )
 
 
 def _inputs(args: argparse.Namespace) -> "Inputs":

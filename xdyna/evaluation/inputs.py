@@ -229,6 +229,23 @@ def read_video(path: Path, *, max_frames: int | None = None) -> Video:
     return Video(str(path), np.stack(frames), math.nan, hashlib.sha256(names.encode()).hexdigest())
 
 
+def check_entry(entry: Entry) -> None:
+    """See that all files of a case can be opened: one frame of each video is decoded.
+
+    Raises:
+        ValueError: one cannot; the message names it.
+    """
+    for path in (entry.generated, entry.truth, entry.driving, entry.mask_generated, entry.mask_truth):
+        if path is None or (path.is_file() and path.suffix.lower() in PICTURES):
+            continue
+        if not path.is_dir():
+            probe(path)
+        elif not (files := frame_files(path)):
+            raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
+        else:
+            read_image(files[0])
+
+
 def read_case(entry: Entry, *, max_frames: int | None = None) -> tuple[Case, list[str]]:
     """Decode everything of a case.
 

@@ -45,6 +45,7 @@ class Report:
         weights: sha256 of the weight files in use, by name.
         environment: versions, git revision, command.
         table: "table1" ... to show the paper's rows, or None.
+        failures: why a case could not be read, by its id; it counts in no metric.
     """
 
     results: Sequence[Result]
@@ -56,12 +57,15 @@ class Report:
     weights: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     table: str | None = None
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        """Every metric was computed, each on at least one video."""
+        """Every video was read and every metric was computed, each on at least one video."""
         values = [value for result in self.results for value in result.values.values()]
-        return not self.skipped and bool(values) and not any(math.isnan(value) for value in values)
+        return (
+            not self.skipped and not self.failures and bool(values) and not any(math.isnan(value) for value in values)
+        )
 
     def value(self, column: str) -> float:
         """A reported number; NaN where there is none."""
@@ -82,6 +86,7 @@ def as_json(report: Report) -> str:
     }
     tree = {
         "videos": report.videos,
+        "failed_videos": report.failures,
         "metrics": metrics,
         "skipped": {entry.name: entry.reason for entry in report.skipped},
         "policies": report.policies,
@@ -96,11 +101,11 @@ def as_json(report: Report) -> str:
 def as_csv(report: Report) -> str:
     """One row per video, one column per number."""
     names = sorted({name for result in report.results for values in result.per_video.values() for name in values})
-    videos = sorted({video for result in report.results for video in (*result.per_video, *result.reasons)})
+    videos = {video for result in report.results for video in (*result.per_video, *result.reasons)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["video", *names])
-    for video in videos:
+    for video in sorted(videos | set(report.failures)):
         row: dict[str, float] = {}
         for result in report.results:
             row.update(result.per_video.get(video, {}))
@@ -121,6 +126,7 @@ def as_markdown(report: Report) -> str:
             lines.append(f"| {column.label} | {shown} | {better} | {result.measured} of {report.videos} |")
     lines += [f"| {entry.name} | skipped: weights | | |" for entry in report.skipped]
     lines.append("")
+    lines += _section("Videos that could not be read", [f"- {name}: {why}" for name, why in report.failures.items()])
     if report.table is not None:
         lines += _beside_the_paper(report, TABLES[report.table])
     lines += _section("Skipped", [f"- `{entry.name}`: {entry.reason}" for entry in report.skipped])

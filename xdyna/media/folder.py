@@ -1,4 +1,6 @@
-"""A video as a folder of PNG images, one per frame: read in the order of the numbers, written completely or not at all."""
+"""A video as a folder of PNG images, one per frame: read in the order of the numbers, written whole or not at
+all.
+"""
 
 from __future__ import annotations
 

@@ -157,7 +157,13 @@ def read_reference(reference: ImageLike) -> np.ndarray:
 
 
 def complete_settings(settings: InferConfig, request: Request, checkpoint: Checkpoint) -> InferConfig:
-    """The settings with what the checkpoint and the request decide. Args: settings; request; checkpoint: the weights."""
+    """The settings with what the checkpoint and the request decide.
+
+    Args:
+        settings: as they are given.
+        request: the animation.
+        checkpoint: the weights.
+    """
     if settings.guidance is None:
         settings = dataclasses.replace(settings, guidance=checkpoint.guidance)
     if request.prompt is not None:

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 import numpy as np
 
 from xdyna.core.progress import Watch
-from xdyna.media.image import write_png
 from xdyna.media.folder import FrameFolderWriter, frame_files
+from xdyna.media.image import write_png
 from xdyna.media.sheet import contact_sheet, grid_frame
 from xdyna.media.video import probe, read_frames
 from xdyna.media.writer import VideoWriter

@@ -43,9 +43,8 @@ def test_a_folder_of_frames_replaces_nothing_else(tmp_path: Path) -> None:
         with pytest.raises(FileError, match=message), FrameFolderWriter(folder, size=(47, 65), overwrite=overwrite):
             pass
     assert (folder / "notes.txt").read_text() == "mine"
-    with pytest.raises(RuntimeError), FrameFolderWriter(tmp_path / "other", size=(47, 65)) as writer:
-        writer.write(NOISE[0])
-        raise RuntimeError
+    with pytest.raises(FileError, match="expected uint8"), FrameFolderWriter(tmp_path / "x", size=(47, 65)) as writer:
+        [writer.write(frame) for frame in (NOISE[0], NOISE[0, 1:])]
     assert [p.name for p in tmp_path.iterdir()] == ["clip"]
 
 
