@@ -79,22 +79,32 @@ def _frechet(name: str, label: str, extractor: str, region: str = FULL) -> Calla
 
 def _dtfvd(name: str, label: str, region: str) -> Callable[[Shared], Metric]:
     """16 frames have a network of their own; longer clips take that of 32."""
-    return lambda shared: _frechet(name, label, f"i3d_dtdb_{16 if shared.clip.frames <= 16 else 32}", region)(shared)
+
+    def make(shared: Shared) -> Metric:
+        frames = 16 if shared.clip.frames <= 16 else 32
+        return _frechet(name, f"{label} (I3D-DTDB, {frames} frames)", f"i3d_dtdb_{frames}", region)(shared)
+
+    return make
 
 
 METRICS: dict[str, Callable[[Shared], Metric]] = {
     **{name: (lambda shared, name=name: FrameMetric(name)) for name in DEFINITIONS},  # type: ignore[misc]
     "lpips": lambda shared: LpipsMetric(shared.weights.extractor("lpips_vgg")),
     "lpips_disco": lambda shared: LpipsMetric(shared.weights.extractor("lpips_vgg"), disco=True),
-    "fid": _frechet("fid", "FID", "inception"),
+    "fid": _frechet("fid", "FID (pytorch-fid)", "inception"),
     "dtfvd": _dtfvd("dtfvd", "DTFVD", FULL),
     "dtfvd_fg": _dtfvd("dtfvd_fg", "FG-DTFVD", FIGURE),
     "dtfvd_bg": _dtfvd("dtfvd_bg", "BG-DTFVD", BACKGROUND),
-    "fvd": _frechet("fvd", "FVD", "i3d_kinetics"),
-    "cd_fvd": _frechet("cd_fvd", "cd-FVD", "videomae_ssv2"),
-    "face_cos": lambda shared: FaceCos(shared.weights.extractor("adaface_ir101"), cache=shared.store),
+    "fvd": _frechet("fvd", "FVD (cd-fvd's i3d: 400 logits)", "i3d_kinetics"),
+    "cd_fvd": _frechet("cd_fvd", "cd-FVD (VideoMAE-v2)", "videomae_ssv2"),
+    "face_cos": lambda shared: FaceCos(
+        shared.weights.extractor("adaface_ir101"), label="Face-Cos (AdaFace IR-101)", cache=shared.store
+    ),
     "face_cos_ir50": lambda shared: FaceCos(
-        shared.weights.extractor("adaface_ir50"), name="face_cos_ir50", label="Face-Cos (IR-50)", cache=shared.store
+        shared.weights.extractor("adaface_ir50"),
+        name="face_cos_ir50",
+        label="Face-Cos (AdaFace IR-50)",
+        cache=shared.store,
     ),
     "face_cos_insightface": lambda shared: FaceCos(
         shared.weights.extractor("insightface"),

@@ -1,7 +1,6 @@
 """An evaluation from pairs of videos to a report, in one process or shared among several."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ def not_computed(report: Report) -> tuple[list[str], list[str]]:
 
 def _protocol(config: EvalConfig, found: Inputs) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
-    plain["metrics"], plain["clip"] = ", ".join(config.metrics), json.dumps(plain["clip"])
+    plain["metrics"] = ", ".join(config.metrics)
     return {
         **plain,
         "pairs": len(found.entries),

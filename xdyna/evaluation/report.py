@@ -13,7 +13,7 @@ from typing import Any
 
 from xdyna.evaluation.engine import Result
 from xdyna.evaluation.metric import HIGHER, LOWER, Column
-from xdyna.evaluation.paper import OURS, TABLES, PaperTable
+from xdyna.evaluation.paper import OURS, TABLES, PaperTable, not_comparable
 
 ARROWS = {LOWER: "lower is better", HIGHER: "higher is better"}
 
@@ -170,8 +170,12 @@ def _beside_the_paper(report: Report, table: PaperTable) -> list[str]:
         lines.append(f"| {method} | " + " | ".join(shown_value(numbers[k], c) for k, c in shown) + " |")
     ours = {c.name: report.value(c.name) for _, c in shown}
     lines.append("| **measured here** | " + " | ".join(shown_value(ours[c.name], c) for _, c in shown) + " |")
-    deltas = ["-" if math.isnan(ours[c.name]) else f"{ours[c.name] - table.rows[OURS][k]:+.3g}" for k, c in shown]
-    return [*lines, f"| measured - {OURS} | " + " | ".join(deltas) + " |", ""]
+    why = {c.name: not_comparable(c.name, report.protocol) for _, c in shown}
+    bare = {name for name, value in ours.items() if math.isnan(value) or why[name] is not None}
+    deltas = ["-" if c.name in bare else f"{ours[c.name] - table.rows[OURS][k]:+.3g}" for k, c in shown]
+    lines += [f"| measured - {OURS} | " + " | ".join(deltas) + " |", ""]
+    reasons = [f"- no difference for {c.label}: {why[c.name]}" for _, c in shown if why[c.name] is not None]
+    return [*lines, *reasons, ""] if reasons else lines
 
 
 def _policy_lines(report: Report) -> list[str]:

@@ -152,7 +152,9 @@ class LpipsMetric(Metric):
 
     def __init__(self, net: LPIPS, *, disco: bool = False) -> None:
         self.name = "lpips_disco" if disco else "lpips"
-        self.columns = (Column(self.name, "LPIPS (DisCo)" if disco else "LPIPS", LOWER, digits=4),)
+        self.columns = (
+            Column(self.name, "LPIPS (DisCo: VGG on [0, 1])" if disco else "LPIPS (VGG on [-1, 1])", LOWER, digits=4),
+        )
         self._net, self._low = net, 0.0 if disco else -1.0
         self.version = f"1|{net.version}"
 
