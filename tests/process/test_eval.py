@@ -147,6 +147,8 @@ def test_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--metrics", "mae", "--quick", "0"], "--quick 0", 2),
         (["--metrics", " ,"], "no metric", 2),
         (["--metrics", "none.yaml"], "none.yaml", 1),
+        (["--metrics", "mae", "--device", "cuda:7"], "--device cuda:7 cannot be used here", 2),
+        (["--metrics", "mae", "--device", "gpu"], "--device gpu cannot be used here", 2),
     ],
 )
 def test_wrong_usage(

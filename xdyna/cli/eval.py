@@ -55,7 +55,11 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--weights-dir", type=Path, metavar="DIR", help="weight files of metrics")
     files.add_argument("--download", action="store_true", help="fetch missing weight files into --weights-dir")
     files.add_argument("--allow-skipped", action="store_true", help="exit code 0 even if a metric was skipped")
-    files.add_argument("--device", help="where networks run (default: cpu)")
+    files.add_argument(
+        "--device",
+        default="cpu",
+        help="where networks run: cpu, cuda (each process its own GPU), cuda:N, mps or auto (default: cpu)",
+    )
     return p
 
 
@@ -130,6 +134,7 @@ def _measure(command: Command[EvalConfig], team: "Team") -> "Report | None":
     """Measure this process's share; the report in process 0."""
     from tqdm import tqdm
 
+    from xdyna.core.device import device_of_rank
     from xdyna.evaluation.evaluate import check_out, evaluate
     from xdyna.evaluation.weights import WeightsFolder
 
@@ -142,7 +147,11 @@ def _measure(command: Command[EvalConfig], team: "Team") -> "Report | None":
             found,
             command.config,
             cache=args.cache or args.out / WORK / "records",
-            weights=WeightsFolder(args.weights_dir, download=args.download, device=args.device),
+            weights=WeightsFolder(
+                args.weights_dir,
+                download=args.download,
+                device=str(device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", "0")))),
+            ),
             team=team,
             command=["eval.py", *command.argv],
             advance=lambda name: bar.update() and None,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from xdyna.config.eval import EvalConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.manifest import versions
@@ -49,7 +51,15 @@ def evaluate(
         ValueError: no video can be read, or the records cannot be kept.
     """
     store = Store(cache)
-    shared = Shared(store, weights, clip=config.clip, masks=config.masks, pose_backend=config.pose_backend)
+    shared = Shared(
+        store,
+        weights,
+        clip=config.clip,
+        masks=config.masks,
+        pose_backend=config.pose_backend,
+        mtcnn_softmax=config.mtcnn_softmax,
+    )
+    weights.batch, weights.dtype = config.batch, config.dtype
     team = team or Team()
     metrics, skipped = make_metrics(config.metrics, shared)
     if team.rank == 0:
@@ -64,7 +74,10 @@ def evaluate(
         team.check()
         advance(name)
 
-    outcomes = engine.measure(mine, metrics, store, max_frames=config.max_frames, failures=failures, advance=step)
+    with torch.autocast(
+        torch.device(weights.device or "cpu").type, getattr(torch, config.dtype), enabled=config.dtype != "float32"
+    ):
+        outcomes = engine.measure(mine, metrics, store, max_frames=config.max_frames, failures=failures, advance=step)
     texts = team.gather(engine.dump_outcomes(outcomes))
     if texts is None:
         return None

@@ -27,12 +27,16 @@ class WeightsFolder:
         folder: searched in depth; None: there is none.
         download: fetch what is missing and has an address.
         device: where networks run.
+        batch: images that a network sees at once; None: its own number.
+        dtype: what networks compute in (by autocast, which the caller switches on): part of their version.
         used: sha256 of the files that were used, by name.
     """
 
     folder: Path | None
     download: bool = False
     device: str | None = None
+    batch: int | None = None
+    dtype: str = "float32"
     used: dict[str, str] = field(default_factory=dict)
     _built: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +66,12 @@ class WeightsFolder:
             hashes = [_checked(path, file) for path, file in zip(paths, spec.files, strict=True)]
             self.used.update({file.name: digest for file, digest in zip(spec.files, hashes, strict=True)})
             states = [_tensors(path) for path in paths]
-            self._built[name] = spec.build(states, "".join(digest[:6] for digest in hashes), self.device)
+            network = spec.build(states, "".join(digest[:6] for digest in hashes), self.device)
+            if self.batch is not None:
+                network.batch = self.batch
+            if self.dtype != "float32":
+                network.version += f"-{self.dtype}"
+            self._built[name] = network
         return self._built[name]
 
     def _insightface(self) -> insightface.InsightFaceEmbedder:

@@ -172,4 +172,4 @@ class I3DExtractor:
         x = rearrange(x, "t h w c -> t c h w").float() / 127.5 - 1
         x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=not self._logits)
         x = rearrange(x, "t c h w -> 1 c t h w")
-        return np.asarray((self._net.classify(x) if self._logits else self._net(x)).cpu().numpy())
+        return np.asarray((self._net.classify(x) if self._logits else self._net(x)).float().cpu().numpy())

@@ -175,6 +175,7 @@ class InceptionExtractor:
     """
 
     name, dim = "inception", 2048
+    batch = CHUNK
 
     def __init__(self, state: Mapping[str, Tensor], *, weights: str, device: torch.device | str | None = None) -> None:
         self._net = FIDInception()
@@ -187,9 +188,9 @@ class InceptionExtractor:
     def features(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (T, 2048): bilinear to 299 px without antialiasing, then 2 x - 1."""
         parts = []
-        for start in range(0, len(frames), CHUNK):
-            x = torch.from_numpy(np.ascontiguousarray(frames[start : start + CHUNK])).to(self._device)
+        for start in range(0, len(frames), self.batch):
+            x = torch.from_numpy(np.ascontiguousarray(frames[start : start + self.batch])).to(self._device)
             x = rearrange(x, "t h w c -> t c h w").float() / 255
             x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-            parts.append(self._net(2 * x - 1).cpu().numpy())
+            parts.append(self._net(2 * x - 1).float().cpu().numpy())
         return np.concatenate(parts)

@@ -78,6 +78,8 @@ class LPIPS:
         device: where it runs; None: the CPU.
     """
 
+    batch = CHUNK
+
     def __init__(
         self,
         backbone: Mapping[str, Tensor],
@@ -115,8 +117,8 @@ class LPIPS:
             float64 (T,), at least 0.
         """
         parts = []
-        for start in range(0, len(truth), CHUNK):
-            pair = [self._maps(frames[start : start + CHUNK], low) for frames in (truth, generated)]
+        for start in range(0, len(truth), self.batch):
+            pair = [self._maps(frames[start : start + self.batch], low) for frames in (truth, generated)]
             total = torch.zeros(len(pair[0][0]), dtype=torch.float64, device=self._device)
             for k, (a, b) in enumerate(zip(*pair, strict=True)):
                 weight = self._lin[f"lin{k}"]["model"][1].weight  # type: ignore[index]

@@ -160,4 +160,4 @@ class VideoMAEExtractor:
         x = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
         x = rearrange(x, "t h w c -> t c h w").float() / 255
         x = F.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
-        return np.asarray(self._net(rearrange(x, "t c h w -> 1 c t h w")).cpu().numpy())
+        return np.asarray(self._net(rearrange(x, "t c h w -> 1 c t h w")).float().cpu().numpy())
