@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xdyna.evaluation.frames import VideoError
 from xdyna.evaluation.inputs import Entry, check_entry, read_case
 from xdyna.evaluation.metric import Case, Metric, Record
 from xdyna.evaluation.store import Store, record_key
@@ -111,8 +112,11 @@ def measure(
             except (ValueError, OSError) as error:
                 failure = str(error)
         if failure is None:
-            outcomes[entry.id] = _measure_case(case, metrics, store, policies)
-        else:
+            try:
+                outcomes[entry.id] = _measure_case(case, metrics, store, policies)
+            except VideoError as error:
+                failure = str(error)
+        if failure is not None:
             outcomes[entry.id] = Outcome(failure=failure)
         advance(entry.id)
     return outcomes
@@ -131,6 +135,8 @@ def _measure_case(case: Case, metrics: Sequence[Metric], store: Store, policies:
         if store.load(key) is None:
             try:
                 record = metric.measure(case)
+            except VideoError:
+                raise
             except ValueError as error:  # this video cannot be measured so: counted, and the others go on
                 outcome.reasons[metric.name] = str(error)
                 continue

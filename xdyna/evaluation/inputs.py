@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from xdyna.core.files import file_sha256
+from xdyna.evaluation.frames import Decoded
 from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metric import Case, Video
 from xdyna.media.folder import PICTURES, frame_files
@@ -205,28 +204,28 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_video(path: Path, *, max_frames: int | None = None) -> Video:
-    """Decode a video.
+    """Open a video; its frames are decoded when they are asked for.
 
     Args:
         path: a file or a folder of images of one size.
         max_frames: only the first so many.
 
     Raises:
-        ValueError: unreadable, or images of several sizes.
+        ValueError: unreadable. A `VideoError` comes later, from frames that cannot be decoded.
     """
     if not path.is_dir():
         info = probe(path)
         count = info.frame_count if max_frames is None else min(max_frames, info.frame_count)
         digest = file_sha256(path) + (f"[:{count}]" if count < info.frame_count else "")
-        return Video(str(path), np.stack(list(read_frames(path, range(count)))), info.fps, digest)
+        shape = (count, info.height, info.width, 3)
+        return Video(str(path), Decoded(lambda wanted: read_frames(path, wanted), shape, str(path)), info.fps, digest)
     files = frame_files(path)[:max_frames]
     if not files:
         raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
-    frames = [read_image(file) for file in files]
-    if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"'{path}' has pictures of several sizes; expected the frames of one video")
+    shape = (len(files), *read_image(files[0]).shape)
+    frames = Decoded(lambda wanted: (read_image(files[k]) for k in wanted), shape, str(path))
     names = "|".join(f"{file.name}:{file_sha256(file)}" for file in files)
-    return Video(str(path), np.stack(frames), math.nan, hashlib.sha256(names.encode()).hexdigest())
+    return Video(str(path), frames, math.nan, hashlib.sha256(names.encode()).hexdigest())
 
 
 def check_entry(entry: Entry) -> None:
@@ -247,7 +246,7 @@ def check_entry(entry: Entry) -> None:
 
 
 def read_case(entry: Entry, *, max_frames: int | None = None) -> tuple[Case, list[str]]:
-    """Decode everything of a case.
+    """Open everything of a case.
 
     Args:
         entry: its files.

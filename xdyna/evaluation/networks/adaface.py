@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.networks.loading import load_published, on_device
 from xdyna.evaluation.networks.mtcnn import MTCNN, SIDE, align
 
@@ -125,7 +126,7 @@ class AdaFace:
         self.name = f"adaface-{kind}"
         self.version = f"p1-{weights[:24]}-{detector.version}"
 
-    def embed(self, frames: np.ndarray) -> np.ndarray:
+    def embed(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) RGB -> float32 (T, 512) of length 1; NaN where no face is found."""
         out = np.full((len(frames), DIM), np.nan, np.float32)
         found: list[int] = []

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.networks.loading import load_published, on_device
 
 SIDE = 299  # px
@@ -185,7 +186,7 @@ class InceptionExtractor:
         self.version = f"p1-{weights[:12]}"
 
     @torch.no_grad()
-    def features(self, frames: np.ndarray) -> np.ndarray:
+    def features(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (T, 2048): bilinear to 299 px without antialiasing, then 2 x - 1."""
         parts = []
         for start in range(0, len(frames), self.batch):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.metric import LOWER, Case, Column, Metric, Record, pooled, pooled_means
 from xdyna.evaluation.networks.loading import load_published, on_device
 
@@ -105,7 +106,7 @@ class LPIPS:
         self.version = f"{kind}-p1-{weights[:12]}"
 
     @torch.no_grad()
-    def distance(self, truth: np.ndarray, generated: np.ndarray, *, low: float = -1.0) -> np.ndarray:
+    def distance(self, truth: FrameSequence, generated: FrameSequence, *, low: float = -1.0) -> np.ndarray:
         """Distances of frames.
 
         Args:
