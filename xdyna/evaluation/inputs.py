@@ -217,8 +217,8 @@ def read_video(path: Path, *, max_frames: int | None = None) -> Video:
         info = probe(path)
         count = info.frame_count if max_frames is None else min(max_frames, info.frame_count)
         digest = file_sha256(path) + (f"[:{count}]" if count < info.frame_count else "")
-        shape = (count, info.height, info.width, 3)
-        return Video(str(path), Decoded(lambda wanted: read_frames(path, wanted), shape, str(path)), info.fps, digest)
+        size = (count, info.height, info.width, 3)
+        return Video(str(path), Decoded(lambda wanted: read_frames(path, wanted), size, str(path)), info.fps, digest)
     files = frame_files(path)[:max_frames]
     if not files:
         raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")

@@ -93,8 +93,8 @@ class Masker:
             given = case.masks[0 if which == "truth" else 1]
             if given.shape != video.frames.shape[:3]:
                 raise ValueError(
-                    f"{case.id}: the masks of the {which} video are {_shape(given)}, its frames "
-                    f"{_shape(video.frames)}; give one mask per frame in the video's size"
+                    f"{case.id}: the masks of the {which} video are {_shape(given.shape)}, its frames "
+                    f"{_shape(video.frames.shape)}; give one mask per frame in the video's size"
                 )
             return given
         if self._segmenter is None:
@@ -141,5 +141,5 @@ def read_masks(path: Path, *, frames: int) -> np.ndarray:
     return np.stack(masks)
 
 
-def _shape(array: np.ndarray) -> str:
-    return f"{array.shape[0]} x {array.shape[1]} x {array.shape[2]} px"
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]} x {shape[2]} px"

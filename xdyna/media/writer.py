@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 
 from xdyna.core.atomic import discard, prepare_output, publish
 from xdyna.core.errors import FileError, writing_error
@@ -97,7 +99,7 @@ class VideoWriter:
         target, form = "file:" + os.path.abspath(self._temporary), "matroska" if self._lossless else "mp4"
         self._container = av.open(target, "w", format=form, options=options)
         codec, settings = ("ffv1", _LOSSLESS) if self._lossless else ("libx264", _OPTIONS)
-        stream = self._container.add_stream(codec, rate=self.fps, options=dict(settings))
+        stream = cast(VideoStream, self._container.add_stream(codec, rate=self.fps, options=dict(settings)))
         stream.height, stream.width = self.encoded_size
         stream.pix_fmt = "bgr0" if self._lossless else "yuv420p"
         context = stream.codec_context
