@@ -25,7 +25,7 @@ from xdyna.evaluation.metrics.people import PeopleReader
 from xdyna.evaluation.networks import registry
 from xdyna.evaluation.networks.i3d import I3DExtractor
 from xdyna.evaluation.networks.inception import InceptionExtractor
-from xdyna.evaluation.networks.mtcnn import MTCNN, ONet, PNet, RNet
+from xdyna.evaluation.networks.mtcnn import MTCNN, TEMPLATE, ONet, PNet, RNet
 from xdyna.evaluation.networks.registry import EXTRACTORS
 from xdyna.evaluation.networks.videomae import VideoMAE, VideoMAEExtractor
 from xdyna.evaluation.paper import TABLES
@@ -219,6 +219,12 @@ def test_published_sizes_and_thresholds() -> None:
         "side": 224,
         "classes": 174,
     }
+    narrow = [[30.29459953, 51.69630051], [65.53179932, 51.50139999], [48.02519989, 71.73660278]]
+    narrow += [
+        [33.54930115, 92.3655014],
+        [62.72990036, 92.20410156],
+    ]  # published for 96 x 112 px; 112 adds 8 on each side
+    np.testing.assert_allclose(TEMPLATE, np.array(narrow) + [8, 0], atol=1e-5)
     states = [net().state_dict() for net in (PNet, RNet, ONet)]
     assert MTCNN(*states).version == "mtcnn-classes-0.6-0.7-0.9"
     assert MTCNN(*states)._thresholds == (0.6, 0.7, 0.9)
