@@ -91,6 +91,7 @@ def test_nothing_is_measured_twice_and_nothing_outdated_is_used(folders: Path, m
 
 
 @pytest.mark.parametrize("world", [3])
+@pytest.mark.long
 def test_processes_share_the_work_and_give_the_same_numbers(folders: Path, world: int) -> None:
     (folders / "g" / "2.mp4").write_bytes(b"no video at all" * 50)
     assert call(folders, "--metrics", FAST) == 1
@@ -198,6 +199,7 @@ def test_a_wrong_weight_file(folders: Path, capsys: pytest.CaptureFixture[str]) 
     assert "the weights are not those of i3d_pretrained_400.pt (344 tensors): 344 missing" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_face_cos_with_random_weights(folders: Path) -> None:
     """From files to the report: the recognition network's checkpoint, the detector's three files."""
     weights = folders / "weights"

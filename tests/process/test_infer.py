@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiers import long
 from xdyna.cli.infer import main
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import WeightsError
@@ -62,6 +63,7 @@ def test_same_command_same_bytes(infer, tmp_path):
     assert a == b != c
 
 
+@pytest.mark.long
 def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
     from xdyna.pipelines import animate, controls
 
@@ -75,6 +77,7 @@ def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.long
 def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert infer("--out", "out.mp4") == 0
     before = (tmp_path / "out.mp4").read_bytes()
@@ -85,6 +88,7 @@ def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert (tmp_path / "out.mp4").read_bytes() != before
 
 
+@pytest.mark.long
 def test_automatic_names_are_numbered(infer, tmp_path):
     for _ in range(2):
         assert infer() == 0
@@ -96,8 +100,7 @@ def test_automatic_names_are_numbered(infer, tmp_path):
     ("options", "frames", "fps"),
     [
         (["--fps", "20"], 14, 20),
-        (["--fps", "5"], 4, 5),
-        (["--stride", "2"], 4, 5),
+        *long((["--fps", "5"], 4, 5), (["--stride", "2"], 4, 5)),
         (["--frames", "3"], 3, 10),
     ],
 )
@@ -108,6 +111,7 @@ def test_frame_rates_keep_the_duration(infer, tmp_path, options, frames, fps):
     assert info.fps == pytest.approx(fps)
 
 
+@pytest.mark.long
 def test_pose_video_equals_keypoints(infer, media, tmp_path):
     """The same skeletons, drawn beforehand: the same pose maps but for the video's compression."""
     size = ("--size", "96x64", "--steps", "1")  # that of the skeletons
@@ -121,6 +125,7 @@ def test_pose_video_equals_keypoints(infer, media, tmp_path):
     assert probe(tmp_path / "b.mp4").frame_count == 7
 
 
+@pytest.mark.long
 def test_size_and_config_file(infer, tmp_path):
     (tmp_path / "own" / "preset").mkdir(parents=True)
     (tmp_path / "own" / "preset" / "my.yaml").write_text(
@@ -172,6 +177,7 @@ def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_pa
     assert "give --align too" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_batch_in_both_forms(infer, media, tmp_path, capsys):
     ours = [{"ref": str(media / "ref.png"), "drive": str(media / "driving.npz"), "out": "one.mp4"}]
     published = [
@@ -235,6 +241,7 @@ def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "cut.partial.safetensors").exists()
 
 
+@pytest.mark.long
 def test_partial_result_of_another_run_is_not_used(infer, tmp_path, capsys, monkeypatch):
     from xdyna.pipelines import sampler as animate
 
@@ -266,6 +273,7 @@ def test_ctrl_c_while_writing_leaves_no_half_video(infer, tmp_path, monkeypatch)
     assert [name for name in outputs(tmp_path) if name.endswith((".mp4", ".png"))] == []
 
 
+@pytest.mark.long
 def test_broken_off_by_sigterm(checkpoint, media, tmp_path):
     """A real process, a real signal: exit code 130, no traceback, no output under its final name."""
     script = Path(__file__).resolve().parents[2] / "scripts" / "infer.py"

@@ -122,6 +122,7 @@ def test_all_sampling_options_of_the_command_line_reach_the_pipeline(infer, call
     check(calls[0], **{name: OTHER[name] for name in given.values()})
 
 
+@pytest.mark.long
 def test_the_seed_draws_the_reference_latents(infer, calls):
     for number, seed in enumerate((1, 1, 2)):
         assert infer("--out", f"{number}.mp4", "--seed", seed) == 0
@@ -202,6 +203,7 @@ def loudness(path: Path) -> np.ndarray:
     return samples[: len(samples) // step * step].reshape(-1, step).max(axis=1)
 
 
+@pytest.mark.long
 def test_sound_is_kept_unless_told_otherwise(infer, tmp_path):
     """A click at 0.2 s of the driving video is at 0.2 s of the result, and of the side-by-side video."""
     driving = encode_sound(tmp_path / "driving.mp4", seconds=0.6, click=0.2)

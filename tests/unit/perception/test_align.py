@@ -587,6 +587,7 @@ def test_report_in_words():
 
 
 @pytest.mark.parametrize(("name", "scale"), [("person_1.jpg", 0.955), ("person_2.jpg", 0.94)])
+@pytest.mark.long
 def test_real_pictures(shared_dir, tmp_path, name: str, scale: float):
     """Neck and feet of the dancer come to those of a photograph and of a painting."""
     pytest.importorskip("mediapipe")
