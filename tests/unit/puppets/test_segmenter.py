@@ -58,6 +58,7 @@ def test_a_still_video_does_not_drift(segmenter: PuppetSegmenter) -> None:
     assert metric.reduce([metric.measure(Case("a", Video("g", still, 8.0, "g")))])["appearance_drift"] == 0
 
 
+@pytest.mark.long
 def test_training_writes_what_is_loaded(tmp_path: Path) -> None:
     assert main(["--clips", "3", "--test-clips", "1", "--steps", "2", "--out", str(tmp_path)]) == 0
     network = PuppetSegmenter.load(tmp_path)
