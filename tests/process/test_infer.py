@@ -14,11 +14,12 @@ from tests.tiers import long
 from xdyna.cli.infer import main
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import WeightsError
-from xdyna.core.files import file_sha256
+from xdyna.core.files import file_sha256, path_sha256
 from xdyna.core.program import run
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.types import PoseTrack
+from xdyna.pipelines.animate import Frames
 from xdyna.pipelines.folder import find_checkpoint
 from xdyna.pipelines.plan import Request, plan_animation
 from xdyna.pipelines.untrained import build_untrained
@@ -344,3 +345,19 @@ def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, media, tmp_path):
         (folder / "sampling.json").write_text(wrong)
         with pytest.raises(WeightsError, match=r"sampling\.json"):
             find_checkpoint(folder, build_untrained)
+
+
+def test_saving_without_loss(infer, tmp_path):
+    """Frames and FFV1 hold the same pixels; the mp4 is near them."""
+    for save, out in (("frames", "folder"), ("ffv1", "a.mkv"), ("mp4", "a.mp4")):
+        assert infer("--save", save, "--out", f"{save}/{out}", "--frames", "3") == 0
+    folder, lossless, mp4 = (Frames(tmp_path / path).numpy() for path in ("frames/folder", "ffv1/a.mkv", "mp4/a.mp4"))
+    assert folder.shape[0] == 3
+    assert np.array_equal(folder, lossless)
+    assert 5 < np.abs(mp4.astype(int) - folder).mean() < 25  # noise of an untrained model, halved in colour
+    manifest = json.loads((tmp_path / "frames" / "folder.run.json").read_text())
+    assert manifest["outputs"]["folder"] == path_sha256(tmp_path / "frames" / "folder")
+    assert infer("--save", "frames", "--out", "frames/folder", "--frames", "3") == 1  # nothing is replaced unasked
+    assert infer("--save", "frames", "--out", "frames/folder", "--frames", "2", "--overwrite") == 0
+    assert len(Frames(tmp_path / "frames" / "folder")) == 2
+    assert infer("--save", "ffv1", "--out", "x.mp4") == 2

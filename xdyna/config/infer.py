@@ -13,6 +13,7 @@ SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
 DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
+SAVES = ("mp4", "ffv1", "frames")
 CROPS = ("published", "person", "none")
 
 
@@ -57,6 +58,8 @@ class InferConfig:
         attention: "sdpa" (PyTorch) or "xformers".
         vae_chunk: frames decoded at once.
         keep_audio: copy the driving video's sound into the output.
+        save: the video as "mp4" (H.264, what players show), or without loss, to be measured: "ffv1" (.mkv) or "frames"
+            (a folder of PNG images).
 
     Raises:
         ConfigError: a value out of range, or values that contradict each other.
@@ -92,6 +95,7 @@ class InferConfig:
     attention: str = setting("sdpa", choices=ATTENTION)
     vae_chunk: int = setting(4, low=1)
     keep_audio: bool = True
+    save: str = setting("mp4", choices=SAVES)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -157,6 +157,33 @@ def read_reference(reference: ImageLike) -> np.ndarray:
     return array
 
 
+def complete_settings(settings: InferConfig, request: Request, checkpoint: Checkpoint) -> InferConfig:
+    """The settings with what the checkpoint and the request decide.
+
+    Args:
+        settings: as they are given.
+        request: the animation.
+        checkpoint: the weights, with their contract.
+
+    Raises:
+        UsageError: pose maps of another style than the model was trained with.
+    """
+    contract = checkpoint.contract
+    if settings.head is not None and settings.head != contract.pose.head:
+        knows = "with" if contract.pose.head else "without"
+        raise UsageError(
+            f"head={str(settings.head).lower()}, but {checkpoint.folder} was trained {knows} eyes and ears in its pose "
+            "maps; leave head out"
+        )
+    return dataclasses.replace(
+        settings,
+        head=contract.pose.head,
+        guidance=contract.guidance if settings.guidance is None else settings.guidance,
+        steps=contract.steps if settings.steps is None else settings.steps,
+        prompt=settings.prompt if request.prompt is None else request.prompt,
+    )
+
+
 def plan_animation(
     request: Request, settings: InferConfig, checkpoint: Checkpoint, *, files: OutputFiles | None = None,
     overwrite: bool = False,
@@ -174,9 +201,7 @@ def plan_animation(
         UsageError: a missing file or options that contradict each other.
         ValueError: an unreadable reference or driving file, an output that is in the way.
     """
-    settings = follow_contract(settings, checkpoint)
-    if request.prompt is not None:
-        settings = dataclasses.replace(settings, prompt=request.prompt)
+    settings = complete_settings(settings, request, checkpoint)
     reference = read_reference(request.reference)
     driving = open_driving(
         request.driving,
@@ -200,7 +225,7 @@ def plan_animation(
                 "them out"
             )
         person = read_person(request.ref_keypoints, reference.shape[:2])
-    files = files or free_names(request.out, **request.names())
+    files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
     face = _use_face(driving, settings, checkpoint)
     size = _size(settings, reference, checkpoint)
@@ -213,27 +238,6 @@ def plan_animation(
     ]
     return Plan(
         request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
-    )
-
-
-def follow_contract(settings: InferConfig, checkpoint: Checkpoint) -> InferConfig:
-    """The settings with what the checkpoint says put in where none is asked for.
-
-    Raises:
-        UsageError: pose maps of another style than the model was trained with.
-    """
-    contract = checkpoint.contract
-    if settings.head is not None and settings.head != contract.pose.head:
-        knows = "with" if contract.pose.head else "without"
-        raise UsageError(
-            f"head={str(settings.head).lower()}, but {checkpoint.folder} was trained {knows} eyes and ears in its pose "
-            "maps; leave head out"
-        )
-    return dataclasses.replace(
-        settings,
-        head=contract.pose.head,
-        guidance=contract.guidance if settings.guidance is None else settings.guidance,
-        steps=contract.steps if settings.steps is None else settings.steps,
     )
 
 

@@ -67,6 +67,8 @@ def counted(units: tuple[int, ...]) -> int:
 class Scripted:
     """A detector that finds a face where the first pixel says so, turned and scaled."""
 
+    version = "scripted"
+
     def detect(self, picture: np.ndarray) -> Faces:
         if picture[0, 0, 0] == 0:
             return NOBODY
