@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # the models of the tests are too small for more, and busy machines stall on waiting threads
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the library remembers does not reach the user's folder, nor come from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDYNA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Rounding depends on the number of threads (docs/log.md): comparisons with golden numbers fix it."""

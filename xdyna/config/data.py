@@ -40,8 +40,8 @@ class DataConfig:
         manifests: folders of data sets for source "footage", of shards (or their fsspec addresses) for "shards", or
             {folder, weight} each: clips of either kind are drawn from them by weight, without weights by their numbers
             of clips.
-        verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage"
-            and, clip by clip, "shards".
+        verify: see that the videos have the bytes that the data set was made of. "footage": they are read once, before
+            training (and not again while size and time are the same), then size and time count; "shards": clip by clip.
         split: "train", "validation" or "test"; no identity, motion, scene or source video is in two of them.
         height: of the images in px, a multiple of 8, at least 64.
         width: of the images in px, a multiple of 8, at least 64.

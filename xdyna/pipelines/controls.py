@@ -156,7 +156,7 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     Args:
         track: what `perceive` gave.
         plan: the animation.
-        watch: told of the alignment.
+        watch: told of the alignment, and of frames without a person.
 
     Returns:
         Conditions: at the video's size.
@@ -166,6 +166,8 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     """
     driving, settings, size, watch = plan.driving, plan.settings, plan.size, watch or Watch()
     rows, repeats = np.unique(driving.rows, return_inverse=True)
+    if track is not None and (absence := track.absence(np.bincount(repeats))):
+        watch.say(f"warning: {absence}")
     placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
     if settings.align != "none" and track is not None:
         person = person or _find_reference(plan.reference, settings)

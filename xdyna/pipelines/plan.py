@@ -26,6 +26,7 @@ from xdyna.pipelines.estimate import Workload, estimate
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.outputs import OutputFiles, free_names
 
+_MUCH = 0.75  # share of the reference below which it is said how much the crop keeps
 ImageLike = str | Path | Image.Image | np.ndarray
 DrivingLike = str | Path | PoseTrack
 
@@ -298,11 +299,14 @@ class _Look:
 
 
 def _crop_notes(crop: CropResize, policy: str, reference: np.ndarray, person: Person | None) -> Iterator[str]:
-    if person is None:
-        return
     advice = "crop=none keeps the whole image"
     if policy != "person":
         advice = f"crop=person keeps as much as fits, {advice}"
+    kept = crop.box[2] * crop.box[3] / (reference.shape[0] * reference.shape[1])
+    if kept < _MUCH:
+        yield f"note: the crop keeps {kept:.0%} of the reference; {advice}"
+    if person is None:
+        return
     if cut := crops.what_is_cut(crop, crops.person_box(person, reference.shape)):
         yield (f"warning: the crop cuts the person in the reference ({cut}); {advice}")
 
