@@ -154,7 +154,7 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
 
 def _animate(requests: "list[Request]", options: str) -> int:
     """Make videos with the settings of scripts/infer.py. Args: options: of its command line."""
-    from xdyna.cli import infer  # heavy, and not needed when everything is there
+    from xdyna.cli import infer
 
     return infer.PROGRAM.main(
         infer.parser(), shlex.split(options), lambda command: infer.make_all(requests, command), prepare=infer.prepare
