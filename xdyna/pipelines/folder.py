@@ -109,6 +109,22 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _guidance(folder))
 
 
+def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
+    """What a loaded pipeline is, in the words of its folder.
+
+    Args:
+        pipeline: what `from_pretrained` gave, or one that was put together.
+
+    Returns:
+        Checkpoint: of the pipeline as it is now; its folder is only a name where there is none.
+    """
+    folder = Path(str(getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__))
+    unet, scale = pipeline.unet.config, pipeline.vae_scale_factor
+    height, width = (side * scale for side in unet.sample_size)
+    has_face, untrained = pipeline.face_controlnet is not None, (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, _guidance(folder))
+
+
 def _guidance(folder: Path) -> float:
     path = folder / SAMPLING
     if not path.is_file():

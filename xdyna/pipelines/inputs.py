@@ -48,7 +48,7 @@ def as_images(images: ImageInput) -> list[Image.Image]:
 
 
 def as_videos(videos: VideoInput, name: str, *, channels: int) -> list[Tensor]:
-    """Videos in any form -> one uint8 tensor each; uint8 arrays are not copied.
+    """Videos in any form -> one uint8 tensor each; uint8 arrays are not copied, but for read-only ones.
 
     Args:
         videos: see the head of this file.
@@ -110,7 +110,7 @@ def _as_image(image: Any) -> Image.Image:
     array = rearrange(image.cpu(), "c h w -> h w c").numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
     if array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(f"the image has shape {tuple(image.shape)}, expected an array (H, W, 3) or a tensor (3, H, W)")
-    return Image.fromarray(_as_uint8(torch.as_tensor(np.ascontiguousarray(array)), "the image").numpy())
+    return Image.fromarray(_as_uint8(_as_tensor(array), "the image").numpy())
 
 
 def _as_video(video: Any, name: str, channels: int) -> Tensor:
@@ -118,13 +118,18 @@ def _as_video(video: Any, name: str, channels: int) -> Tensor:
         video = _stacked(video, name)
     if not isinstance(video, np.ndarray | Tensor):
         raise ValueError(f"{name} is {_kind(video)}; expected the frames of a video")
-    frames = video if isinstance(video, Tensor) else torch.as_tensor(np.ascontiguousarray(video))
+    frames = video if isinstance(video, Tensor) else _as_tensor(video)
     layout = f"a tensor (frames, {channels}, H, W)" if isinstance(video, Tensor) else f"(frames, H, W, {channels})"
     if frames.ndim == 4 and isinstance(video, np.ndarray):
         frames = rearrange(frames, "t h w c -> t c h w")
     if frames.ndim != 4 or frames.shape[1] != channels or not frames.shape[0]:
         raise ValueError(f"{name} has shape {tuple(video.shape)}, expected {layout} with at least one frame")
     return _as_uint8(frames, name)
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory, or a copy of what may not be written to: tensors know no read-only memory."""
+    return torch.as_tensor(np.require(array, requirements=["C", "W"]))
 
 
 def _stacked(frames: Sequence[Any], name: str) -> np.ndarray | Tensor:

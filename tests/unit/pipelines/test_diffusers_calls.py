@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_every_form_of_a_video_is_the_same_video() -> None:
     for form in (Image.fromarray(image), [image], image[None], image / 255, first, first[None] / 255):
         [converted] = as_images(form)
         np.testing.assert_array_equal(np.asarray(converted), image)
+    pose.flags.writeable = False
+    before, image = pose.copy(), pose[0]
+    as_videos(pose, "pose_video", channels=3)[0].zero_()
+    np.testing.assert_array_equal(pose, before)
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_images(image)
+    torch.set_warn_always(False)
 
 
 def test_num_frames_takes_the_first_ones(pipeline: XDynaPipeline, clip: Clip) -> None:  # noqa: F811
