@@ -88,7 +88,7 @@ def test_the_demo_animates_without_a_detector(checkpoint, tmp_path, monkeypatch,
         raise AssertionError("a detector was asked for")
 
     monkeypatch.setattr(conditions, "get_backend", refuse)
-    monkeypatch.setattr(conditions, "perceive_video", refuse)
+    monkeypatch.setattr(conditions, "track_person", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "TINY", checkpoint)  # and not the published weights, where those are installed
     if not there:

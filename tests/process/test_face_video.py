@@ -41,7 +41,7 @@ def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a detector was asked for")
 
     monkeypatch.setattr(module, "get_backend", refuse)
-    monkeypatch.setattr(module, "perceive_video", refuse)
+    monkeypatch.setattr(module, "track_person", refuse)
 
 
 @pytest.fixture
@@ -76,9 +76,7 @@ def test_faces_come_from_the_frames_the_points_were_found_in(tmp_path, files, ke
 def test_it_equals_a_run_that_found_the_same_points(infer, files, tmp_path, monkeypatch):
     points, video = files
     assert infer("--drive", points, "--face-video", video, "--out", "points.mp4") == 0
-    monkeypatch.setattr(
-        module, "perceive_video", lambda *a, frame_indices, **k: track_with_faces().select(frame_indices)
-    )
+    monkeypatch.setattr(module, "track_person", lambda *a, frame_indices, **k: track_with_faces().select(frame_indices))
     assert infer("--drive", video, "--out", "video.mp4") == 0
     assert infer("--drive", points, "--out", "faceless.mp4") == 0
     runs = {n: json.loads((tmp_path / f"{n}.run.json").read_text()) for n in ("points", "video", "faceless")}

@@ -162,7 +162,7 @@ def animate(
 
     Args:
         reference: the person: a file, a PIL image or uint8 (H, W, 3).
-        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.perception.perceive`.
+        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.track_person`.
         out: the video to write, beside which the other files go; None: temporary files, which `Animation.save` moves.
         settings: all settings; None for those of the `model`, or the published ones.
         model: what `xdyna.load` gave, for several animations with the same weights; a loaded `XDynaPipeline`, used as
