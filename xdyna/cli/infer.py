@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
         "--ref-keypoints",
         type=Path,
         metavar="NPZ",
-        help="for --align: keypoints of the person in the image (default: they are detected)",
+        help="keypoints of the person in the image, for --align, for --crop person and for the warning about what a "
+        "crop cuts (default: they are detected)",
     )
     files.add_argument("--out", type=Path, metavar="MP4", help="default: outputs/REF_DRIVE.mp4, numbered if it exists")
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")

@@ -169,7 +169,8 @@ def animate(
             it is (on its device, with its scheduler and LoRA weights); a pipeline folder, or its name.
         kind: what the driving file is: "auto" (by its ending), "video", "pose" or "keypoints".
         face_video: for pose videos and keypoints: the video they were made from.
-        ref_keypoints: keypoints of the person in the reference, where no detector sees it.
+        ref_keypoints: keypoints of the person in the reference, where no detector sees it: for `align`, for
+            `crop="person"`, and to tell what of the person the published crop cuts.
         overwrite: whether existing files may be replaced.
         progress: called as (stage, done, total).
         cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
