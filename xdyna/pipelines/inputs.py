@@ -72,22 +72,32 @@ def as_videos(videos: VideoInput, name: str, *, channels: int) -> list[Tensor]:
     return [_as_video(entry, name, channels) for entry in entries]
 
 
-def repeated(entries: Sequence[Item], count: int, name: str) -> list[Item]:
+def repeated(entries: Sequence[Item], count: int, name: str, *, each: int = 1) -> list[Item]:
     """One entry per video: a single one serves all.
+
+    Args:
+        entries: what was given.
+        count: videos, without those that `each` adds.
+        name: of the argument, for messages.
+        each: how often every entry is used, one after the other.
 
     Raises:
         ValueError: neither one entry nor `count`.
     """
     if len(entries) not in (1, count):
         raise ValueError(f"{name} has {len(entries)} entries for {count} videos; give one per video, or one for all")
-    return list(entries) * (count if len(entries) == 1 else 1)
+    return [entry for entry in list(entries) * (count if len(entries) == 1 else 1) for _ in range(each)]
 
 
-def count_videos(counts: Mapping[str, int | None]) -> int:
-    """How many videos a call makes: the largest number of entries that any argument has.
+def count_videos(
+    counts: Mapping[str, int | None], own: Mapping[str, int | None] | None = None, *, each: int = 1
+) -> int:
+    """How many videos a call makes: the largest number of entries that any argument has, times `each`.
 
     Args:
         counts: entries of each argument; None where it was not given.
+        own: the same of arguments that have an entry for every video, those that `each` adds included.
+        each: videos per entry.
 
     Returns:
         int: at least 1.
@@ -95,10 +105,13 @@ def count_videos(counts: Mapping[str, int | None]) -> int:
     Raises:
         ValueError: arguments with different numbers of entries, none of them 1.
     """
-    count = max(value for value in (1, *counts.values()) if value is not None)
-    for name, value in counts.items():
-        if value is not None and value not in (1, count):
-            raise ValueError(f"{name} has {value} entries for {count} videos; give one per video, or one for all")
+    own = own or {}
+    largest = [max(value for value in (1, *given.values()) if value is not None) for given in (counts, own)]
+    count = max(largest) if each == 1 else largest[0] * each
+    for name, value in [*counts.items(), *own.items()]:
+        wanted = count if name in own else count // each
+        if value is not None and value not in (1, wanted):
+            raise ValueError(f"{name} has {value} entries for {wanted} videos; give one per video, or one for all")
     return count
 
 

@@ -40,8 +40,8 @@ class Request:
         folder: for `out` = None.
         kind: what the driving file is, see `DRIVE_KINDS`.
         face_video: for pose videos and keypoints: where the faces come from.
-        ref_keypoints: keypoints of the person in the reference, for alignment, the crop and its check; None looks for the
-            person where it is needed.
+        ref_keypoints: keypoints of the person in the reference, for alignment, the crop and its check; None looks for
+            the person where it is needed.
         prompt: text; None takes that of the settings.
     """
 
