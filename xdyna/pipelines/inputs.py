@@ -123,7 +123,7 @@ def _as_image(image: Any) -> Image.Image:
     array = rearrange(image.cpu(), "c h w -> h w c").numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
     if array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(f"the image has shape {tuple(image.shape)}, expected an array (H, W, 3) or a tensor (3, H, W)")
-    return Image.fromarray(_as_uint8(_as_tensor(array), "the image").numpy())
+    return Image.fromarray(_as_uint8(_as_tensor(np.asarray(array)), "the image").numpy())
 
 
 def _as_video(video: Any, name: str, channels: int) -> Tensor:

@@ -60,8 +60,10 @@ class PreparationMixin(EncodersMixin):
             height, width = size[0] or height, size[1] or width
             if height % factor or width % factor:
                 raise ValueError(f"height is {height} and width {width}; both must be multiples of {factor}")
-            face = face_video is not None
-            videos = [(net, name, [_fit(v, (height, width), face) for v in entries]) for net, name, entries in videos]
+            with_face = face_video is not None
+            videos = [
+                (net, name, [_fit(v, (height, width), with_face) for v in entries]) for net, name, entries in videos
+            ]
         shapes = {(name, _frames_size(entry)) for _, name, entries in videos for entry in entries}
         if len({shape for _, shape in shapes}) > 1:
             told = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes))
