@@ -65,7 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"path": path, "frame_indices": np.asarray(frame_indices).tolist(), **options})
         return known_track().select(frame_indices)
 
-    monkeypatch.setattr(module, "perceive_video", perceive)
+    monkeypatch.setattr(module, "track_person", perceive)
     return calls
 
 
@@ -116,7 +116,7 @@ def test_joints_land_where_the_crop_puts_them(video, asked, drawn, face, size, b
 def test_hands_are_moved_as_well(video, asked, drawn, monkeypatch):
     track = known_track()
     track.hands[:, 1] = (20, 40, 1)
-    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     make(driving_of(video, list(range(FRAMES))), face=False, size=(32, 32))
     for frame, call in enumerate(drawn):
         np.testing.assert_allclose(call["hands"], moved(track.hands[frame], (0, 16, 64, 64), (32, 32)), atol=1e-4)
@@ -256,7 +256,7 @@ def test_settings_reach_perception(video, asked, change, expected):
 def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
     track = known_track()
     track.body[:, 14:18] = (28, 50, 1)
-    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     made = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
     assert [call["style"].head for call in drawn] == [head] * FRAMES
     track.body[:, 14:18] = 0

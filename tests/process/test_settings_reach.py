@@ -143,7 +143,7 @@ def test_pictures_that_reach_the_pipeline(infer, calls, media, monkeypatch):
     angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
     track.face[:] = np.stack([32 + 4 * np.cos(angles), 14 + 5 * np.sin(angles), np.ones(68)], axis=-1)
     monkeypatch.setattr(
-        conditions, "perceive_video", lambda path, *, frame_indices, **kwargs: track.select(frame_indices)
+        conditions, "track_person", lambda path, *, frame_indices, **kwargs: track.select(frame_indices)
     )
     reference = read_image(media / "ref.png")
     fitted = []

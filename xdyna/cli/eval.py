@@ -181,7 +181,7 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
 
 def _generated(args: argparse.Namespace) -> "Inputs":
     """Make the videos of a test list with the settings of scripts/infer.py, without loss unless they say otherwise."""
-    from xdyna.cli import infer  # heavy, and not needed when everything is there
+    from xdyna.cli import infer
     from xdyna.evaluation.generate import generate
     from xdyna.pipelines.model import load
 

@@ -23,7 +23,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from xdyna.config.infer import InferConfig
@@ -156,7 +156,7 @@ def animate(
     *,
     out: str | Path | None = None,
     settings: InferConfig | None = None,
-    model: Model | str | Path | None = None,
+    model: Model | DiffusionPipeline | str | Path | None = None,
     kind: str = "auto",
     face_video: str | Path | None = None,
     ref_keypoints: str | Path | None = None,
@@ -168,13 +168,15 @@ def animate(
 
     Args:
         reference: the person: a file, a PIL image or uint8 (H, W, 3).
-        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.perception.perceive`.
+        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.track_person`.
         out: the video to write, beside which the other files go; None: temporary files, which `Animation.save` moves.
         settings: all settings; None for those of the `model`, or the published ones.
-        model: what `xdyna.load` gave, for several animations with the same weights; or a pipeline folder, or its name.
+        model: what `xdyna.load` gave, for several animations with the same weights; a loaded `XDynaPipeline`, used as
+            it is (on its device, with its scheduler and LoRA weights); a pipeline folder, or its name.
         kind: what the driving file is: "auto" (by its ending), "video", "pose" or "keypoints".
         face_video: for pose videos and keypoints: the video they were made from.
-        ref_keypoints: keypoints of the person in the reference, where no detector sees it.
+        ref_keypoints: keypoints of the person in the reference, where no detector sees it: for `align`, for
+            `crop="person"`, and to tell what of the person the published crop cuts.
         overwrite: whether existing files may be replaced.
         progress: called as (stage, done, total).
         cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
@@ -199,7 +201,7 @@ def animate(
     target, faces, points = (Path(path) if path is not None else None for path in (out, face_video, ref_keypoints))
     request = Request(reference, driving, target, folder, kind, faces, points)
     watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
-    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch)
+    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
 
@@ -212,6 +214,7 @@ def make(
     watch: Watch | None = None,
     cache_dir: Path | None = None,
     argv: Sequence[str] = (),
+    resumable: bool = True,
 ) -> Animation:
     """Make one animation; what `animate` and the programs call.
 
@@ -223,6 +226,7 @@ def make(
         watch: the caller's callbacks.
         cache_dir: where keypoints are cached; None for the default folder.
         argv: arguments of the program, for the manifest.
+        resumable: whether a partial result is kept for the next call; not of use for temporary files.
 
     Returns:
         Animation: complete.
@@ -239,7 +243,7 @@ def make(
             watch.say(note)
         plan, conditions = _controls(plan, cache_dir, watch)
         result, inputs = _deciding(plan, conditions, model, watch)
-        partial = PartialRun(files.video, fingerprint(result))
+        partial = PartialRun(files.video, fingerprint(result)) if resumable else None
         fitted = plan.fitted()
         try:
             before = time.perf_counter()
@@ -256,10 +260,11 @@ def make(
                 watch=watch,
             )
         except BaseException:
-            if partial.save():
+            if partial is not None and partial.save():
                 watch.say(f"partial result kept in {partial.path}; the same command goes on from there")
             raise
-        partial.remove()
+        if partial is not None:
+            partial.remove()
         written = files.all(keypoints=plan.driving.kind == "video")
         cost = {
             "seconds": round(time.perf_counter() - start, 2),
@@ -347,14 +352,14 @@ def sample(
     assert settings.guidance is not None, "the checkpoint's own was put in"
     assert settings.steps is not None, "the checkpoint's own were put in"
     generator = torch.Generator("cpu").manual_seed(settings.seed)
-    # Other schedulers keep a history of steps, which is not stored: their runs start over.
-    resumable = partial is not None and isinstance(pipeline.scheduler, DDIMScheduler)
-    done, latents = (partial.load() if resumable and partial is not None else None) or (0, None)
+    if not isinstance(pipeline.scheduler, DDIMScheduler):
+        partial = None  # others keep a history of steps, which is not stored: their runs start over
+    done, latents = (partial.load() if partial is not None else None) or (0, None)
     if done and partial is not None:
         watch.say(f"going on after step {done} of {settings.steps} (found {partial.path})")
 
     def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if resumable and partial is not None:
+        if partial is not None:
             partial.update(step + 1, state["latents"])
         return state
 

@@ -21,7 +21,7 @@ from xdyna.perception.draw import draw_styled
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
-from xdyna.perception.track import perceive as perceive_video
+from xdyna.perception.track import track_person
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.plan import Plan
@@ -118,7 +118,7 @@ def face_source(name: str) -> FaceSource:
 
 
 def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None = None) -> PoseTrack | None:
-    """The person in the driving file, frame by frame; detections are cached under the video's hash.
+    """The track that an animation is driven by: that of its keypoint file, or of `track_person` in its driving video.
 
     Args:
         plan: the animation.
@@ -138,7 +138,7 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
         return driving.track.select(rows)
     if driving.face_video is None or (driving.kind == "pose" and not plan.face):
         return None
-    return perceive_video(
+    return track_person(
         driving.face_video,
         frame_indices=rows,
         backend=settings.pose_backend,

@@ -120,6 +120,22 @@ def _contract(folder: Path) -> ConditionContract:
     return contract
 
 
+def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
+    """What a loaded pipeline is, in the words of its folder.
+
+    Args:
+        pipeline: what `from_pretrained` gave, or one that was put together.
+
+    Returns:
+        Checkpoint: of the pipeline as it is now; its folder is only a name where there is none.
+    """
+    folder = Path(str(getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__))
+    unet, scale = pipeline.unet.config, pipeline.vae_scale_factor
+    height, width = (side * scale for side in unet.sample_size)
+    has_face, untrained = pipeline.face_controlnet is not None, (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, _contract(folder))
+
+
 def load_pipeline(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, face: bool, attention: str = "sdpa"
 ) -> XDynaPipeline:

@@ -42,7 +42,8 @@ class Request:
         folder: for `out` = None.
         kind: what the driving file is, see `DRIVE_KINDS`.
         face_video: for pose videos and keypoints: where the faces come from.
-        ref_keypoints: keypoints of the person in the reference; None looks for it where it is needed.
+        ref_keypoints: keypoints of the person in the reference, for alignment, the crop and its check; None looks for
+            the person where it is needed.
         prompt: text; None takes that of the settings.
     """
 
@@ -218,14 +219,7 @@ def plan_animation(
             f"context_frames is {context}, but the motion modules of {checkpoint.folder} know "
             f"{checkpoint.max_context} frames; use at most that"
         )
-    person = None
-    if request.ref_keypoints is not None:
-        if settings.align == "none" and settings.crop != "person":
-            raise UsageError(
-                "--ref-keypoints tell what to align to, or what to keep (--crop person); give --align too, or leave "
-                "them out"
-            )
-        person = read_person(request.ref_keypoints, reference.shape[:2])
+    person = _known_person(request, settings, reference)
     files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
     face = _use_face(driving, settings, checkpoint)
@@ -237,6 +231,8 @@ def plan_animation(
         *_crop_notes(crop, settings.crop, reference, person),
         *_contract_notes(settings, driving, checkpoint),
     ]
+    if request.ref_keypoints is not None and settings.align == "none" and crops.is_whole(crop, reference.shape):
+        notes.append("note: --ref-keypoints changed nothing: all of the reference is kept and nothing aligned to it")
     return Plan(
         request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
     )
@@ -278,6 +274,18 @@ def choose_crop(
     if policy == "person" and person is not None:
         crop = crops.person_crop(reference.shape, size, crops.person_box(person, reference.shape))
     return crop, person
+
+
+def _known_person(request: Request, settings: InferConfig, reference: np.ndarray) -> Person | None:
+    """The person in the reference, where keypoints were given."""
+    if request.ref_keypoints is None:
+        return None
+    if settings.align == "none" and settings.crop == "none":
+        raise UsageError(
+            "--ref-keypoints show the person to align to, or to keep in the crop; with crop=none and no --align there "
+            "is neither: give --align or another crop, or leave them out"
+        )
+    return read_person(request.ref_keypoints, reference.shape[:2])
 
 
 class _Look:

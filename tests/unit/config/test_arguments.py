@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from xdyna.cli import infer_args, main, multirun
+from xdyna.cli import main, multirun
 from xdyna.cli.arguments import Command, Program
-from xdyna.cli.infer_args import PROGRAM, numbered, parser, prepare
+from xdyna.cli.infer import PROGRAM, numbered, parser, prepare
 from xdyna.config.infer import InferConfig
 from xdyna.config.preprocess import PreprocessConfig
 from xdyna.config.settings import descriptions
@@ -176,7 +176,7 @@ def test_no_multirun_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_drive_kinds_are_flags_not_settings() -> None:
-    assert infer_args.parser().parse_args(["--drive-kind", "pose"]).drive_kind == "pose"
+    assert parser().parse_args(["--drive-kind", "pose"]).drive_kind == "pose"
 
 
 def test_the_console_command(capsys: pytest.CaptureFixture[str]) -> None:
