@@ -14,7 +14,7 @@ from xdyna.media.image import CropResize
 from xdyna.media.video import VideoWriter
 from xdyna.perception.face_patch import face_boxes, global_patch, local_patch
 from xdyna.perception.smooth import OneEuro
-from xdyna.perception.types import PoseTrack
+from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines import controls as module
 from xdyna.pipelines.controls import Conditions
 from xdyna.pipelines.driving import Driving, open_driving
@@ -65,21 +65,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"path": path, "frame_indices": np.asarray(frame_indices).tolist(), **options})
         return known_track().select(frame_indices)
 
-    monkeypatch.setattr(module, "perceive_video", perceive)
+    monkeypatch.setattr(module, "track_person", perceive)
     return calls
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `draw_pose` is asked to draw."""
+    """What `draw_styled` is asked to draw."""
     calls: list[dict[str, Any]] = []
-    original: Callable[..., np.ndarray] = module.draw_pose
+    original: Callable[..., np.ndarray] = module.draw_styled
 
-    def spy(body: np.ndarray, hands: np.ndarray | None = None, **options: Any) -> np.ndarray:
+    def spy(body: np.ndarray, hands: np.ndarray, face: np.ndarray, **options: Any) -> np.ndarray:
         calls.append({"body": np.array(body), "hands": np.array(hands), **options})
-        return original(body, hands, **options)
+        return original(body, hands, face, **options)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     return calls
 
 
@@ -116,7 +116,7 @@ def test_joints_land_where_the_crop_puts_them(video, asked, drawn, face, size, b
 def test_hands_are_moved_as_well(video, asked, drawn, monkeypatch):
     track = known_track()
     track.hands[:, 1] = (20, 40, 1)
-    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     make(driving_of(video, list(range(FRAMES))), face=False, size=(32, 32))
     for frame, call in enumerate(drawn):
         np.testing.assert_allclose(call["hands"], moved(track.hands[frame], (0, 16, 64, 64), (32, 32)), atol=1e-4)
@@ -159,6 +159,31 @@ def test_repeated_frames_show_the_right_pose(video, asked, rows, kind):
         assert made.face.shape == (len(rows), *size, 6)
         greys = made.face[..., 3:].max(axis=(1, 2, 3))
         np.testing.assert_allclose(greys, GREYS[rows], atol=3)
+
+
+@pytest.mark.parametrize(
+    ("gone", "rows", "said"),
+    [
+        ([], range(5), None),
+        ([4], [0, 2], None),
+        ([0, 2, 3], range(5), "60% of the driving frames (3 of 5: at 0.00 s, 0.20 - 0.30 s)"),
+        ([1], [0, 1, 1, 1], "75% of the driving frames (3 of 4: at 0.10 s)"),
+    ],
+)
+@pytest.mark.parametrize("align", ["none", "global"])
+def test_frames_without_a_person_are_said_in_every_mode(video, capsys, gone, rows, said, align):
+    """Share and times, by the frames that are shown; with alignment and without."""
+    track = known_track()
+    for points in (track.body, track.hands, track.face):
+        points[gone] = 0
+    driving = driving_of(Path("p.npz"), list(rows), kind="keypoints", track=track)
+    figure = standing_figure(frames=1, size=(HEIGHT, WIDTH))
+    person = Person(figure.body[0], figure.hands[0], figure.face[0], np.array([18, 14, 46, 86], np.float32), 1.0)
+    make_conditions(driving, InferConfig(align=align), reference=REFERENCE, size=(96, 64), face=False, cache_dir=None,
+                    person=person)  # fmt: skip
+    lines = [line for line in capsys.readouterr().out.splitlines() if "nobody is seen" in line]
+    assert len(lines) == (said is not None)
+    assert said is None or lines[0].startswith(f"warning: nobody is seen in {said}")
 
 
 def test_long_clips_are_kept_in_a_file(video, asked, monkeypatch):
@@ -231,9 +256,9 @@ def test_settings_reach_perception(video, asked, change, expected):
 def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
     track = known_track()
     track.body[:, 14:18] = (28, 50, 1)
-    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     made = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
-    assert [call["head"] for call in drawn] == [head] * FRAMES
+    assert [call["style"].head for call in drawn] == [head] * FRAMES
     track.body[:, 14:18] = 0
     without = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
     assert (made.pose != without.pose).any() == head

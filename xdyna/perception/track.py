@@ -28,7 +28,7 @@ _GROWTH = 2.0  # largest change of the box's diagonal between two frames
 _PATIENCE = 8  # frames without the person after which whoever is N-th largest is followed (the scene was cut)
 
 
-def perceive(
+def track_person(
     path: str | os.PathLike[str],
     *,
     frame_indices: Sequence[int] | np.ndarray | None = None,

@@ -40,9 +40,13 @@ class PreparationMixin(EncodersMixin):
     _num_timesteps: int
 
     def _controls(
-        self, pose_video: VideoInput, face_video: VideoInput | None, num_frames: int | None
+        self,
+        pose_video: VideoInput,
+        face_video: VideoInput | None,
+        num_frames: int | None,
+        size: tuple[int | None, int | None],
     ) -> list[list[Condition]]:
-        """The ControlNets that run, with the control images of each video."""
+        """The ControlNets that run, with the control images of each video; at `size`, where one is asked for."""
         videos = [(self.pose_controlnet, "pose_video", as_videos(pose_video, "pose_video", channels=POSE_CHANNELS))]
         if face_video is not None:
             if self.face_controlnet is None:
@@ -50,12 +54,21 @@ class PreparationMixin(EncodersMixin):
             face = as_videos(face_video, "face_video", channels=FACE_CHANNELS)
             videos.append((self.face_controlnet, "face_video", face))
         count = count_videos({name: len(entries) for _, name, entries in videos})
+        factor, asked = self.vae_scale_factor, size != (None, None)
+        if asked:
+            _, height, width = _frames_size(videos[0][2][0])
+            height, width = size[0] or height, size[1] or width
+            if height % factor or width % factor:
+                raise ValueError(f"height is {height} and width {width}; both must be multiples of {factor}")
+            with_face = face_video is not None
+            videos = [
+                (net, name, [_fit(v, (height, width), with_face) for v in entries]) for net, name, entries in videos
+            ]
         shapes = {(name, _frames_size(entry)) for _, name, entries in videos for entry in entries}
         if len({shape for _, shape in shapes}) > 1:
             told = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes))
             raise ValueError(f"the control videos are (T, H, W) = {told}; they must agree")
         [(frames, height, width)] = {shape for _, shape in shapes}
-        factor = self.vae_scale_factor
         if height % factor or width % factor:
             raise ValueError(f"pose_video is {height}x{width} (HxW); both must be multiples of {factor}")
         if num_frames is not None and not 1 <= num_frames <= frames:
@@ -170,6 +183,16 @@ class PreparationMixin(EncodersMixin):
             return noise * self.scheduler.init_noise_sigma
         clean = prior.to(reference.device) if prior is not None else mix_prior(reference[:, :, 0], draws.blurred)
         return self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[:1])
+
+
+def _fit(video: Tensor, size: tuple[int, int], face: bool) -> Tensor:
+    """Control images (T, C, H, W) at another size, cut and resized as those of a driving file are."""
+    if tuple(video.shape[2:]) == size:
+        return video
+    crop = published_crop(tuple(video.shape[2:]), size, face=face)
+    frames = rearrange(video.cpu(), "t c h w -> t h w c").numpy()
+    fitted = [crop.image(frame, interpolation="bilinear") for frame in frames]
+    return rearrange(torch.from_numpy(np.stack(fitted)), "t h w c -> t c h w")
 
 
 def _frames_size(video: Tensor) -> tuple[int, int, int]:

@@ -49,8 +49,8 @@ class Embeddings:
         new = {name: value for name, value in changes.items() if value is not getattr(self, name)}
         return replace(self, **new) if new else self
 
-    def repeated(self, count: int) -> "Embeddings":
-        """With `count` rows each; a single row serves all.
+    def repeated(self, count: int, *, each: int = 1) -> "Embeddings":
+        """With `count` rows; a single row serves all. Each row then stands `each` times, one after the other.
 
         Raises:
             ValueError: another number of rows.
@@ -59,7 +59,10 @@ class Embeddings:
         for name, value in vars(self).items():
             if value is not None and value.shape[0] not in (1, count):
                 raise ValueError(f"{name} have {value.shape[0]} rows for {count} videos; give one per video, or one")
-            rows[name] = value.repeat(count, 1, 1) if value is not None and len(value) != count else value
+            if value is not None:
+                value = value.repeat(count, 1, 1) if len(value) != count else value
+                value = value.repeat_interleave(each, dim=0) if each > 1 else value
+            rows[name] = value
         return Embeddings(**rows)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Embeddings":

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.process.runs import ROOT, config, given, go, weights
 from tests.unit.training.processes import together
-from tests.unit.training.test_loop import ROOT, config, given, go, weights
 from xdyna.cli import train
 from xdyna.config.train import Share, TrainConfig
 from xdyna.core.errors import ConfigError
