@@ -1,6 +1,8 @@
 """The processes of a run: accelerate's view of them, and what the main one does alone."""
 
+import os
 import re
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +14,12 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import FAILURE
+from xdyna.training.errors import TrainingWarning
 
 Result = TypeVar("Result")
-WAIT_FOR_MAIN = timedelta(hours=2)  # of the processes that wait while the main one samples videos or writes
+# How long processes wait for one that does something alone: reading a model, writing a checkpoint. One that died is
+# noticed then.
+WAIT_FOR_MAIN = timedelta(minutes=15)
 
 
 def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
@@ -27,6 +32,13 @@ def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
     Raises:
         ConfigError: the batch cannot be shared evenly among the processes.
     """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "one process trains, though MASTER_ADDR is set as if for several (`accelerate launch --cpu --num_processes N` "
+            "starts but one); several on CPUs come from `accelerate launch --multi_gpu --num_processes N ... --cpu`",
+            TrainingWarning,
+            stacklevel=2,
+        )
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         cpu=cpu,

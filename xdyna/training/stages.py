@@ -14,7 +14,7 @@ stage comes after which, in the experiments' `init` and `out` (`xdyna.config.rec
 """
 
 import abc
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -28,7 +28,7 @@ from xdyna.training.contract import run_contract
 from xdyna.training.groups import GROUPS
 from xdyna.training.handover import copy_encoder, latent_scale
 from xdyna.training.objective import DiffusionObjective, Objective, VAEObjective
-from xdyna.training.validation import Sampled, reconstructions, sampled_videos
+from xdyna.training.validation import Sampler, reconstructions, sampled_videos
 
 
 class Stage(abc.ABC):
@@ -115,8 +115,8 @@ class Stage(abc.ABC):
         """The networks of an ablation; in most stages those that were given."""
         return components
 
-    def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
-        """What makes the images or videos of validation, called with the step; None for none."""
+    def sampler(self, config: TrainConfig, components: Components) -> Sampler | None:
+        """What makes the images or videos of validation, shared among the processes; None for none."""
         return None
 
     def hand_over(
@@ -149,7 +149,7 @@ class VAEStage(Stage):
         """Reconstruction."""
         return VAEObjective(components, loss, seed=seed)
 
-    def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
+    def sampler(self, config: TrainConfig, components: Components) -> Sampler | None:
         """Held-out frames and their reconstructions."""
         return reconstructions(config, components)
 
@@ -220,7 +220,7 @@ class ClipStage(Stage):
     def new_reference_net(self, components: Components, config: TrainConfig) -> ReferenceNet:
         """The ReferenceNet of an ablation whose pipeline has none yet."""
 
-    def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
+    def sampler(self, config: TrainConfig, components: Components) -> Sampler | None:
         """Videos of held-out clips."""
         return (
             sampled_videos(config, components, contract=self.contract(config, components))

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from xdyna.training.run import CONFIG, start_run
 from xdyna.training.stages import STAGES
 from xdyna.training.state import Progress
 from xdyna.training.step import Values
-from xdyna.training.validation import Sampled, band_losses
+from xdyna.training.validation import Sampler, band_losses, sample_together
 
 VIDEO_FPS = 12  # of validation videos in the tracker
 
@@ -167,7 +167,7 @@ class Trainer(ResumableStepper):
         groups: the trainable parameters by group (`select_trainable`).
         accelerator: accelerate's.
         run_dir: folder of the run, prepared.
-        sample: makes what validation shows; called on the main process with EMA weights; None for none.
+        sample: what validation shows, with EMA weights; None for none.
         max_minutes: save and stop after so much time, as if interrupted; None for no limit.
     """
 
@@ -179,7 +179,7 @@ class Trainer(ResumableStepper):
         *,
         accelerator: Accelerator,
         run_dir: Path,
-        sample: Callable[[int], Sampled] | None = None,
+        sample: Sampler | None = None,
         max_minutes: float | None = None,
     ) -> None:
         super().__init__(config, objective, groups, accelerator=accelerator, run_dir=run_dir)
@@ -312,9 +312,8 @@ class Trainer(ResumableStepper):
         with self.averaged(), self.autocast():
             scalars = band_losses(self.model, self.objective, self.config, accelerator=self.accelerator)
             sampled = None
-            if self.sample is not None and self.accelerator.is_main_process:
-                sampled = self.sample(step)
-        self.accelerator.wait_for_everyone()
+            if self.sample is not None:
+                sampled = sample_together(self.sample, accelerator=self.accelerator)
         if log is not None:
             log.scalars(step, {f"val/{name}": value for name, value in scalars.items()})
             if sampled is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -42,6 +43,44 @@ class Sampled:
     scalars: dict[str, float]
     sheets: dict[str, np.ndarray] = field(default_factory=dict)
     videos: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What validation samples and shows; the clips are shared among the processes.
+
+    Attributes:
+        clips: how many.
+        sample: makes and measures clip number k.
+    """
+
+    clips: int
+    sample: Callable[[int], Sampled]
+
+
+def sample_together(sampler: Sampler, *, accelerator: Accelerator) -> Sampled:
+    """Sample all clips, each in one of the processes; every process must call it.
+
+    Args:
+        sampler: the same in all of them.
+        accelerator: of the run.
+
+    Returns:
+        Sampled: of all clips in their order, in every process: means of what is measured, without NaN.
+    """
+    share = range(accelerator.process_index, sampler.clips, accelerator.num_processes)
+    own = [(number, sampler.sample(number)) for number in share]
+    parts = [part for _, part in sorted(gather_object(own), key=lambda pair: pair[0])]
+    values: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.scalars.items():
+            values.setdefault(name, [])
+            values[name] += [] if np.isnan(value) else [value]
+    return Sampled(
+        {name: float(np.mean(known)) for name, known in values.items() if known},
+        sheets={name: sheet for part in parts for name, sheet in part.sheets.items()},
+        videos={name: video for part in parts for name, video in part.videos.items()},
+    )
 
 
 def validation_data(config: DataConfig) -> DataConfig:
@@ -101,9 +140,7 @@ def band_losses(
     return {"loss": sum(means) / len(means), **bands}
 
 
-def sampled_videos(
-    config: TrainConfig, components: Components, *, contract: ConditionContract
-) -> Callable[[int], Sampled]:
+def sampled_videos(config: TrainConfig, components: Components, *, contract: ConditionContract) -> Sampler:
     """What makes videos of held-out clips and measures them.
 
     Args:
@@ -117,26 +154,22 @@ def sampled_videos(
     people_only = data.source == "puppet" or data.scene_ratio < 1  # footage of scenes alone has nobody to show
     dataset = build_dataset(dataclasses.replace(data, scene_ratio=0.0 if people_only else 1.0), seed=SEED)
 
-    def sample(step: int) -> Sampled:
-        pipeline = as_pipeline(components)
-        psnr, whole, rows = [], [], []
-        for index in range(settings.videos):
-            clip, mask = dataset.masked(index)
-            frames = _generate(pipeline, clip, config, seed=index, guidance=guidance)
-            target = _images(clip.pixels[1:])
-            psnr.append(RegionQuality.of(target, frames, mask).psnr)
-            whole.append(RegionQuality.of(target, frames).psnr)
-            rows.append((_images(clip.pixels[:1])[0], _images(clip.pose), frames, target))
-        scalars = {"psnr": float(np.mean(whole))}
-        if seen := [value for value in psnr if not np.isnan(value)]:  # masks of footage may be empty
-            scalars = {"psnr_figure": float(np.mean(seen)), **scalars}
+    def sample(number: int) -> Sampled:
+        clip, mask = dataset.masked(number)
+        frames = _generate(as_pipeline(components), clip, config, seed=number, guidance=guidance)
+        target, name = _images(clip.pixels[1:]), f"clip{number}"
         return Sampled(
-            scalars,
-            sheets={f"clip{k}": _sheet(*row) for k, row in enumerate(rows)},
-            videos={f"clip{k}": row[2] for k, row in enumerate(rows)},
+            {
+                "psnr_figure": RegionQuality.of(
+                    target, frames, mask
+                ).psnr,  # NaN where the mask is empty, as of footage
+                "psnr": RegionQuality.of(target, frames).psnr,
+            },
+            sheets={name: _sheet(_images(clip.pixels[:1])[0], _images(clip.pose), frames, target)},
+            videos={name: frames},
         )
 
-    return sample
+    return Sampler(settings.videos, sample)
 
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
@@ -164,10 +197,10 @@ def _sheet(reference: np.ndarray, pose: np.ndarray, frames: np.ndarray, target: 
     return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 
-def reconstructions(config: TrainConfig, components: Components) -> Callable[[int], Sampled]:
+def reconstructions(config: TrainConfig, components: Components) -> Sampler:
     """What shows held-out frames and their reconstructions. Args: as of `sampled_videos`."""
 
-    def sample(step: int) -> Sampled:
+    def sample(number: int) -> Sampled:
         images = next(held_out_images(config, components))[:8]
         with torch.no_grad():
             decoded = components.vae.decode(components.vae.encode(images).latent_dist.mean).sample
@@ -176,7 +209,7 @@ def reconstructions(config: TrainConfig, components: Components) -> Callable[[in
             {"psnr": RegionQuality.of([pair[0]], [pair[1]]).psnr}, sheets={"reconstruction": np.concatenate(pair)}
         )
 
-    return sample
+    return Sampler(1, sample)
 
 
 def held_out_images(config: TrainConfig, components: Components) -> Iterator[Tensor]:
