@@ -32,13 +32,7 @@ def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
     Raises:
         ConfigError: the batch cannot be shared evenly among the processes.
     """
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        warnings.warn(
-            "one process trains, though MASTER_ADDR is set as if for several (`accelerate launch --cpu --num_processes N` "
-            "starts but one); several on CPUs come from `accelerate launch --multi_gpu --num_processes N ... --cpu`",
-            TrainingWarning,
-            stacklevel=2,
-        )
+    warn_of_one_process()
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         cpu=cpu,
@@ -47,6 +41,21 @@ def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
     on_main(accelerator, lambda: config.share(accelerator.num_processes))
     accelerator.gradient_accumulation_steps = config.share(accelerator.num_processes).accumulation
     return accelerator
+
+
+def warn_of_one_process() -> None:
+    """Say so where a launcher was asked for several processes and started one.
+
+    Warns:
+        TrainingWarning: the environment has the address of a group, and not its size.
+    """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            "one process trains, though MASTER_ADDR is set as if for several (`accelerate launch --cpu "
+            "--num_processes N` starts but one); several on CPUs come from `accelerate launch --multi_gpu --num_processes N ... --cpu`",
+            TrainingWarning,
+            stacklevel=3,
+        )
 
 
 def describe_processes(accelerator: Accelerator) -> dict[str, Any]:
