@@ -1,8 +1,11 @@
 """A model is sampled with the control images and settings that it was trained with."""
 
+import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from xdyna.config.contract import ConditionContract, PoseStyle, read_contract
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.perception.types import PoseTrack
+from xdyna.pipelines.animate import sample
 from xdyna.pipelines.controls import perceive, prepare
 from xdyna.pipelines.folder import find_checkpoint
 from xdyna.pipelines.plan import Plan, Request, plan_animation
@@ -47,6 +51,29 @@ def test_a_run_writes_what_it_trained_with(trained: Path) -> None:
     assert contract.pose == PoseStyle(landmarks=True, hands=True, head=True, width=2.0)
     assert (contract.face, contract.frames, contract.size) == ("none", 2, (64, 64))
     assert (contract.guidance, contract.prediction_type) == (3.0, "epsilon")
+    assert (contract.reference, contract.fps) == ("fitted", None)
+
+
+@pytest.mark.parametrize("of", ["fitted", "whole"])
+def test_the_image_encoder_sees_what_it_saw_in_training(of: str, trained: Path, driving: Path, tmp_path: Path) -> None:
+    """The reference is wider than the video: models trained here are given the part that is animated, others all."""
+    cv2.imwrite(str(tmp_path / "wide.png"), np.random.default_rng(0).integers(256, size=(64, 160, 3), dtype=np.uint8))
+    checkpoint = find_checkpoint(trained, build_untrained)
+    checkpoint = dataclasses.replace(checkpoint, contract=dataclasses.replace(checkpoint.contract, reference=of))
+    request = Request(tmp_path / "wide.png", driving / "face.npz", tmp_path / "out.mp4")
+    plan = plan_animation(request, InferConfig(height=64, width=64), checkpoint)
+    pipeline = MagicMock(side_effect=StopIteration)
+    with pytest.raises(StopIteration):
+        sample(pipeline, plan, plan.fitted(), prepare(perceive(plan, cache_dir=tmp_path), plan))
+    expected = plan.fitted() if of == "fitted" else plan.reference
+    assert expected.shape == ((64, 64, 3) if of == "fitted" else (64, 160, 3))
+    assert np.array_equal(pipeline.call_args.args[0], expected)
+
+
+def test_a_run_writes_the_frame_rates_that_it_showed(tmp_path: Path) -> None:
+    data = ["data.video_frames=12", "data.fps=[4,12]"]
+    assert go(config(tmp_path, "run"), *data, "max_steps=1", "validation.every=0") == 0
+    assert read_contract(tmp_path / "run" / "final").fps == (4.0, 12.0)
 
 
 def test_inference_draws_by_it(trained: Path, driving: Path, tmp_path: Path) -> None:

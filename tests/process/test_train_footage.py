@@ -48,7 +48,16 @@ def test_a_run_continues_exactly_within_an_epoch(footage: Path, start: str, tmp_
 def test_a_cache_trains_as_its_videos_do(start: str, tmp_path: Path) -> None:
     """One clip, whole and without a crop: latents of the cache, in 16 bit, give nearly the losses of encoding."""
     folder = build_set(tmp_path / "one", [record("human", frames=4)])
-    data = ["height=64", "width=64", "frames=4", "stride=[1,1]", "crop_scale=[1,1]", "scene_ratio=0", "reference=first"]
+    data = [
+        "height=64",
+        "width=64",
+        "frames=4",
+        "fps=null",
+        "stride=[1,1]",
+        "crop_scale=[1,1]",
+        "scene_ratio=0",
+        "reference=first",
+    ]
     data = [f"data.{text}" for text in data]
     source = ["data.source=footage", f"data.manifests=[{folder}]"]
     written = ["--vae", start, "--out", str(tmp_path / "cache"), "--clips", "1", "--device", "cpu"]

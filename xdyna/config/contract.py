@@ -15,6 +15,7 @@ from xdyna.core.errors import WeightsError
 FILE = "conditions.json"
 FORMER_FILE = "sampling.json"  # of older folders: {"guidance": scale} alone
 FACE_RULES = ("patches", "none")
+REFERENCE_RULES = ("whole", "fitted")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 PUBLISHED_GUIDANCE, PUBLISHED_STEPS = 7.5, 25
 
@@ -49,6 +50,8 @@ class ConditionContract:
         guidance: classifier-free guidance scale where none is asked for, 0 to 100.
         steps: denoising steps where none are asked for, 1 to 1000.
         prediction_type: what the network predicts, as in the scheduler's configuration; None where nobody said so.
+        reference: what image tokens are made of: "whole" (the reference as it was given, as published) or "fitted" (the
+            part of it that is animated, at the size of the clips, as training here has it).
     """
 
     pose: PoseStyle = field(default_factory=PoseStyle)
@@ -59,6 +62,7 @@ class ConditionContract:
     guidance: float = PUBLISHED_GUIDANCE
     steps: int = PUBLISHED_STEPS
     prediction_type: str | None = None
+    reference: str = "whole"
 
     def write(self, folder: Path) -> None:
         """Write it into a pipeline folder.
@@ -106,6 +110,7 @@ def _checked(stored: dict[str, Any]) -> ConditionContract:
     found = ConditionContract(
         pose=pose,
         face=stored.get("face", "patches"),
+        reference=stored.get("reference", "whole"),
         frames=_maybe(int, stored.get("frames")),
         fps=_pair(float, stored.get("fps")),
         size=_pair(int, stored.get("size")),
@@ -119,6 +124,8 @@ def _checked(stored: dict[str, Any]) -> ConditionContract:
         raise ValueError(f"steps is {found.steps}, expected 1 to 1000")
     if found.face not in FACE_RULES:
         raise ValueError(f"face is {found.face!r}, expected one of {', '.join(FACE_RULES)}")
+    if found.reference not in REFERENCE_RULES:
+        raise ValueError(f"reference is {found.reference!r}, expected one of {', '.join(REFERENCE_RULES)}")
     if found.prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(f"prediction_type is {found.prediction_type!r}, expected {', '.join(PREDICTION_TYPES)}")
     return found

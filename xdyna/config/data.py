@@ -19,6 +19,8 @@ REFERENCES = ("any", "first", "outside")
 FACES = ("none", "self", "cross", "landmarks")
 SIZE_MULTIPLE = 8  # pixels per latent
 MIN_SIDE = 64  # px
+USUAL_STRIDE = (1, 2)
+_NTSC = 2e-3  # 29.97 frames/s count as 30
 
 
 class DataError(ValueError):
@@ -49,14 +51,17 @@ class DataConfig:
             nearest to one of these sizes at that size; height and width become those of the largest. Empty: all at one
             size.
         frames: T, generated frames of a clip, >= 1.
-        stride: [lowest, highest] step between frames of a clip in frames of the video; drawn per clip, both included.
+        fps: [lowest, highest] frames per second of a clip: steps between its frames follow from the rate of its own
+            video. Not together with `stride`.
+        stride: [lowest, highest] step between frames of a clip in frames of the video; drawn per clip, both included,
+            at whatever rate; null: [1, 2] where there is no `fps`.
         reference: which frame of the video is the reference: "any", "first" (of the clip) or "outside" (none of the T).
         scene_ratio: share of clips that show a scene without a person, in [0, 1] (0: the paper's wo/fusion).
         crop_scale: [lowest, highest] share of the image's area that the random resized crop keeps, in (0, 1]; [1, 1]
             switches it off.
-        drop_image: probability that only the image tokens are dropped.
-        drop_text: probability that only the text tokens are dropped.
-        drop_both: probability that both are dropped.
+        drop_image: probability that the image tokens are dropped.
+        drop_text: probability that the text tokens are dropped, whether the image's are or not.
+        drop_both: probability that both are dropped at once, besides.
         drop_face: probability that a clip is shown without the face ControlNet, whatever else is dropped. Of use where
             the rest trains along with it: without, what it was never without fails where no face was found.
         face: face conditions: "none" (black), "self", "cross" (another identity's face with the same expression:
@@ -83,7 +88,8 @@ class DataConfig:
     width: int = 128
     buckets: list[list[int]] = field(default_factory=list)
     frames: int = setting(16, low=1)
-    stride: list[int] = field(default_factory=lambda: [1, 2])
+    fps: list[float] | None = None
+    stride: list[int] | None = None
     reference: str = setting("any", choices=REFERENCES)
     scene_ratio: float = setting(0.25, low=0, high=1)
     crop_scale: list[float] = field(default_factory=lambda: [0.85, 1.0])
@@ -101,7 +107,12 @@ class DataConfig:
     prefetch: int = setting(4, low=1)
 
     def __post_init__(self) -> None:
-        self.stride, self.crop_scale = list(self.stride), list(self.crop_scale)
+        self.crop_scale = list(self.crop_scale)
+        if self.fps is not None and self.stride is not None:
+            raise DataError(
+                f"data.fps={list(self.fps)} and data.stride={list(self.stride)} both say how far apart frames are; "
+                "give one of them, and set the other to null"
+            )
         check_settings(self, section="data", error=DataError)
         self.buckets = [_checked_size("buckets", size) for size in self.buckets]
         if self.buckets:
@@ -111,14 +122,13 @@ class DataConfig:
             _require(
                 side >= MIN_SIDE and side % SIZE_MULTIPLE == 0, name, side, f"a multiple of {SIZE_MULTIPLE} from 64 on"
             )
-        _check_pair("stride", self.stride, lowest=1, highest=None)
+        if self.stride is not None:
+            self.stride = list(self.stride)
+            _check_pair("stride", self.stride, lowest=1, highest=None)
+        if self.fps is not None:
+            self.fps = list(self.fps)
+            _check_pair("fps", self.fps, lowest=0.1, highest=240)
         _check_pair("crop_scale", self.crop_scale, lowest=0.1, highest=1)
-        dropped = self.drop_image + self.drop_text + self.drop_both
-        if dropped > 1 + 1e-9:
-            raise DataError(
-                f"data.drop_image + data.drop_text + data.drop_both is {dropped:g}; they exclude each other, so "
-                f"expected at most 1"
-            )
         if (self.source == "cache") != (self.cache is not None):
             raise DataError(
                 f"data.source is {self.source!r} and data.cache is {self.cache!r}; give the folder with source 'cache' "
@@ -152,21 +162,50 @@ class DataConfig:
         return PoseStyle(landmarks=landmarks, hands=self.pose_hands, head=self.pose_head, width=self.pose_width)
 
     @property
-    def shortest(self) -> int:
-        """Frames that a video must have at least."""
-        span = (self.frames - 1) * self.stride[0] + 1
+    def unconditional(self) -> float:
+        """Probability that a clip is shown without image and text: the state of the unconditional branch."""
+        return self.drop_both + (1 - self.drop_both) * self.drop_image * self.drop_text
+
+    def strides(self, rate: float) -> tuple[int, int]:
+        """Lowest and highest step between frames of a clip.
+
+        Args:
+            rate: frames per second of its video.
+
+        Returns:
+            tuple: both 1 or more; where no step gives a rate of `fps`, twice the one that comes nearest.
+        """
+        if self.fps is None:
+            lowest, highest = self.stride or USUAL_STRIDE
+            return lowest, highest
+        slow, fast = self.fps[0] / (1 + _NTSC), self.fps[1] * (1 + _NTSC)
+        lowest, highest = max(1, math.ceil(rate / fast)), math.floor(rate / slow)
+        if lowest <= highest:
+            return lowest, highest
+        nearest = min(
+            (max(1, highest), lowest), key=lambda step: min(abs(math.log(rate / step / end)) for end in (slow, fast))
+        )
+        return nearest, nearest
+
+    def shortest(self, rate: float) -> int:
+        """Frames that a video must have at least. Args: rate: frames per second of the video."""
+        span = (self.frames - 1) * self.strides(rate)[0] + 1
         return max(span, self.frames + 1) if self.reference == "outside" else span
 
-    def check_length(self) -> None:
+    def check_length(self, rate: float) -> None:
         """See that the longest clip, and a reference beside it, fit into a puppet video.
+
+        Args:
+            rate: frames per second of the video.
 
         Raises:
             DataError: they do not.
         """
-        span = (self.frames - 1) * self.stride[1] + 1
+        highest = self.strides(rate)[1]
+        span = (self.frames - 1) * highest + 1
         if span > self.video_frames:
             raise DataError(
-                f"data.frames={self.frames} at data.stride up to {self.stride[1]} span {span} frames, but data."
+                f"data.frames={self.frames} at data.stride up to {highest} span {span} frames, but data."
                 f"video_frames is {self.video_frames}; raise it, or lower one of the others"
             )
         if self.reference == "outside" and self.frames >= self.video_frames:

@@ -141,7 +141,7 @@ def write_cache(
 
 def _options(config: DataConfig) -> dict[str, Any]:
     """The options that decide what is in a cache."""
-    of_dataset = ("source", "manifests", "verify", "frames", "stride", "reference")
+    of_dataset = ("source", "manifests", "verify", "frames", "fps", "stride", "reference")
     own = {"puppet": ("video_frames",), "footage": of_dataset, "shards": of_dataset}
     names = ("split", "height", "width", "crop_scale", "scene_ratio", *own[config.source])
     return {**{name: getattr(config, name) for name in names}, "other_faces": config.face == "cross"}

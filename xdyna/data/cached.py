@@ -7,6 +7,7 @@ once, when it was written. Every clip has a checksum that is looked at whenever 
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -278,6 +279,11 @@ class CachedVideo:
         return self.origin.length
 
     @property
+    def fps(self) -> float:
+        """As of the video it was made from."""
+        return self.origin.fps
+
+    @property
     def caption(self) -> str:
         """As of the video it was made from."""
         return self.origin.caption
@@ -352,8 +358,11 @@ class CachedClips:
         for number in range(len(self.header.shard_sizes())):
             for row, recipe in enumerate(self._shard(number).recipes):
                 video = _video(recipe).without_faces() if config.face != "cross" else _video(recipe)
-                if video.length >= config.shortest:
+                if video.length >= config.shortest(video.fps):
                     self._recipes[video.kind].append((number, row, video))
+        if self.header.options.get("source", "puppet") == "puppet":
+            for _, _, video in itertools.islice(itertools.chain(*self._recipes.values()), 1):
+                config.check_length(video.fps)  # that of all of them
         for kind, recipes in self._recipes.items():
             if config.num_clips is not None and config.scene_ratio != (1 if kind == "human" else 0):
                 if len(recipes) < config.num_clips:
@@ -397,8 +406,6 @@ class CachedClips:
                 f"{vae[:12]}); write it again with scripts/preprocess.py cache --vae, or use data=puppet"
             )
         options = self.header.options
-        if options.get("source", "puppet") == "puppet":
-            config.check_length()
         for name in _SAME[options.get("source", "puppet")]:
             given, written = getattr(config, name), options[name]
             if given != written:

@@ -175,17 +175,17 @@ class ClipDataset(Dataset[Sample]):
     def _draw(self, index: int, bucket: int, slot: ClipPlace) -> DrawnClip:
         config, rng = self.config, sample_rng(self.seed, index)
         drawn = rng.random()  # first of all: it does not depend on how the rest is drawn
-        edges = np.cumsum([config.drop_image, config.drop_text, config.drop_both])
-        dropped = int(np.searchsorted(edges, drawn, side="right"))
+        drop_image, drop_text = _drops(drawn, config)
         video = self.source.video(bucket, slot, rng)
         steps = max(config.frames - 1, 1)
-        highest = min(config.stride[1], max((video.length - 1) // steps, config.stride[0]))
-        stride = int(rng.integers(config.stride[0], highest + 1))
+        lowest, highest = config.strides(video.fps)
+        highest = min(highest, max((video.length - 1) // steps, lowest))
+        stride = int(rng.integers(lowest, highest + 1))
         start = int(rng.integers(0, video.length - (config.frames - 1) * stride))
         rows = start + stride * np.arange(config.frames)
         reference = _draw_reference(config.reference, rows, video.length, rng)
         no_face = bool(rng.random() < config.drop_face)  # last of all: what comes before stays as it was without
-        return DrawnClip(video, slot.kind, rows, reference, dropped in (0, 2), dropped in (1, 2), no_face)
+        return DrawnClip(video, slot.kind, rows, reference, drop_image, drop_text, no_face)
 
     def _sample(self, index: int, take: DrawnClip) -> Sample:
         shot = take.video.window(take.rows, reference=take.reference)
@@ -224,6 +224,19 @@ class ClipDataset(Dataset[Sample]):
             return pose, face_pictures(faces.frames, faces.landmarks)
         except NoFaceError:  # turned away all the time: nothing to be driven by
             return pose, np.zeros((*shape, 6), np.uint8)
+
+
+def _drops(drawn: float, config: DataConfig) -> tuple[bool, bool]:
+    """Whether image and text are dropped: independent of each other, though of one number in [0, 1).
+
+    What a number tells about one of them is taken out of it before the other is looked at.
+    """
+    if drawn < config.drop_both:
+        return True, True
+    rest = (drawn - config.drop_both) / (1 - config.drop_both)
+    image = rest < config.drop_image
+    rest = rest / config.drop_image if image else (rest - config.drop_image) / (1 - config.drop_image)
+    return image, rest < config.drop_text
 
 
 def _draw_reference(which: str, rows: np.ndarray, length: int, rng: np.random.Generator) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.config.data import KINDS, SPLITS, DataConfig, DataError, DataWarning
+from xdyna.config.data import USUAL_STRIDE, KINDS, SPLITS, DataConfig, DataError, DataWarning
 from xdyna.data.addresses import is_remote
 from xdyna.data.footage_video import FootageVideo, video_path
 from xdyna.data.records import ClipRecord
@@ -136,24 +136,24 @@ class FootageSource:
 
     def _usable(self, kind: str) -> list[list[Clip]]:
         """For each data set the clips of a kind that can be used as asked, all of one split."""
-        config, shortest = self.config, self.config.shortest
+        config = self.config
         splits = (config.split, "test", "train") if config.split == "validation" else (config.split,)
         cross = config.face == "cross" and kind == "human"
         for split in splits:
             sets = [[(d, r) for r in d.records if (r.kind, r.split) == (kind, split)] for d in self.datasets]
-            long = [[clip for clip in clips if clip[1].frames >= shortest] for clips in sets]
+            long = [[clip for clip in clips if clip[1].frames >= config.shortest(clip[1].fps)] for clips in sets]
             usable = [[clip for clip in clips if clip[1].faces or not cross] for clips in long]
             if any(usable):
                 break
         counts = [sum(map(len, clips)) for clips in (sets, long, usable)]
         if not counts[2]:
-            self._refuse(kind, shortest, counts)
+            self._refuse(kind, counts)
         if split != config.split:
             _warn(f"there are no {kind} clips of split '{config.split}': those of split '{split}' stand in for them")
         if counts[1] < counts[0]:
             _warn(
-                f"{counts[0] - counts[1]} of {counts[0]} {kind} clips are shorter than the {shortest} frames that "
-                f"data.frames={config.frames} at data.stride={config.stride} takes; they are left out"
+                f"{counts[0] - counts[1]} of {counts[0]} {kind} clips are shorter than what data.frames="
+                f"{config.frames} at {self._pace} takes; they are left out"
             )
         if counts[2] < counts[1]:
             _warn(f"{counts[1] - counts[2]} of {counts[1]} {kind} clips have no other faces; they are left out")
@@ -193,7 +193,12 @@ class FootageSource:
                         f"videos from local paths; copy the footage, and preprocess it there"
                     )
 
-    def _refuse(self, kind: str, shortest: int, counts: list[int]) -> None:
+    @property
+    def _pace(self) -> str:
+        config = self.config
+        return f"data.fps={config.fps}" if config.fps is not None else f"data.stride={config.stride or [*USUAL_STRIDE]}"
+
+    def _refuse(self, kind: str, counts: list[int]) -> None:
         where = ", ".join(f"'{dataset.root}'" for dataset in self.datasets)
         if not counts[0]:
             splits = {r.split for d in self.datasets for r in d.records if r.kind == kind}
@@ -204,8 +209,8 @@ class FootageSource:
             )
         if not counts[1]:
             raise DataError(
-                f"{where}: all {counts[0]} {kind} clips are shorter than the {shortest} frames that data.frames="
-                f"{self.config.frames} at data.stride={self.config.stride} with data.reference="
+                f"{where}: all {counts[0]} {kind} clips are shorter than what data.frames="
+                f"{self.config.frames} at {self._pace} with data.reference="
                 f"{self.config.reference} takes; lower one of them"
             )
         raise DataError(

@@ -69,6 +69,11 @@ class FootageVideo:
         return self.record.frames
 
     @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self.record.fps
+
+    @property
     def caption(self) -> str:
         """That of the record."""
         return self.record.caption

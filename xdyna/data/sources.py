@@ -73,6 +73,10 @@ class Video(Protocol):
         """Number of frames."""
 
     @property
+    def fps(self) -> float:
+        """Frames per second."""
+
+    @property
     def caption(self) -> str:
         """Text, or ""."""
 

@@ -363,9 +363,10 @@ def sample(
             partial.update(step + 1, state["latents"])
         return state
 
+    looked_at = plan.reference if plan.checkpoint.contract.reference == "whole" else fitted  # by the image encoder
     with _reporting(pipeline, watch):
         sampled = pipeline(
-            plan.reference,
+            looked_at,
             conditions.pose,
             conditions.face,
             prompt=settings.prompt,

@@ -140,7 +140,7 @@ class PuppetSource:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        config.check_length()
+        config.check_length(FPS)
         self.config = config
         self.seeds = SPLITS[config.split]
         if config.num_clips is not None and config.num_clips > len(self.seeds):

@@ -1,11 +1,13 @@
 """What a run writes into `conditions.json` of the model that it hands on (xdyna/config/contract.py)."""
 
 import dataclasses
+import warnings
 
 from xdyna.config.contract import PUBLISHED_GUIDANCE, ConditionContract, read_contract
 from xdyna.config.train import TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.pipelines.folder import named_folder
+from xdyna.training.errors import TrainingWarning
 
 
 def run_contract(
@@ -38,8 +40,38 @@ def run_contract(
             "pose_controlnet too"
         )
     frames = data.frames if "motion" in trained or contract.frames is None else max(data.frames, contract.frames)
+    fps = contract.fps if data.fps is None else (float(data.fps[0]), float(data.fps[1]))
     face = "patches" if config.face == "sface" else "none"
-    return dataclasses.replace(contract, pose=style, face=face, frames=frames, size=(data.height, data.width))
+    return dataclasses.replace(
+        contract,
+        pose=style,
+        face=face,
+        reference="fitted",
+        frames=frames,
+        fps=fps,
+        size=(data.height, data.width),
+    )
+
+
+def warn_of_untrained_branch(config: TrainConfig) -> None:
+    """Say so where guidance leads away from a state that the run never shows.
+
+    Warns:
+        TrainingWarning: image and text (where clips have captions) are never dropped together, though one is.
+    """
+    data = config.data
+    captions = data.source != "puppet"
+    seen = data.unconditional if captions else max(data.drop_image, data.drop_both)
+    dropped = data.drop_image or data.drop_both or (captions and data.drop_text)
+    if config.stage == "vae" or seen or not dropped:
+        return
+    warnings.warn(
+        f"data.drop_image={data.drop_image:g}, data.drop_text={data.drop_text:g} and data.drop_both={data.drop_both:g} "
+        "never drop image and text together, and that is the unconditional branch of guidance, which stays untrained; "
+        "set both of the first above 0, or drop_both",
+        TrainingWarning,
+        stacklevel=2,
+    )
 
 
 def _first_guidance(config: TrainConfig) -> float:

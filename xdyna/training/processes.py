@@ -52,7 +52,8 @@ def warn_of_one_process() -> None:
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         warnings.warn(
             "one process trains, though MASTER_ADDR is set as if for several (`accelerate launch --cpu "
-            "--num_processes N` starts but one); several on CPUs come from `accelerate launch --multi_gpu --num_processes N ... --cpu`",
+            "--num_processes N` starts but one); several on CPUs come from `accelerate launch --multi_gpu "
+            "--num_processes N ... --cpu`",
             TrainingWarning,
             stacklevel=3,
         )

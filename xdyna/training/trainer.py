@@ -29,6 +29,7 @@ from xdyna.data.samples import Batch
 from xdyna.training import checkpoint
 from xdyna.training.checkpointing import set_checkpointing
 from xdyna.training.components import Components, initial_hashes
+from xdyna.training.contract import warn_of_untrained_branch
 from xdyna.training.groups import count, select_trainable
 from xdyna.training.logs import RunLog, plot_curves, read_metrics
 from xdyna.training.objective import Objective
@@ -127,6 +128,7 @@ def _train(trainer: "Trainer", components: Components, groups: Any, *, resumed: 
         accelerator, lambda: RunLog(run_dir, config.tracker, name=run_dir.name, config=settings, resume_step=step)
     )
     if log is not None:
+        warn_of_untrained_branch(config)
         _announce(config, groups, trainer, resumed=resumed)
     progress = trainer.fit(log)
     if log is not None:

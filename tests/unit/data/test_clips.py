@@ -159,10 +159,34 @@ def test_rates_of_dropping(small: Small) -> None:
     dataset = build_dataset(small(drop_image=0.1, drop_text=0.2, drop_both=0.3), seed=0)
     takes = [dataset.take(index) for index in range(6000)]
     counts = Counter((take.drop_image, take.drop_text) for take in takes)
-    for case, rate in (((True, False), 0.1), ((False, True), 0.2), ((True, True), 0.3), ((False, False), 0.4)):
+    for case, rate in (
+        ((True, False), 0.7 * 0.1 * 0.8),
+        ((False, True), 0.7 * 0.9 * 0.2),
+        ((True, True), 0.3 + 0.7 * 0.1 * 0.2),
+        ((False, False), 0.7 * 0.9 * 0.8),
+    ):
         assert counts[case] / 6000 == pytest.approx(rate, abs=0.02)
     never = build_dataset(small(drop_image=0, drop_text=0, drop_both=0), seed=0)
     assert not any(take.drop_image or take.drop_text or take.drop_face for take in map(never.take, range(500)))
+
+
+def test_image_and_text_are_dropped_independently(small: Small) -> None:
+    """By default both are, too: the unconditional branch is in that state. One of them alone changes the other not."""
+    config = small(drop_image=0.4, drop_text=0.3)
+    takes = [build_dataset(config, seed=0).take(index) for index in range(4000)]
+    both = np.mean([take.drop_image and take.drop_text for take in takes])
+    assert both == pytest.approx(0.12, abs=0.015)
+    assert config.unconditional == pytest.approx(0.12)
+    assert small().unconditional == pytest.approx(0.01)
+    assert small(drop_image=0.0, drop_both=0.05).unconditional == pytest.approx(0.05)
+    alone = build_dataset(small(drop_image=0.4, drop_text=0.0), seed=0)
+    assert [alone.take(index).drop_image for index in range(200)] == [take.drop_image for take in takes[:200]]
+
+
+def test_steps_follow_from_the_rate_of_a_video(small: Small) -> None:
+    dataset = build_dataset(small(fps=[3, 6], stride=None, video_frames=20), seed=0)  # puppets have 12 frames/s
+    takes = [dataset.take(index) for index in range(100)]
+    assert {int(take.rows[1] - take.rows[0]) for take in takes} == {2, 3, 4}
 
 
 def test_the_face_is_dropped_whatever_else_is(small: Small) -> None:

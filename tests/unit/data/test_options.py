@@ -24,7 +24,6 @@ from xdyna.data.clips import build_dataset
         ({"drop_face": -0.1}, "data.drop_face: got -0.1, expected 0 to 1"),
         ({"crop_scale": [0.0, 1.0]}, "data.crop_scale"),
         ({"crop_scale": [0.5, 1.5]}, "data.crop_scale"),
-        ({"drop_text": 0.6, "drop_image": 0.6}, "is 1.2; they exclude each other"),
         ({"face": "crossed"}, "data.face.*did you mean 'cross'"),
         ({"num_clips": 0}, "data.num_clips"),
         ({"workers": -1}, "data.workers: got -1, expected 0 or more"),
@@ -66,8 +65,9 @@ def test_a_span_that_just_fits_is_accepted() -> None:
 
 def test_footage_has_lengths_of_its_own() -> None:
     config = DataConfig(source="footage", manifests=["a"], frames=100, video_frames=1)
-    assert (config.shortest, config.manifests) == (100, [{"folder": "a", "weight": None}])
-    assert DataConfig(source="footage", manifests=["a"], frames=4, stride=[1, 2], reference="outside").shortest == 5
+    assert (config.shortest(30.0), config.manifests) == (100, [{"folder": "a", "weight": None}])
+    outside = DataConfig(source="footage", manifests=["a"], frames=4, stride=[1, 2], reference="outside")
+    assert outside.shortest(30.0) == 5
     assert dataclasses.replace(config, frames=5).manifests == config.manifests
 
 
@@ -91,3 +91,39 @@ def test_manifests_can_be_given_on_a_command_line() -> None:
 def test_it_is_a_section_of_a_configuration() -> None:
     config = read("data.stride=[1,3]", "data.face=cross", "data.num_clips=null", "data.scene_ratio=0")
     assert (config.stride, config.face, config.num_clips, config.scene_ratio) == ([1, 3], "cross", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "strides"),
+    [
+        (60.0, (4, 10)),
+        (30.0, (2, 5)),
+        (30000 / 1001, (2, 5)),
+        (25.0, (2, 4)),
+        (24.0, (2, 4)),
+        (15.0, (1, 2)),
+        (6.0, (1, 1)),
+        (5.0, (1, 1)),  # slower than asked for: every frame
+    ],
+)
+def test_strides_of_a_frame_rate(rate: float, strides: tuple[int, int]) -> None:
+    """All steps, and only those, that show from 6 to 15 frames a second."""
+    config = DataConfig(fps=[6, 15])
+    assert config.strides(rate) == strides
+    shown = [step for step in range(1, 30) if 5.99 <= rate / step <= 15.01]
+    assert not shown or (shown[0], shown[-1]) == strides
+    assert config.shortest(rate) == 15 * strides[0] + 1
+
+
+def test_a_rate_between_two_steps() -> None:
+    """24 / 2 = 12 and 24 / 3 = 8: neither is within 9.5 to 11; 12 is nearer."""
+    assert DataConfig(fps=[9.5, 11]).strides(24.0) == (2, 2)
+    assert DataConfig(fps=[8.2, 11]).strides(24.0) == (3, 3)
+
+
+def test_frame_rate_and_stride_contradict() -> None:
+    with pytest.raises(DataError, match=r"data\.fps=\[6, 15\] and data\.stride=\[1, 2\]"):
+        DataConfig(fps=[6, 15], stride=[1, 2])
+    assert DataConfig().strides(12.0) == (1, 2)
+    with pytest.raises(DataError, match=r"data\.fps: got \[15, 6\]"):
+        DataConfig(fps=[15, 6])

@@ -1,14 +1,17 @@
 """What trains, and what must not."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from xdyna.config.train import APPEARANCES, LossConfig
+from xdyna.config.data import DataConfig
+from xdyna.config.train import APPEARANCES, LossConfig, TrainConfig
 from xdyna.core.errors import ConfigError
 from xdyna.data.samples import Batch
 from xdyna.training.components import Components
+from xdyna.training.contract import warn_of_untrained_branch
 from xdyna.training.groups import GROUPS, count, select_trainable
 from xdyna.training.stages import STAGES
 
@@ -148,3 +151,28 @@ def test_a_group_that_the_model_lacks(components: Components) -> None:
     components.face_controlnet = None
     with pytest.raises(ConfigError, match="no parameters in face_controlnet"):
         select_trainable(components, ["face_controlnet"])
+
+
+@pytest.mark.parametrize(
+    ("drops", "source", "warned"),
+    [
+        ({}, "footage", False),  # independent drops: one clip in a hundred is without both
+        ({"drop_text": 0.0}, "footage", True),
+        ({"drop_image": 0.0}, "footage", True),
+        ({"drop_text": 0.0, "drop_both": 0.1}, "footage", False),
+        ({"drop_text": 0.0}, "puppet", False),  # no captions: without the image is without anything
+        ({"drop_image": 0.0, "drop_text": 0.0}, "footage", False),  # not to be guided at all
+    ],
+)
+def test_an_unconditional_branch_that_is_never_trained_is_said(
+    drops: dict[str, float], source: str, warned: bool
+) -> None:
+    data = DataConfig(source=source, manifests=["a"] if source == "footage" else [], **drops)  # type: ignore[arg-type]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_untrained_branch(TrainConfig(data=data))
+    assert ["stays untrained" in str(w.message) for w in caught] == [True] * warned
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_untrained_branch(TrainConfig(stage="vae", data=data))
+    assert not caught
