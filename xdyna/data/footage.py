@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.config.data import USUAL_STRIDE, KINDS, SPLITS, DataConfig, DataError, DataWarning
+from xdyna.config.data import KINDS, SPLITS, USUAL_STRIDE, DataConfig, DataError, DataWarning
 from xdyna.data.addresses import is_remote
 from xdyna.data.footage_video import FootageVideo, video_path
 from xdyna.data.records import ClipRecord
