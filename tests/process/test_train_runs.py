@@ -1,11 +1,13 @@
 """Whole runs of `scripts/train.py` with a micro model: resume, kill, frozen weights, bad losses, several stages."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +18,9 @@ from tests.process.runs import ROOT, build, config, given, go, losses, read, wei
 from tests.tiers import long
 from xdyna.cli import train
 from xdyna.core.program import run
+from xdyna.data.samples import Batch
+from xdyna.training.logs import read_metrics
+from xdyna.training.objective import DiffusionObjective
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,21 @@ def test_the_average_is_handed_on_and_frozen_parts_are_as_they_were(whole: Path)
     fresh = fresh.unet.state_dict()
     assert all(torch.equal(final[name], fresh[name]) for name in final if name not in trained)
     assert any(not torch.equal(final[name], fresh[name]) for name in trained)
+
+
+def test_lines_are_means_since_the_last_one(whole: Path, start: str, tmp_path: Path) -> None:
+    """Lines at 1, every four steps and the end, of a run that is stopped between them."""
+    path = config(tmp_path, "curves", init=start)
+    for minutes in (["--max-minutes", "1e-9"],) * 2 + ([],):
+        assert go(path, "--resume", *minutes, "log_every=4", "validation.every=0") == 0
+    every, lines = (read_metrics(folder / "metrics.csv") for folder in (whole, tmp_path / "curves"))
+    for name in ("train/loss", "train/grad_norm"):
+        values = [value for _, value in every[name]]
+        assert [step for step, _ in lines[name]] == [1, 4, 6]
+        expected = [values[0], sum(values[1:4]) / 3, sum(values[4:]) / 2]
+        assert [value for _, value in lines[name]] == pytest.approx(expected, rel=1e-6)
+    assert [value for step, value in lines["train/lr"] if step == 4] == [every["train/lr"][3][1]]
+    assert lines["train/loss_scene"], "half of the clips are scenes"
 
 
 def test_resume_is_exact(whole: Path, start: str, tmp_path: Path) -> None:
@@ -197,12 +217,31 @@ def test_export_of_a_run_under_way(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = config(tmp_path, "run")
-    assert run(train.main, [*given(path), "--cpu", "optim.lr=1e30", "optim.warmup=0", "optim.clip=0"]) == 1
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_what_is_not_finite_ends_a_run(
+    of: str, start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, the batch on file, and neither a checkpoint nor a pipeline with NaN in it."""
+    forward = DiffusionObjective.forward
+
+    def spoiled(self: DiffusionObjective, batch: Batch, **options: Any) -> torch.Tensor:
+        losses = forward(self, batch, **options)
+        if 4 not in batch.index.tolist():
+            return losses
+        if of == "loss":
+            return losses * math.nan
+        losses.register_hook(lambda gradient: gradient * math.nan)
+        return losses
+
+    monkeypatch.setattr(DiffusionObjective, "forward", spoiled)
+    path = config(tmp_path, "run", init=start)
+    assert run(train.main, [*given(path), "--cpu", "validation.every=0"]) == 1
     error = capsys.readouterr().err
-    assert "expected a finite number" in error
-    assert list((tmp_path / "run" / "bad_batches").glob("*.json"))
+    assert "in step 3, expected a finite number" in error
+    assert [file.name for file in (tmp_path / "run" / "bad_batches").glob("*.json")] == ["step-3.json"]
+    assert not (tmp_path / "run" / "final").exists()
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,9 @@ class OptimConfig:
         warmup: steps of linear warm-up.
         final_ratio: where the cosine ends, as a share of the rate.
         clip: largest norm of all gradients together; 0 for no clipping.
+        max_norm_ratio: cap of that norm relative to what is usual in the run (the 90th percentile of the last 200
+            steps): what is above so many times that is scaled down to it, if `clip` does not do more. null for no cap.
+            Not with DeepSpeed, which clips by itself.
         ema: decay of the exponential moving average of the weights; 0 for none. What a stage hands on is the average.
     """
 
@@ -74,6 +77,7 @@ class OptimConfig:
     warmup: int = setting(500, low=0)
     final_ratio: float = setting(0.1, low=0, high=1)
     clip: float = setting(1.0, low=0)
+    max_norm_ratio: float | None = setting(None, above=1)
     ema: float = setting(0.999, low=0, high=0.999999)
 
     def __post_init__(self) -> None:
@@ -197,12 +201,12 @@ class TrainConfig:
             or a cache). Without a GPU it has no effect.
         save_every: steps between checkpoints.
         keep: newest checkpoints to keep (the best is kept besides).
-        log_every: steps between log lines.
+        log_every: steps between log lines; each has the means since the line before.
         tracker: "none", "wandb" (offline unless WANDB_MODE says otherwise) or "tensorboard"; metrics.csv is always
             written.
         guidance: classifier-free guidance scale of the finished model where none is asked for; None: that of `init`,
             and without one 7.5 (1 where no condition is ever dropped).
-        on_nan: when a loss is NaN or infinite: "stop", or "skip" the step.
+        on_nan: when a loss or a gradient is NaN or infinite: "stop", or "skip" the step (ten in a row stop the run).
         spike: a loss of more than so many times the running median is logged as a spike.
     """
 
@@ -286,6 +290,7 @@ class TrainConfig:
             f"accumulation={self.accumulation} must be 1": self.accumulation != 1,
             "precision=fp16 scales its losses step by step; use bf16": self.precision == "fp16",
             "data.buckets has clips of several sizes": bool(self.data.buckets),
+            "optim.max_norm_ratio is another limit in every step": self.optim.max_norm_ratio is not None,
         }
         if reasons := [reason for reason, applies in wrong.items() if applies]:
             raise ConfigError(f"cuda_graph=true cannot be: {'; '.join(reasons)}. Change that, or set it to false")

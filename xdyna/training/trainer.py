@@ -5,6 +5,7 @@ that a resumed run continues exactly where it was.
 """
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from xdyna.training.processes import make_accelerator, on_main
 from xdyna.training.replay import Replay
 from xdyna.training.run import CONFIG, start_run
 from xdyna.training.stages import STAGES
-from xdyna.training.state import Progress, rng_state, set_rng_state
+from xdyna.training.state import Progress, refuse_non_finite, rng_state, set_rng_state
 from xdyna.training.step import Stepper, Values
 from xdyna.training.validation import Sampled, band_losses
 
@@ -274,9 +275,13 @@ class Trainer(Stepper):
         return digests
 
     def _log(self, log: RunLog | None, values: Values) -> None:
+        """Means since the last line, where one is due; a step that was left out at once."""
         step = self.progress.step
-        if log is not None and (step % self.config.log_every == 0 or step == 1 or "skipped" in values):
-            log.scalars(step, {f"train/{name}": float(value) for name, value in values.items()})
+        told = {"skipped": 1.0} if "skipped" in values else {}
+        if step % self.config.log_every == 0 or step == 1 or self.finished:
+            told |= {**self.meter.line(), "lr": values["lr"]}
+        if log is not None and told:
+            log.scalars(step, {f"train/{name}": value for name, value in told.items()})
 
     # --- validation and state -------------------------------------------------------------------------------------
 
@@ -301,7 +306,7 @@ class Trainer(Stepper):
                     log.video(step, f"val/{name}", video, VIDEO_FPS)
         loss = scalars["loss"]
         best = self.progress.best_metric
-        is_best = best is None or loss < best
+        is_best = math.isfinite(loss) and (best is None or loss < best)
         if is_best:
             self.progress.best_metric, self.progress.best_step = loss, step
             self.save(is_best=True)
@@ -338,30 +343,41 @@ class Trainer(Stepper):
                 export(parts, folder, config=self.config, progress=self.progress, extra=extra or {})
 
     def save(self, *, is_best: bool) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be written, or has NaN or infinity in it.
+        """
         if self.sharded:
             sharded.save_sharded(
                 self.accelerator,
                 self.run_dir,
                 progress=self.progress,
                 ema=self.ema.state_dict() if self.ema is not None else None,
-                extra={"guard": self.guard.state_dict()},
+                extra=self._memory(),
+                weights=self.parameters,
                 keep_last=self.config.keep,
                 is_best=is_best,
             )
             return
+        ema, optimizer = self.ema.state_dict() if self.ema is not None else None, self.optimizer.state_dict()
+        # In every process, which all hold the same: so that none waits for one that ended.
+        refuse_non_finite(
+            {"weights": self.parameters, "ema": ema, "optimizer": optimizer["state"]},
+            what=f"the state of step {self.progress.step}",
+        )
         if self.accelerator.is_main_process:
             scaler = getattr(self.accelerator, "scaler", None)
             checkpoint.save(
                 self.run_dir,
                 progress=self.progress,
                 weights={name: p.detach() for name, p in self.parameters.items()},
-                ema=self.ema.state_dict() if self.ema is not None else None,
-                optimizer=self.optimizer.state_dict(),
+                ema=ema,
+                optimizer=optimizer,
                 scheduler={},
                 rng=rng_state(),
                 extra={
-                    "guard": self.guard.state_dict(),
+                    **self._memory(),
                     "scaler": scaler.state_dict() if scaler is not None else {},
                 },
                 keep_last=self.config.keep,
@@ -378,7 +394,7 @@ class Trainer(Stepper):
             self.progress = shard.progress
             if self.ema is not None and shard.ema is not None:
                 self.ema.load_state_dict(shard.ema)
-            self.guard.load_state_dict(shard.extra["guard"])
+            self._remember(shard.extra)
             return True
         loaded = checkpoint.load(self.run_dir, which)
         if loaded is None:
@@ -395,9 +411,16 @@ class Trainer(Stepper):
         if scaler is not None and loaded.extra.get("scaler"):
             scaler.load_state_dict(loaded.extra["scaler"])
         set_rng_state(loaded.rng)
-        self.guard.load_state_dict(loaded.extra["guard"])
+        self._remember(loaded.extra)
         self.progress = loaded.progress
         return True
+
+    def _memory(self) -> dict[str, Any]:
+        return {"guard": self.guard.state_dict(), "meter": self.meter.state_dict()}
+
+    def _remember(self, memory: Mapping[str, Any]) -> None:
+        self.guard.load_state_dict(memory["guard"])
+        self.meter.load_state_dict(memory["meter"])
 
     def _check_names(self, weights: Mapping[str, Tensor]) -> None:
         missing, unexpected = sorted(set(self.parameters) - set(weights)), sorted(set(weights) - set(self.parameters))

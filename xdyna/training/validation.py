@@ -22,6 +22,7 @@ from xdyna.evaluation.metrics.regions import RegionQuality
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.training.components import Components, as_pipeline
 from xdyna.training.draws import VALIDATION
+from xdyna.training.meter import band_middles
 from xdyna.training.objective import Objective
 
 SEED = 0  # of validation clips and noise: independent of the run's, so that runs can be compared
@@ -84,10 +85,7 @@ def band_losses(
     """
     settings = config.validation
     dataset = build_dataset(validation_data(config.data), seed=SEED)
-    steps = objective.num_timesteps
-    middles: list[int | None] = [None]
-    if steps:
-        middles = [int((band + 0.5) * steps / settings.bands) for band in range(settings.bands)]
+    middles: list[int | None] = [*band_middles(objective.num_timesteps, settings.bands)] or [None]
     sums = torch.zeros(len(middles), dtype=torch.float64)
     share = range(accelerator.process_index, settings.clips, accelerator.num_processes)
     # Every process runs the model equally often, as sharded models need it; the surplus counts nothing.
