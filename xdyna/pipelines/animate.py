@@ -307,6 +307,7 @@ def _deciding(
         "face": conditions.face is not None,
         "conditions": conditions.digest(),
         "inputs": without_paths,
+        "contract": dataclasses.asdict(plan.checkpoint.contract),
         "weights": model.hashes(watch),
         "dtype": str(model.dtype),
     }
