@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -345,10 +346,10 @@ def _decode_start(path: Path, position: int, *, everything: bool) -> tuple[_Firs
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """Degrees clockwise, and whether the image is mirrored before it is turned, by the file's display matrix."""
-    data = frame.side_data.get("DISPLAYMATRIX")  # type: ignore[call-overload]
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # type: ignore[call-overload]
     if data is None:
         return 0, False
-    (a, b), (c, d) = np.frombuffer(bytes(data), "<i4").reshape(3, 3)[:2, :2].astype(float).tolist()
+    (a, b), (c, d) = np.frombuffer(data, "<i4").reshape(3, 3)[:2, :2].astype(float).tolist()
     mirrored = a * d < b * c
     angle = math.degrees(math.atan2(-b, -a) if mirrored else math.atan2(b, a))
     return round(angle / 90) * 90 % 360, mirrored
