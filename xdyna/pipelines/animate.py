@@ -36,7 +36,7 @@ from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.model import Model, load
-from xdyna.pipelines.outputs import OutputFiles, reserve
+from xdyna.pipelines.outputs import OutputFiles, as_mp4, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
 from xdyna.pipelines.resume import PartialRun, fingerprint
 from xdyna.pipelines.writing import write_outputs
@@ -120,8 +120,9 @@ class Animation:
 
         Raises:
             FileError: a file is in the way.
+            UsageError: the name is of another kind of file.
         """
-        files = OutputFiles(Path(path) if Path(path).suffix.lower() == ".mp4" else Path(f"{path}.mp4"))
+        files = OutputFiles(as_mp4(Path(path)))
         if (taken := files.taken()) and not overwrite:
             raise FileError(f"{taken[0]} exists already; choose another name, or give overwrite=True")
         files.video.parent.mkdir(parents=True, exist_ok=True)

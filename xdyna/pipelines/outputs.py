@@ -80,6 +80,20 @@ class _OnlyProbing(Exception):
     """Leaves `atomic_output` without writing."""
 
 
+_OTHER_KINDS = (".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".mpg", ".ts")
+
+
+def as_mp4(out: Path) -> Path:
+    """The name of a video: ".mp4" is added where there is no ending of another kind of file.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if out.suffix.lower() in _OTHER_KINDS:
+        raise UsageError(f"--out '{out}': videos are written as mp4; give '{out.with_suffix('.mp4')}', and convert it")
+    return out if out.suffix.lower() == ".mp4" else out.with_name(f"{out.name}.mp4")
+
+
 def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Path) -> Iterator[OutputFiles]:
     """Where the results may go, in order of preference.
 
@@ -91,7 +105,7 @@ def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Pa
         folder: for `out` = None.
 
     Raises:
-        UsageError: `out` is a folder or empty.
+        UsageError: `out` is a folder, empty, or of another kind.
     """
     if out is None:
         stem = f"{reference.stem}_{driving.stem}"
@@ -100,7 +114,7 @@ def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Pa
     elif not out.name or out.is_dir():
         raise UsageError(f"--out '{out}' is a folder; give a file name, for example '{out / 'out.mp4'}'")
     else:
-        yield OutputFiles(out if out.suffix.lower() == ".mp4" else out.with_name(f"{out.name}.mp4"))
+        yield OutputFiles(as_mp4(out))
 
 
 def free_names(out: Path | None, **names: Path) -> OutputFiles:
