@@ -126,6 +126,7 @@ class Animation:
 
         Raises:
             FileError: a file is in the way.
+            UsageError: the name is of another kind of file.
         """
         files = OutputFiles.named(Path(path), self.files.save)
         if (taken := files.taken()) and not overwrite:

@@ -126,7 +126,7 @@ def sampled_videos(
             target = _images(clip.pixels[1:])
             psnr.append(RegionQuality.of(target, frames, mask).psnr)
             whole.append(RegionQuality.of(target, frames).psnr)
-            rows.append((_images(clip.pixels[:1])[0], _images(clip.pose), frames, target))
+            rows.append((_images(clip.pixels[:1])[0], _images(collate([clip]).pose[0]), frames, target))
         scalars = {"psnr": float(np.mean(whole))}
         if seen := [value for value in psnr if not np.isnan(value)]:  # masks of footage may be empty
             scalars = {"psnr_figure": float(np.mean(seen)), **scalars}
@@ -140,12 +140,13 @@ def sampled_videos(
 
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
-    face = _images(clip.face) if config.stage == "face" else None
+    shown = collate([clip])
+    face = _images(shown.face[0]) if config.stage == "face" else None
     generator = torch.Generator().manual_seed(seed)
     reference = _images(clip.pixels[:1])[0]
     videos = pipeline(
         reference,
-        _images(clip.pose),
+        _images(shown.pose[0]),
         face,
         num_inference_steps=config.validation.steps,
         guidance_scale=guidance,
