@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # the models of the tests are too small for more, and busy machines stall on waiting threads
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the library remembers does not reach the user's folder, nor come from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDYNA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Rounding depends on the number of threads (docs/log.md): comparisons with golden numbers fix it."""
@@ -49,3 +57,22 @@ def parity_dir() -> Path:
     if not (folder / "golden.npz").is_file():
         pytest.skip(f"golden tensors not found in {folder} (set XDYNA_PARITY_DIR)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A micro pipeline without zero layers: behind those nothing gets a gradient, and no run could go wrong."""
+    from xdyna.config.loader import read_yaml
+    from xdyna.config.model import ModelConfig
+    from xdyna.pipelines.folder import save_pipeline
+    from xdyna.pipelines.untrained import build_pipeline
+
+    pipeline = build_pipeline(ModelConfig(**read_yaml(ROOT / "tests" / "unit" / "training" / "micro.yaml")), seed=3)
+    generator = torch.Generator().manual_seed(1)
+    for part in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet):
+        for p in part.parameters():
+            if not p.any():
+                p.data = 0.1 * torch.randn(p.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("start") / "pipeline"
+    save_pipeline(pipeline, folder)
+    return str(folder)

@@ -138,6 +138,7 @@ def test_each_step_by_itself(checkpoint, media) -> None:
     assert [frame.size for frame in video] == [(32, 32)] * 7
 
 
+@pytest.mark.long
 def test_another_scheduler(checkpoint, media) -> None:
     settings = dataclasses.replace(QUICK, scheduler="unipc")
     model = xdyna.load(checkpoint, settings)

@@ -14,7 +14,7 @@ from xdyna.media.image import CropResize
 from xdyna.media.video import VideoWriter
 from xdyna.perception.face_patch import face_boxes, global_patch, local_patch
 from xdyna.perception.smooth import OneEuro
-from xdyna.perception.types import PoseTrack
+from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines import controls as module
 from xdyna.pipelines.controls import Conditions
 from xdyna.pipelines.driving import Driving, open_driving
@@ -71,15 +71,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `draw_pose` is asked to draw."""
+    """What `draw_styled` is asked to draw."""
     calls: list[dict[str, Any]] = []
-    original: Callable[..., np.ndarray] = module.draw_pose
+    original: Callable[..., np.ndarray] = module.draw_styled
 
-    def spy(body: np.ndarray, hands: np.ndarray | None = None, **options: Any) -> np.ndarray:
+    def spy(body: np.ndarray, hands: np.ndarray, face: np.ndarray, **options: Any) -> np.ndarray:
         calls.append({"body": np.array(body), "hands": np.array(hands), **options})
-        return original(body, hands, **options)
+        return original(body, hands, face, **options)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     return calls
 
 
@@ -161,6 +161,31 @@ def test_repeated_frames_show_the_right_pose(video, asked, rows, kind):
         np.testing.assert_allclose(greys, GREYS[rows], atol=3)
 
 
+@pytest.mark.parametrize(
+    ("gone", "rows", "said"),
+    [
+        ([], range(5), None),
+        ([4], [0, 2], None),
+        ([0, 2, 3], range(5), "60% of the driving frames (3 of 5: at 0.00 s, 0.20 - 0.30 s)"),
+        ([1], [0, 1, 1, 1], "75% of the driving frames (3 of 4: at 0.10 s)"),
+    ],
+)
+@pytest.mark.parametrize("align", ["none", "global"])
+def test_frames_without_a_person_are_said_in_every_mode(video, capsys, gone, rows, said, align):
+    """Share and times, by the frames that are shown; with alignment and without."""
+    track = known_track()
+    for points in (track.body, track.hands, track.face):
+        points[gone] = 0
+    driving = driving_of(Path("p.npz"), list(rows), kind="keypoints", track=track)
+    figure = standing_figure(frames=1, size=(HEIGHT, WIDTH))
+    person = Person(figure.body[0], figure.hands[0], figure.face[0], np.array([18, 14, 46, 86], np.float32), 1.0)
+    make_conditions(driving, InferConfig(align=align), reference=REFERENCE, size=(96, 64), face=False, cache_dir=None,
+                    person=person)  # fmt: skip
+    lines = [line for line in capsys.readouterr().out.splitlines() if "nobody is seen" in line]
+    assert len(lines) == (said is not None)
+    assert said is None or lines[0].startswith(f"warning: nobody is seen in {said}")
+
+
 def test_long_clips_are_kept_in_a_file(video, asked, monkeypatch):
     """Beyond the limit the same images lie in a file instead of in memory."""
     driving = driving_of(video, [0, 0, 1, 3, 3])
@@ -233,7 +258,7 @@ def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
     track.body[:, 14:18] = (28, 50, 1)
     monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     made = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
-    assert [call["head"] for call in drawn] == [head] * FRAMES
+    assert [call["style"].head for call in drawn] == [head] * FRAMES
     track.body[:, 14:18] = 0
     without = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
     assert (made.pose != without.pose).any() == head

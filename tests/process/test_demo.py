@@ -64,6 +64,7 @@ def test_the_first_frames_show_a_dance_and_a_talking_face():
     assert np.ptp(clip.expression[first, EXPRESSIONS.index("mouth_open")]) > 0.5
 
 
+@pytest.mark.long
 def test_a_sample_is_the_same_every_time(tmp_path):
     first, second = write_sample(tmp_path / "a"), write_sample(tmp_path / "b")
     for name in ("reference", "reference_points", "driving", "driving_points"):

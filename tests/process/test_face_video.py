@@ -75,6 +75,7 @@ def test_faces_come_from_the_frames_the_points_were_found_in(tmp_path, files, ke
     np.testing.assert_allclose(box, expected, atol=2)
 
 
+@pytest.mark.long
 def test_it_equals_a_run_that_found_the_same_points(infer, files, tmp_path, monkeypatch):
     points, video = files
     assert infer("--drive", points, "--face-video", video, "--out", "points.mp4") == 0

@@ -21,6 +21,7 @@ def from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
 
 
+@pytest.mark.long
 def test_each_job_is_the_run_alone(tmp_path: Path) -> None:
     """Two jobs, of which the second cannot write: the worst exit code, and the first as it is by itself."""
     (tmp_path / "all" / "1").mkdir(parents=True)

@@ -76,6 +76,7 @@ def test_output_files_check(tmp_path):
         files.check_free(overwrite=True, inputs=[files.grid])
 
 
+@pytest.mark.long
 def test_two_processes_at_once(checkpoint, media, tmp_path):
     """Both finish, each with all of its own files."""
     command = [sys.executable, SCRIPT, "--ref", media / "ref.png", "--drive", media / "driving.npz", "--steps", "30"]

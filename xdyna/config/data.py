@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xdyna.config.contract import PoseStyle
 from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import XDynaWarning
 
@@ -39,8 +40,8 @@ class DataConfig:
         manifests: folders of data sets for source "footage", of shards (or their fsspec addresses) for "shards", or
             {folder, weight} each: clips of either kind are drawn from them by weight, without weights by their numbers
             of clips.
-        verify: see that a video's SHA-256 is that of the data set when a process first reads it; for source "footage"
-            and, clip by clip, "shards".
+        verify: see that the videos have the bytes that the data set was made of. "footage": they are read once, before
+            training (and not again while size and time are the same), then size and time count; "shards": clip by clip.
         split: "train", "validation" or "test"; no identity, motion, scene or source video is in two of them.
         height: of the images in px, a multiple of 8, at least 64.
         width: of the images in px, a multiple of 8, at least 64.
@@ -144,6 +145,11 @@ class DataConfig:
                 "data.manifests: some have a weight and some have none; give one to each, or to none (then every clip "
                 "is shown equally often)"
             )
+
+    def pose_style(self) -> PoseStyle:
+        """How people are drawn in pose maps."""
+        landmarks = self.face == "landmarks"
+        return PoseStyle(landmarks=landmarks, hands=self.pose_hands, head=self.pose_head, width=self.pose_width)
 
     @property
     def shortest(self) -> int:

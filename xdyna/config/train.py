@@ -149,7 +149,7 @@ class ValidationConfig:
         bands: equal bands of timesteps (each is measured at its middle).
         videos: clips that are sampled, shown and measured (stages dynamics and face); 0 for none.
         steps: denoising steps of these.
-        guidance: classifier-free guidance scale of these.
+        guidance: classifier-free guidance scale of these; None takes that of the finished model (`guidance`).
     """
 
     every: int = setting(1000, low=0)
@@ -157,7 +157,7 @@ class ValidationConfig:
     bands: int = setting(4, low=1)
     videos: int = setting(2, low=0)
     steps: int = setting(10, low=1)
-    guidance: float = setting(2.0, low=0, high=100)
+    guidance: float | None = setting(None, low=0, high=100)
 
     def __post_init__(self) -> None:
         check_settings(self, section="validation")
@@ -200,6 +200,8 @@ class TrainConfig:
         log_every: steps between log lines.
         tracker: "none", "wandb" (offline unless WANDB_MODE says otherwise) or "tensorboard"; metrics.csv is always
             written.
+        guidance: classifier-free guidance scale of the finished model where none is asked for; None: that of `init`,
+            and without one 7.5 (1 where no condition is ever dropped).
         on_nan: when a loss is NaN or infinite: "stop", or "skip" the step.
         spike: a loss of more than so many times the running median is logged as a spike.
     """
@@ -229,6 +231,7 @@ class TrainConfig:
     keep: int = setting(2, low=1)
     log_every: int = setting(10, low=1)
     tracker: str = setting("none", choices=TRACKERS)
+    guidance: float | None = setting(None, low=0, high=100)
     on_nan: str = setting("stop", choices=ON_NAN)
     spike: float = setting(5.0, above=1)
 

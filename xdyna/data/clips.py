@@ -215,13 +215,7 @@ class ClipDataset(Dataset[Sample]):
         config, shape = self.config, (len(take.rows), *shot.track.size)
         if take.kind == "scene":
             return np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 6), np.uint8)
-        pose = pose_pictures(
-            shot.track,
-            landmarks=config.face == "landmarks",
-            hands=config.pose_hands,
-            head=config.pose_head,
-            width=config.pose_width,
-        )
+        pose = pose_pictures(shot.track, config.pose_style())
         if config.face in ("none", "landmarks"):
             return pose, np.zeros((*shape, 6), np.uint8)
         faces = shot.faces if config.face == "cross" else take.video.own_faces(take.rows, shot)

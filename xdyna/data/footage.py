@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import numpy as np
 
 from xdyna.config.data import KINDS, SPLITS, DataConfig, DataError, DataWarning
 from xdyna.data.addresses import is_remote
-from xdyna.data.footage_video import FootageVideo
+from xdyna.data.footage_video import FootageVideo, video_path
 from xdyna.data.records import ClipRecord
 from xdyna.data.schedule import Bucket, ClipPlace, ClipPool
 from xdyna.data.store import Dataset, read_dataset
+from xdyna.data.verify import State, memory_file, states_of
 
 Clip = tuple[Dataset, ClipRecord]
 
@@ -37,7 +39,8 @@ class FootageSource:
     """The clips of the data sets of a configuration; see `sources.Source`.
 
     A clip belongs to the size whose aspect is nearest to its own. Sizes are as frequent as human clips of their aspect
-    (scene clips, where no others are asked for). Nothing is kept open: workers can share it.
+    (scene clips, where no others are asked for). Nothing is kept open: workers can share it. With `verify` the bytes of
+    all videos are read here, once (see `verify`).
 
     Args:
         config: the options; `manifests` are the folders.
@@ -67,6 +70,7 @@ class FootageSource:
         self._shelves: dict[str, list[list[_Shelf]]] = {kind: [[] for _ in kept] for kind in KINDS}
         for kind, shelves in by_kind.items():
             self._shelves[kind] = [shelves[number] or _borrowed(kind, sizes[number], shelves) for number in kept]
+        self._states = self._preflight() if config.verify else {}
         self.buckets: Sequence[Bucket] = tuple(
             Bucket(
                 size,
@@ -93,6 +97,7 @@ class FootageSource:
             (share, across, down),
             faces=config.face == "cross",
             verify=config.verify,
+            states=self._states,
         )
 
     def clips(self, kind: str) -> list[Clip]:
@@ -169,6 +174,15 @@ class FootageSource:
 
     def _open(self, folder: str) -> Dataset:
         return read_dataset(Path(folder))
+
+    def _preflight(self) -> dict[str, State]:
+        """The bytes of all videos that are shown, read once; workers then look at sizes and times alone."""
+        states: dict[str, State] = {}
+        clips = [*self.clips("human"), *self.clips("scene")]
+        for root in dict.fromkeys(dataset.root for dataset in self.datasets):
+            paths = [os.path.abspath(video_path(d, record)) for d, record in clips if d.root == root]
+            states.update(states_of(paths, memory_file(root)))
+        return states
 
     def _refuse_remote(self) -> None:
         for dataset in self.datasets:

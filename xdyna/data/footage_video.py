@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -16,12 +16,12 @@ import numpy as np
 
 from xdyna.config.data import DataError
 from xdyna.core.errors import FileError
-from xdyna.core.files import file_sha256
 from xdyna.data.face_files import read_faces
 from xdyna.data.records import ClipArrays, ClipRecord
 from xdyna.data.sources import ClipError, ClipWindow, Faces
 from xdyna.data.store import Dataset
 from xdyna.data.transforms import crop_around
+from xdyna.data.verify import State, unchanged
 from xdyna.media import CropResize, MediaWarning, read_frames
 from xdyna.media.errors import check_input_file
 from xdyna.perception import PerceptionError, PoseTrack
@@ -40,7 +40,8 @@ class FootageVideo:
         crop_scale: [lowest, highest] share of the area that the crop keeps.
         draws: three random numbers in [0, 1) that its crop follows from.
         faces: whether `ClipWindow.faces` are asked for.
-        verify: whether the video's SHA-256 is looked at.
+        verify: whether the video's bytes are looked at.
+        states: of the videos' files when the run began, see `verify.states_of`; None for those of shards.
     """
 
     dataset: Dataset
@@ -50,6 +51,7 @@ class FootageVideo:
     draws: tuple[float, float, float]
     faces: bool
     verify: bool
+    states: Mapping[str, State] | None = None
 
     @property
     def clip_id(self) -> str:
@@ -73,9 +75,8 @@ class FootageVideo:
 
     @property
     def path(self) -> Path:
-        """The video: as the manifest names it, or below the data set folder."""
-        path = Path(self.record.path)
-        return path if path.is_absolute() or path.exists() else self.dataset.root / path
+        """See `video_path`."""
+        return video_path(self.dataset, self.record)
 
     @cached_property
     def arrays(self) -> ClipArrays:
@@ -176,8 +177,8 @@ class FootageVideo:
         return contextlib.nullcontext(self.dataset.root / self.record.faces)
 
     def _check_bytes(self) -> None:
-        state = check_input_file(self.path, what="video").stat()
-        if _sha256(os.path.abspath(self.path), state.st_size, state.st_mtime_ns) != self.record.sha256:
+        path = os.path.abspath(check_input_file(self.path, what="video"))
+        if self.states is None or not unchanged(path, self.record.sha256, self.states):
             raise ClipError(
                 f"video '{self.path}' has other bytes than when the data set was made; preprocess it again, or set "
                 f"data.verify=false if only its container changed"
@@ -202,7 +203,7 @@ class FootageVideo:
         return Faces(frames, landmarks)
 
 
-@lru_cache(maxsize=4096)
-def _sha256(path: str, size: int, changed: int) -> str:
-    """Of a file, once per process for as long as it does not change."""
-    return file_sha256(path)
+def video_path(dataset: Dataset, record: ClipRecord) -> Path:
+    """The video of a clip: as the manifest names it, or below the data set folder."""
+    path = Path(record.path)
+    return path if path.is_absolute() or path.exists() else dataset.root / path

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from xdyna.media.errors import MediaError
@@ -80,9 +81,24 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
+def _alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
+    """A decoder of VP8 and VP9 with transparency, which FFmpeg's own decoders leave out; None for other streams."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.codec.canonical_name)
+    if name is None or {k.lower(): v for k, v in stream.metadata.items()}.get("alpha_mode") != "1":
+        return None
+    try:
+        return cast(VideoCodecContext, av.CodecContext.create(name, "r"))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"a video with transparency in {stream.codec_context.name} needs a PyAV that was built with libvpx, as its "
+            f"wheels are; install one, or convert the video to ProRes 4444"
+        ) from error
+
+
 def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Decode a stream in display order, stepping over packets that cannot be decoded."""
     packets = container.demux(stream)
+    decoder = _alpha_decoder(stream) or stream.codec_context
     while True:
         try:
             packet = next(packets)
@@ -91,10 +107,10 @@ def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av
         if packet.is_corrupt:
             continue
         try:
-            yield from packet.decode()
+            yield from decoder.decode(packet)
         except av.error.FFmpegError:  # one damaged packet; the next keyframe mends it
             continue
     try:
-        yield from stream.codec_context.decode(None)
+        yield from decoder.decode(None)
     except (av.error.FFmpegError, EOFError):
         return

@@ -6,6 +6,8 @@ Pixel coordinates: (x, y) with whole numbers at pixel centres, as OpenCV has the
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import os
 import struct
 import threading
@@ -42,7 +44,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     image with a side above 8192 px is reduced (Lanczos) to 4096 px on its long side.
 
     Args:
-        path: the image file (anything Pillow reads).
+        path: the image file (anything Pillow reads, HEIC and AVIF too).
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -52,6 +54,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             20,000 px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
     """
     path = check_input_file(path, what="picture")
+    _register_heif()
     with _without_pixel_limit():
         try:
             with Image.open(path) as opened:
@@ -70,7 +73,14 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return np.array(picture, dtype=np.uint8)
 
 
-_EXPECTED = "expected a PNG, JPEG, WebP, BMP, TIFF or GIF file"
+_EXPECTED = "expected a PNG, JPEG, HEIC, WebP, AVIF, BMP, TIFF or GIF file"
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Teach Pillow HEIC, in which phones take photos; it stands them upright by itself."""
+    with contextlib.suppress(ImportError):  # no wheel for this platform; the error then says what to do
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 @contextlib.contextmanager
@@ -167,8 +177,10 @@ def _looks_like(path: Path) -> str:
     with path.open("rb") as handle:
         head = handle.read(64)
     if head[4:8] == b"ftyp":
-        heic = head[8:12] in (b"heic", b"heix", b"mif1", b"hevc")
-        return "an HEIC picture, which is not supported: convert it to JPEG or PNG" if heic else "a video"
+        if head[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
+            missing = importlib.util.find_spec("pillow_heif") is None
+            return "an HEIC picture, " + ("which needs: pip install pillow-heif" if missing else "and damaged")
+        return "a video"
     if head[:4] == b"\x1aE\xdf\xa3" or head[:4] == b"RIFF":
         return "a video or sound file"
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<svg "):

@@ -20,6 +20,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from xdyna.media.colour import Colours
 from xdyna.media.containers import EXPECTED, decode_frames, open_container, video_stream
 from xdyna.media.errors import MediaError, MediaWarning, check_input_file
 
@@ -43,6 +44,7 @@ class VideoIndex:
         pixel_aspect: width of a pixel divided by its height.
         rotation: degrees clockwise (0, 90, 180, 270) by which the stored image is turned for display.
         pixel_format: of the stored image, for example "yuv420p".
+        colours: what its numbers mean.
         codec: for example "h264".
         container: the demuxer's name.
         duration: of the video stream in s, the last frame included.
@@ -63,6 +65,7 @@ class VideoIndex:
     pixel_aspect: Fraction
     rotation: int
     pixel_format: str
+    colours: Colours
     codec: str
     container: str
     duration: float
@@ -85,8 +88,8 @@ def read_index(path: str | os.PathLike[str]) -> VideoIndex:
     """Index a video; the result is remembered for as long as the file does not change.
 
     Warns:
-        MediaWarning: the file's end is cut off or packets are damaged; names how many frames are lost. Once per process
-            for a file that does not change.
+        MediaWarning: the file's end is cut off or packets are damaged (names how many frames are lost), or it is HDR.
+            Once per process for a file that does not change.
 
     Raises:
         MediaError: missing, folder, empty, not a video, no video stream, no frame that can be decoded.
@@ -95,19 +98,22 @@ def read_index(path: str | os.PathLike[str]) -> VideoIndex:
     state = path.stat()
     key = (os.path.abspath(path), state.st_size, state.st_mtime_ns)
     index = _cached_index(*key)
-    if index.lost and key not in _WARNED:
-        warnings.warn(
-            f"video '{path}' is cut off or damaged: {index.lost} of {index.lost + len(index.pts)} frames cannot be "
-            f"read; the first {len(index.pts)} are used",
-            MediaWarning,
-            stacklevel=3,
+    told = []
+    if index.lost:
+        told.append(
+            f"is cut off or damaged: {index.lost} of {index.lost + len(index.pts)} frames cannot be read; the first "
+            f"{len(index.pts)} are used"
         )
+    if index.colours.hdr:
+        told.append(f"is HDR ({index.colours.hdr}): its frames are tone-mapped to SDR (BT.709)")
+    if told and key not in _WARNED:
+        warnings.warn(f"video '{path}' {', and '.join(told)}", MediaWarning, stacklevel=3)
         _WARNED.add(key)  # after the warning: where warnings are made errors, each call fails alike
     return index
 
 
 _WARNED: set[tuple[str, int, int]] = set()
-"""Files (path, size, time of change) whose loss was told: one run reads a video's index many times."""
+"""Files (path, size, time of change) whose loss or HDR was told: one run reads a video's index many times."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -165,6 +171,7 @@ def _scan(path: Path) -> VideoIndex:
         pixel_aspect=aspect,
         rotation=first.rotation,
         pixel_format=first.pixel_format,
+        colours=first.colours,
         codec=codec,
         container=name,
         duration=duration,
@@ -292,6 +299,7 @@ class _First:
     height: int
     rotation: int
     pixel_format: str
+    colours: Colours
     pts: int | None
     aspect: Fraction | None
 
@@ -312,14 +320,27 @@ def _decode_start(path: Path, position: int, *, everything: bool) -> tuple[_Firs
                     height=frame.height,
                     rotation=(-round(frame.rotation / 90) * 90) % 360,
                     pixel_format=frame.format.name,
+                    colours=_colours(frame, stream),
                     pts=frame.pts,
                     aspect=stream.sample_aspect_ratio,
                 )
             if not everything:
                 break
+    if first is not None and first.colours.unknown:
+        raise MediaError(
+            f"video '{path}' has colours of a kind that is not read ({first.colours.unknown}); convert it to SDR "
+            f"(BT.709) with the program that made it, or export it again as HDR10 or HLG"
+        )
     if first is None:
         raise MediaError(f"video '{path}' holds no frame that can be decoded; it is damaged, copy or download it again")
     return first, stamps
+
+
+def _colours(frame: av.VideoFrame, stream: VideoStream) -> Colours:
+    context = stream.codec_context
+    matrix, transfer, primaries = (int(x) for x in (frame.colorspace, context.color_trc, context.color_primaries))
+    dolby = context.codec_tag in ("dvh1", "dvhe") and (matrix, transfer) == (2, 2)
+    return Colours(matrix, transfer, primaries, dolby)
 
 
 def _counted_frames(stamps: list[int | None], time_base: Fraction, guessed: Fraction) -> _Order:

@@ -11,6 +11,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from xdyna.media.colour import to_rgb
 from xdyna.media.containers import decode_frames, open_container
 from xdyna.media.errors import MediaError, MediaWarning
 from xdyna.media.index import VideoIndex
@@ -47,8 +48,8 @@ def decord_is_exact(index: VideoIndex) -> bool:
     """Whether decord gives the right pixels at the right positions of this file.
 
     Found by comparison with sequential decoding: decord misplaces frames in open groups of images, with intra refresh
-    and in containers without time stamps, fails at the end of transport streams, knows no pixel aspect and differs in
-    10-bit images.
+    and in containers without time stamps, fails at the end of transport streams, knows no pixel aspect, no HDR and no
+    transparency and differs in 10-bit images.
     """
     return (
         index.closed
@@ -57,6 +58,7 @@ def decord_is_exact(index: VideoIndex) -> bool:
         and index.keyframes[0] == 0
         and index.rotation == 0
         and index.pixel_aspect == 1
+        and index.colours.plain
         and index.pixel_format in ("yuv420p", "yuvj420p")
         and index.codec in ("h264", "vp9")
         and any(name in index.container.split(",") for name in ("mp4", "matroska"))
@@ -121,8 +123,7 @@ def read_pyav(index: VideoIndex, wanted: list[int]) -> Iterator[np.ndarray]:
 def _displayed(frame: av.VideoFrame, index: VideoIndex) -> np.ndarray:
     """RGB, square pixels, upright."""
     turned = index.rotation in (90, 270)
-    height, width = index.size[::-1] if turned else index.size
-    rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
+    rgb = to_rgb(frame, index.colours, size=index.size[::-1] if turned else index.size)
     return np.ascontiguousarray(np.rot90(rgb, k=-index.rotation // 90))
 
 

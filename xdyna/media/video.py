@@ -25,6 +25,7 @@ __all__ = [
     "VideoWriter",
     "frame_times",
     "natural_fps",
+    "nominal_fps",
     "probe",
     "read_frames",
     "resample_indices",
@@ -40,7 +41,7 @@ class VideoInfo:
         path: the file.
         width: px as displayed (rotation applied, square pixels).
         height: px as displayed.
-        fps: average rate, frames / duration.
+        fps: nominal rate, see `nominal_fps`.
         frame_count: frames that can be read.
         duration: s of the video stream, the last frame included.
         rotation: degrees clockwise (0, 90, 180, 270) that the file asks for; the readers apply it.
@@ -88,7 +89,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         path=Path(path),
         width=width,
         height=height,
-        fps=len(index.pts) / index.duration,
+        fps=nominal_fps(index.times) or len(index.pts) / index.duration,
         frame_count=len(index.pts),
         duration=index.duration,
         rotation=index.rotation,
@@ -155,6 +156,40 @@ def _repeat(frames: Iterator[np.ndarray], wanted: list[int]) -> Iterator[np.ndar
         else:
             frame = frame.copy()
         yield frame
+
+
+_STANDARD_RATES = np.array(
+    [5, 6, 8, 10, 12, 12.5, 15000 / 1001, 15, 16, 20, 24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60]
+    + [90, 100, 120000 / 1001, 120, 240]
+)
+
+
+def nominal_fps(times: np.ndarray) -> float | None:
+    """The rate a video was made for: from the usual distance of neighbouring frames, not from their average.
+
+    A frame lost at a cut, or those that a phone drops, change nothing. Where the usual distances are uneven (containers
+    round them to 1 ms, phones jitter) the nearest standard rate within 0.5 % is taken. Where no distance is usual, the
+    average is.
+
+    Args:
+        times: float64 (N,) s, ascending.
+
+    Returns:
+        Frames per second; None for a single time.
+    """
+    steps = np.diff(np.asarray(times, dtype=np.float64))
+    steps = steps[steps > 0]
+    if not len(steps):
+        return None
+    median = float(np.median(steps))
+    usual = steps[np.abs(steps - median) <= max(1.5e-3, 0.25 * median)]
+    if 2 * len(usual) < len(steps):
+        return float(len(steps) / steps.sum())
+    spans = np.round(steps / usual.mean())  # 2 where a frame is missing: rounded times then still add up
+    clear = (spans >= 1) & (spans <= 4) & (np.abs(steps / usual.mean() - spans) < 0.25)
+    rate = float(spans[clear].sum() / steps[clear].sum())
+    nearest = float(_STANDARD_RATES[np.argmin(np.abs(np.log(_STANDARD_RATES / rate)))])
+    return nearest if np.ptp(usual) > 1e-5 and abs(nearest / rate - 1) < 5e-3 else rate
 
 
 def resample_indices(times: np.ndarray, *, duration: float, fps: float, max_frames: int | None = None) -> np.ndarray:

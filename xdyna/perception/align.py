@@ -207,7 +207,7 @@ def align_track(
         posture,
         facing,
         _framing_warning(driving, target),
-        *_quality_warnings(scale, present, outside),
+        *_quality_warnings(scale, outside),
     )
     score = scale.agreement * min(1.0, math.sqrt(scale.weight / _FULL_WEIGHT)) * present * (1 - outside)
     score *= _MISMATCH ** (bool(posture) + bool(facing))
@@ -360,17 +360,13 @@ def _outside(driving: _Figure, target: _Figure, *, scale: float, offset: np.ndar
     return float((2 * within.sum(axis=1) < seen.sum(axis=1)).mean())
 
 
-def _quality_warnings(scale: _Scale, present: float, outside: float) -> list[str]:
-    """Weak evidence of the scale; frames without the person, or with the person outside the image."""
+def _quality_warnings(scale: _Scale, outside: float) -> list[str]:
+    """Weak evidence of the scale; frames with the person outside the image."""
     notes = []
     if scale.agreement < 0.5 or scale.weight < _FULL_WEIGHT / 4:
         notes.append(
             f"the scale is a rough guess: it was measured on {', '.join(scale.segments)} alone, {scale.agreement:.0%} "
             f"of which agree; look at the pose maps, or choose a video and a picture that show more of the body"
-        )
-    if present < 0.95:
-        notes.append(
-            f"nobody is seen in {1 - present:.0%} of the driving frames; choose a part that shows the person throughout"
         )
     if outside > 0.05:
         notes.append(

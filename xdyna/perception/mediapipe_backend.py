@@ -32,11 +32,13 @@ from xdyna.perception.topology import (
 )
 from xdyna.perception.types import Person, mark_face, mark_outside, missing_points
 
-_RULES = 1  # raise when the code below changes the numbers: cached keypoints are then detected again
+_RULES = 2  # raise when the code below changes the numbers: cached keypoints are then detected again
 _CROP = 256  # side of the crops handed to the hand and face models, px; the models work at 192 to 256
 _HAND_CROPS = (2.0, 3.0, 1.4)  # sides of the crop around a wrist, in forearm lengths, tried in this order
 _HAND_EXTENT = (0.2, 1.2)  # plausible diagonal of a hand, in forearm lengths
 _HAND_REACH = 0.5  # farthest a hand's wrist may be from the body's wrist, in forearm lengths
+_TILES = ((1.0, 0.5), (0.6, 0.4))  # side and distance of the tiles searched where nobody is found, in shorter sides
+_SURE = 0.9  # least mean visibility of somebody found in a tile: enlarged furniture looks like people now and then
 _FACE_CROPS = (2.5, 4.0)  # sides of the crop around the head, in head sizes
 _HANDS = (  # elbow, wrist (OpenPose-18); knuckles of little finger and index (MediaPipe Pose)
     (LEFT_ELBOW, LEFT_WRIST, (17, 19)),
@@ -150,7 +152,7 @@ class MediaPipeBackend:
         """(33, 3) px and visibility of each person.
 
         The detector sees the frame at 224 px and misses small people beside a large one; a face that belongs to nobody
-        found yet is looked at again in a crop the size of a body.
+        found yet is looked at again in a crop the size of a body. Where all that finds nobody, tiles are searched.
         """
         poses = self._poses_in(frame, left=0, top=0)
         height, width = frame.shape[:2]
@@ -165,7 +167,34 @@ class MediaPipeBackend:
                 continue
             found = self._poses_in(frame[top:bottom, left:right], left=left, top=top)
             poses += [pose for pose in found if np.linalg.norm(pose[0, :2] - center) < size][:1]
-        return poses
+        return poses or self._poses_in_tiles(frame)
+
+    def _poses_in_tiles(self, frame: np.ndarray) -> list[np.ndarray]:
+        """People too small for the whole frame: in squares as large as fit, else in smaller ones; each person once."""
+        for side, step in _TILES:
+            found: list[np.ndarray] = []
+            for left, top, size in tiles(frame.shape[:2], side=side, step=step):
+                found += self._poses_in(frame[top : top + size, left : left + size], left=left, top=top)
+            kept: list[np.ndarray] = []
+            for pose in sorted(found, key=lambda pose: -pose[:, 2].mean()):
+                pose = self._closer(frame, pose)
+                apart = [np.linalg.norm(pose[:, :2] - other[:, :2], axis=1).mean() for other in kept]
+                if pose[:, 2].mean() >= _SURE and all(distance > 0.5 * _torso(pose) for distance in apart):
+                    kept.append(pose)
+            if kept:
+                return kept
+        return []
+
+    def _closer(self, frame: np.ndarray, pose: np.ndarray) -> np.ndarray:
+        """The person again, seen in a square of its own: a tile may have cut through it."""
+        low, high = pose[:, :2].min(axis=0), pose[:, :2].max(axis=0)
+        center, reach = (low + high) / 2, 0.8 * float((high - low).max()) + 8
+        left, right = np.clip([center[0] - reach, center[0] + reach], 0, frame.shape[1]).astype(int)
+        top, bottom = np.clip([center[1] - reach, center[1] + reach], 0, frame.shape[0]).astype(int)
+        if min(right - left, bottom - top) < 16:
+            return pose
+        again = self._poses_in(frame[top:bottom, left:right], left=left, top=top)
+        return max([pose, *again], key=lambda each: each[:, 2].mean())
 
     def _poses_in(self, picture: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
         """People of an image whose corner lies at (left, top) of the frame."""
@@ -246,6 +275,25 @@ class MediaPipeBackend:
             if np.linalg.norm(points[27:36].mean(axis=0) - center) < size:
                 return np.column_stack([points, np.ones(68)])
         return None
+
+
+def tiles(frame_hw: tuple[int, ...], *, side: float, step: float) -> list[tuple[int, int, int]]:
+    """Squares that cover a frame, evenly spread and overlapping.
+
+    Args:
+        frame_hw: (H, W) px.
+        side: of the squares, in shorter sides of the frame, at most 1.
+        step: largest distance between neighbours, in the same unit.
+
+    Returns:
+        (left, top, side) px of each; none where one square would be the whole frame.
+    """
+    size = round(side * min(frame_hw))
+    rows, columns = (
+        np.linspace(0, length - size, 1 + int(np.ceil((length - size) / (step * min(frame_hw))))).astype(int).tolist()
+        for length in frame_hw[:2]
+    )
+    return [(left, top, size) for top in rows for left in columns] if max(frame_hw) > size else []
 
 
 def square_crop(frame: np.ndarray, *, center: np.ndarray, side: float, size: int = _CROP) -> np.ndarray | None:

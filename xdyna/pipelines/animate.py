@@ -29,9 +29,11 @@ from PIL import Image
 from xdyna.config.infer import InferConfig
 from xdyna.core.atomic import write_file
 from xdyna.core.errors import FileError
-from xdyna.core.files import file_sha256
+from xdyna.core.files import path_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Progress, Watch
+from xdyna.media.folder import frame_files
+from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
@@ -47,12 +49,13 @@ class Frames(Sequence[np.ndarray]):
     """The frames of a video file, read when they are asked for: uint8 (H, W, 3) RGB each.
 
     Args:
-        path: the video.
+        path: the video, or a folder of frames.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._count = probe(path).frame_count
+        self._files = frame_files(path) if path.is_dir() else None
+        self._count = probe(path).frame_count if self._files is None else len(self._files)
 
     def __len__(self) -> int:
         return self._count
@@ -67,12 +70,15 @@ class Frames(Sequence[np.ndarray]):
         chosen = range(self._count)[index]  # an IndexError where it is out of range
         if isinstance(chosen, range):
             wanted = sorted(chosen)
-            found = dict(zip(wanted, read_frames(self.path, wanted), strict=True))
+            found = dict(zip(wanted, self._read(wanted), strict=True))
             return [found[number] for number in chosen]
-        return next(read_frames(self.path, [chosen]))
+        return next(self._read([chosen]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return read_frames(self.path)
+        return self._read(range(self._count))
+
+    def _read(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+        return read_frames(self.path, wanted) if self._files is None else (read_image(self._files[k]) for k in wanted)
 
     def numpy(self) -> np.ndarray:
         """All frames at once, uint8 (T, H, W, 3)."""
@@ -121,7 +127,7 @@ class Animation:
         Raises:
             FileError: a file is in the way.
         """
-        files = OutputFiles(Path(path) if Path(path).suffix.lower() == ".mp4" else Path(f"{path}.mp4"))
+        files = OutputFiles.named(Path(path), self.files.save)
         if (taken := files.taken()) and not overwrite:
             raise FileError(f"{taken[0]} exists already; choose another name, or give overwrite=True")
         files.video.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +236,8 @@ def make(
     """
     start, watch = time.perf_counter(), watch or Watch()
     model.check_fits(settings)
-    with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **request.names()) as files:
+    names = {**request.names(), "save": settings.save}
+    with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **names) as files:
         plan = plan_animation(request, settings, model.checkpoint, files=files, overwrite=overwrite)
         for note in plan.notes:
             watch.say(note)
@@ -315,7 +322,7 @@ def _circumstances(plan: Plan, conditions: Conditions, model: Model, written: Se
         "driving_fps": plan.driving.source_fps,
         "alignment": dataclasses.asdict(alignment) if alignment else None,
         "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
-        "outputs": {path.name: file_sha256(path) for path in written[:-1]},
+        "outputs": {path.name: path_sha256(path) for path in written[:-1]},
     }
 
 
@@ -343,6 +350,7 @@ def sample(
     """
     settings, watch = plan.settings, watch or Watch()
     assert settings.guidance is not None, "the checkpoint's own was put in"
+    assert settings.steps is not None, "the checkpoint's own were put in"
     generator = torch.Generator("cpu").manual_seed(settings.seed)
     if not isinstance(pipeline.scheduler, DDIMScheduler):
         partial = None  # others keep a history of steps, which is not stored: their runs start over

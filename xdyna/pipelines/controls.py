@@ -17,7 +17,7 @@ from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.base import get_backend
-from xdyna.perception.draw import draw_pose
+from xdyna.perception.draw import draw_styled
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
@@ -156,7 +156,7 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     Args:
         track: what `perceive` gave.
         plan: the animation.
-        watch: told of the alignment.
+        watch: told of the alignment, and of frames without a person.
 
     Returns:
         Conditions: at the video's size.
@@ -166,6 +166,8 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     """
     driving, settings, size, watch = plan.driving, plan.settings, plan.size, watch or Watch()
     rows, repeats = np.unique(driving.rows, return_inverse=True)
+    if track is not None and (absence := track.absence(np.bincount(repeats))):
+        watch.say(f"warning: {absence}")
     placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
     if settings.align != "none" and track is not None:
         person = person or _find_reference(plan.reference, settings)
@@ -194,8 +196,8 @@ def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows:
             yield placement.image(frame, interpolation="bilinear")
         return
     assert placed is not None
-    for body, hands in zip(placed.body, placed.hands, strict=True):
-        yield draw_pose(body, hands, size=plan.size, head=plan.settings.head)
+    for person in zip(placed.body, placed.hands, placed.face, strict=True):
+        yield draw_styled(*person, size=plan.size, style=plan.checkpoint.contract.pose)
 
 
 def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xdyna.core.errors import UsageError
-from xdyna.media.video import frame_times, natural_fps, probe, resample_indices
+from xdyna.media.video import frame_times, natural_fps, nominal_fps, probe, resample_indices
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import PoseTrack
 
@@ -23,7 +23,7 @@ class Driving:
         kind: "video" (a person, perception runs), "pose" (pose maps) or "keypoints" (.npz).
         size: (H, W) of its images.
         fps: frame rate of the output.
-        source_fps: average frame rate of the file.
+        source_fps: nominal frame rate of the file.
         rows: (T,) int64, frame of the file shown by each output frame; ascending, may repeat.
         duration: length of the file in s.
         audio: the file whose sound goes with it (itself, or else the face video); None where there is none.
@@ -93,9 +93,8 @@ def open_driving(
         times, size, audio = track.times - track.times[0], track.size, False
         if not track.found.any():
             raise PerceptionError(f"{path} holds no person in any of its {len(times)} frames; detect keypoints again")
-        steps = np.diff(times)
-        step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / MAX_FPS
-        duration, source_fps = float(times[-1]) + step, 1 / step
+        source_fps = nominal_fps(times) or MAX_FPS
+        duration = float(times[-1]) + 1 / source_fps
     else:
         info = probe(path)
         times, size, audio = frame_times(path), (info.height, info.width), info.has_audio

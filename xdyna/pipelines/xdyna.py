@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from xdyna.config.contract import PUBLISHED_GUIDANCE, PUBLISHED_STEPS
 from xdyna.config.infer import InferConfig
 from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
@@ -27,7 +28,7 @@ from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import Embeddings, VideoSampler
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
 from xdyna.pipelines.lora import LoraLoaderMixin
-from xdyna.pipelines.options import PUBLISHED_GUIDANCE, Precomputed, Windows
+from xdyna.pipelines.options import Precomputed, Windows
 from xdyna.pipelines.prepare import PreparationMixin
 
 __all__ = ["Precomputed", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
@@ -150,7 +151,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         width: int | None = None,
         num_frames: int | None = None,
         num_videos_per_prompt: int = 1,
-        num_inference_steps: int = PUBLISHED.steps,
+        num_inference_steps: int = PUBLISHED_STEPS,
         guidance_scale: float = PUBLISHED_GUIDANCE,
         context_frames: int = PUBLISHED.context_frames,
         context_overlap: int = PUBLISHED.context_overlap,

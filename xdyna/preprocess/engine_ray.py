@@ -1,7 +1,7 @@
 """Tasks on a Ray cluster: an existing one by its address, or one of this machine's cores (extra `ray`).
 
-The machines of a cluster must see the footage and the data set folder under the same paths, and have this project
-installed.
+The machines of a cluster must see the footage, the data set folder and the working folder under the same paths (a
+worker goes to the working folder, so that relative paths mean what they mean here), and have this project installed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RayEngine:
             places = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             task = ray.remote(num_cpus=1, max_retries=self.retries)(_call)
             # The function is stored once; no more tasks are handed over than can run, and the next ones wait here.
-            shared, queue = ray.put(work), deque(range(len(tasks)))
+            shared, queue = ray.put((work, os.getcwd())), deque(range(len(tasks)))
             running: dict[Any, int] = {}
             while queue or running:
                 while queue and len(running) < places:
@@ -109,7 +109,15 @@ def _check_address(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _call(work: Callable[[Any], Any], task: Any) -> Any:
-    """What runs on the cluster, on one core."""
+def _call(shared: tuple[Callable[[Any], Any], str], task: Any) -> Any:
+    """What runs on the cluster, on one core: the function, in the folder where the program was started."""
+    work, folder = shared
     cv2.setNumThreads(1)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise DataError(
+            f"a worker on {socket.gethostname()} does not see the working folder '{folder}' ({error.strerror}); start "
+            f"the program in a folder that all machines share"
+        ) from error
     return work(task)

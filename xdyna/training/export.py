@@ -40,7 +40,7 @@ def export(
     stage = STAGES[config.stage]
     trained = stage.chosen_groups(config.appearance, config.train)
     measured = stage.hand_over(components, held_out_images(config, components), trained=trained)
-    save_pipeline(as_pipeline(components), unfinished)
+    save_pipeline(as_pipeline(components), unfinished, contract=stage.contract(config, components))
     done = dataclasses.asdict(progress)
     note = {"stage": config.stage, "progress": done, **measured, **extra, "config": dataclasses.asdict(config)}
     (unfinished / "training.json").write_text(json.dumps(note, indent=1, default=str) + "\n")

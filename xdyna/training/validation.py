@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.config.contract import ConditionContract
 from xdyna.config.data import DataConfig
 from xdyna.config.train import TrainConfig
 from xdyna.data.cached import read_header
@@ -102,14 +103,18 @@ def band_losses(
     return {"loss": sum(means) / len(means), **bands}
 
 
-def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int], Sampled]:
+def sampled_videos(
+    config: TrainConfig, components: Components, *, contract: ConditionContract
+) -> Callable[[int], Sampled]:
     """What makes videos of held-out clips and measures them.
 
     Args:
         config: settings of the run.
         components: the networks, with the weights that are looked at.
+        contract: of the model; gives the guidance scale where the configuration gives none.
     """
     settings = config.validation
+    guidance = contract.guidance if settings.guidance is None else settings.guidance
     data = validation_data(config.data)
     people_only = data.source == "puppet" or data.scene_ratio < 1  # footage of scenes alone has nobody to show
     dataset = build_dataset(dataclasses.replace(data, scene_ratio=0.0 if people_only else 1.0), seed=SEED)
@@ -119,7 +124,7 @@ def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int
         psnr, whole, rows = [], [], []
         for index in range(settings.videos):
             clip, mask = dataset.masked(index)
-            frames = _generate(pipeline, clip, config, index)
+            frames = _generate(pipeline, clip, config, seed=index, guidance=guidance)
             target = _images(clip.pixels[1:])
             psnr.append(RegionQuality.of(target, frames, mask).psnr)
             whole.append(RegionQuality.of(target, frames).psnr)
@@ -136,8 +141,7 @@ def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int
     return sample
 
 
-def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: int) -> np.ndarray:
-    settings = config.validation
+def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
     face = _images(clip.face) if config.stage == "face" else None
     generator = torch.Generator().manual_seed(seed)
     reference = _images(clip.pixels[:1])[0]
@@ -145,8 +149,8 @@ def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: 
         reference,
         _images(clip.pose),
         face,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
+        num_inference_steps=config.validation.steps,
+        guidance_scale=guidance,
         decode_chunk_size=16,
         generator=generator,
         output_type="pt",

@@ -71,7 +71,7 @@ def test_every_scalar_setting_is_a_flag_with_its_description(capsys: pytest.Capt
     for name, told in descriptions(InferConfig).items():
         assert f"--{name.replace('_', '-')}" in text
         assert told.split(";")[0].split(" (")[0].rstrip(".") in text
-    assert "1 to 1000 (default: 25)" in text
+    assert "published: 25); 1 to 1000" in text
 
 
 def test_files_that_look_like_settings_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +135,9 @@ def test_cfg_prints_what_hydra_composes(capsys: pytest.CaptureFixture[str]) -> N
     assert "steps: 4\n" in shown("--cfg", "job", "preset=preview", "--steps", "4")
     assert "hydra:\n" not in shown("--cfg", "job")
     assert shown("--cfg", "hydra").startswith("hydra:\n")
-    assert "\nsteps: 25\n" in (both := shown("--cfg", "all"))
+    assert "\nsteps: null\n" in (both := shown("--cfg", "all"))
     assert "hydra:\n" in both
-    assert shown("--cfg", "job", "--package", "steps") == "25\n"
+    assert shown("--cfg", "job", "--package", "seed") == "42\n"
     assert "${seed}" in shown("--cfg", "job", "prompt=${seed}")
     assert "prompt: '42'" in shown("--cfg", "job", "prompt=${seed}", "--resolve")
 

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import os
+import pickle
 import shutil
 import warnings
 from collections import Counter
@@ -16,6 +18,8 @@ import torch
 from tests.unit.data.footage_sets import BORDER, FIRST, build_set, record, write_set
 from tests.unit.data.test_loader import assert_equal
 from xdyna.config.data import DataConfig, DataError, DataWarning
+from xdyna.core.files import file_sha256
+from xdyna.data import verify
 from xdyna.data.clips import ClipDataset, build_dataset
 from xdyna.data.face_files import write_faces
 from xdyna.data.footage_video import FootageVideo
@@ -368,6 +372,32 @@ def test_bytes_are_not_compared_where_that_is_switched_off(copied: Path) -> None
     for index in range(4):
         dataset[index]
     assert not dataset.broken
+
+
+def test_bytes_are_read_once_before_training(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither workers nor a second start read a whole video to compare it; what changes meanwhile is still seen."""
+    hashed: list[str] = []
+    monkeypatch.setattr(verify, "file_sha256", lambda path: hashed.append(Path(path).name) or file_sha256(path))
+    shown = sorted(f"human{number}.mp4" for number in range(3))
+    build_dataset(options(copied, scene_ratio=0), seed=2)
+    assert sorted(hashed) == shown
+    dataset = build_dataset(options(copied, scene_ratio=0), seed=2)
+    worker = pickle.loads(pickle.dumps(dataset))
+    for index in range(6):
+        worker[index]
+    assert sorted(hashed) == shown
+    assert not worker.broken
+    video = copied / "videos" / "human0.mp4"
+    os.utime(video, ns=(1, 1))
+    build_dataset(options(copied, scene_ratio=0), seed=2)
+    assert hashed[3:] == ["human0.mp4"], "another time: read again"
+    memory = verify.memory_file(copied)
+    memory.write_text("damaged")
+    build_dataset(options(copied, scene_ratio=0), seed=2)
+    assert sorted(hashed[4:]) == shown
+    with pytest.warns(DataWarning, match="'one/human0' is replaced.*other bytes"):
+        for index in range(12):  # the first set was opened before the time changed
+            worker[index]
 
 
 def test_nothing_but_damaged_clips_is_an_error(copied: Path) -> None:

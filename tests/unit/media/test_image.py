@@ -293,6 +293,32 @@ def test_float_pixels_are_refused(tmp_path):
         read_image(save(tmp_path / "a.tiff", np.zeros((40, 40), np.float32)))
 
 
+def test_heic(tmp_path, shared_dir):
+    """What phones make by default: the same picture, upright, and the missing package is named."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    still = cv2.resize(gradient(), (112, 80))
+    heif = pillow_heif.from_pillow(Image.fromarray(still))
+    heif.save(tmp_path / "a.heic", quality=-1, chroma=444, exif=exif.tobytes())
+    image = read_image(tmp_path / "a.heic").astype(int)
+    assert image.shape == (112, 80, 3)
+    assert np.abs(image - np.rot90(still, -1)).max() <= 4  # lossless but for the conversion of colours
+    photo = shared_dir / "cases/photo.heic"
+    if photo.is_file():
+        original = read_image(shared_dir / "data/person_1.jpg").astype(int)
+        assert np.abs(read_image(photo) - original).mean() < 6
+
+
+def test_heic_without_its_package(tmp_path, monkeypatch):
+    import xdyna.media.image as module
+
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileError, match="HEIC picture, which needs: pip install pillow-heif"):
+        read_image(tmp_path / "a.heic")
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 def test_avif(tmp_path):
     assert read_image(save(tmp_path / "a.avif", gradient())).shape == (40, 56, 3)

@@ -373,7 +373,6 @@ def test_frames_without_the_person(gone: slice):
         points[gone] = 0
     aligned, report = align_track(replace(clip, body=body, hands=hands, face=face), figure(), size=SIZE)
     share = (gone.stop - gone.start) / 20
-    assert any(f"nobody is seen in {share:.0%} of the driving frames" in text for text in report.warnings)
     assert report.score == pytest.approx(1 - share, abs=0.02)
     assert not aligned.body[gone].any()
     assert not aligned.face[gone].any()
@@ -587,6 +586,7 @@ def test_report_in_words():
 
 
 @pytest.mark.parametrize(("name", "scale"), [("person_1.jpg", 0.955), ("person_2.jpg", 0.94)])
+@pytest.mark.long
 def test_real_pictures(shared_dir, tmp_path, name: str, scale: float):
     """Neck and feet of the dancer come to those of a photograph and of a painting."""
     pytest.importorskip("mediapipe")

@@ -8,7 +8,7 @@ import pytest
 
 from xdyna.media import read_frames
 from xdyna.perception import PerceptionError, get_backend
-from xdyna.perception.mediapipe_backend import square_crop
+from xdyna.perception.mediapipe_backend import square_crop, tiles
 from xdyna.perception.topology import MEDIAPIPE_TO_IBUG68
 
 pytest.importorskip("mediapipe", reason="needs the perception extra")
@@ -112,6 +112,41 @@ def test_several_people_largest_first(backend, astronaut):
     assert people[0].area > people[1].area
     assert people[0].body[0, 0] < 300 < 600 < people[1].body[0, 0]
     assert people[1].face[0, 2] == 1
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (896, 512), (300, 310), (33, 500)])
+def test_tiles_cover_the_frame(size):
+    """Every square of a fifth of the shorter side lies wholly in a tile, and every tile in the frame."""
+    squares = tiles(size, side=0.6, step=0.4)
+    small = min(size) // 5 - 1
+    assert all(left >= 0 <= top and left + side <= size[1] and top + side <= size[0] for left, top, side in squares)
+    for y, x in np.random.default_rng(0).integers(0, np.array(size) - small, (200, 2)):
+        assert any(a <= x and b <= y and x + small <= a + side and y + small <= b + side for a, b, side in squares)
+    assert tiles((64, 64), side=1.0, step=0.5) == []
+
+
+@pytest.mark.parametrize(("share", "across"), [(0.46, 0.5), (0.35, 0.9), (0.25, 0.5), (0.18, 0.1), (0.16, 0.9)])
+def test_people_small_in_the_picture_are_found(backend, shared_dir, share, across):
+    """A dancer far away: the joints are where those of the large picture are, within 5 % of the height."""
+    dancer = next(read_frames(shared_dir / "data/dance_1.mp4"))
+    whole = backend.detect(dancer)[0]
+    height = int(720 * share)
+    width = int(height * 512 / 896)
+    left, top = int(across * (1280 - width)), 700 - height
+    scene = np.full((720, 1280, 3), (110, 120, 100), np.uint8)
+    scene[top:700, left : left + width] = cv2.resize(dancer, (width, height), interpolation=cv2.INTER_AREA)
+    seen = whole.body[:14, 2] > 0.8
+    expected = whole.body[:14, :2] * height / 896 + (left, top)
+    found = backend.detect(scene)[0].body[:14, :2]
+    assert np.linalg.norm(found - expected, axis=1)[seen].max() < 0.05 * height
+
+
+def test_a_person_at_the_edge_of_a_photo(backend, shared_dir):
+    photo = shared_dir / "cases/person_at_the_edge.jpg"
+    if not photo.is_file():
+        pytest.skip(f"{photo} is missing")
+    [person] = backend.detect(cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB))
+    assert 1550 < person.box[0] < person.box[2] < 1750
 
 
 def test_nobody(backend):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from xdyna.perception.types import Person
 from xdyna.pipelines.crop import is_whole, person_box, person_crop, published_crop, size_of_aspect, what_is_cut
-from xdyna.pipelines.plan import choose_crop
+from xdyna.pipelines.plan import _crop_notes, choose_crop
 
 TARGETS = [(896, 512), (512, 896), (128, 128)]
 
@@ -65,6 +65,20 @@ def test_a_person_at_the_edge_of_a_landscape_photo() -> None:
     kept, _ = choose_crop("person", reference, (896, 512), face=False, person=at_the_right, look=lambda: None)
     assert what_is_cut(kept, person_box(at_the_right, reference.shape)) == ""
     assert kept.box[0] + kept.box[2] == 1000
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [((600, 1000), "keeps 34% of the reference"), ((900, 512), None), ((768, 512), None), ((512, 512), "keeps 57%")],
+)
+def test_no_large_part_goes_silently(size, said) -> None:
+    """Whether anybody was found or not, and also where nobody is cut."""
+    crop = published_crop(size, (896, 512), face=False)
+    reference = np.zeros((*size, 3), np.uint8)
+    for found in (None, person(crop.box[0] + 90, 100, crop.box[0] + 120, 300)):
+        notes = list(_crop_notes(crop, "published", reference, found))
+        assert len(notes) == (said is not None)
+        assert said is None or said in notes[0]
 
 
 def test_nobody_looks_where_nothing_is_cut() -> None:

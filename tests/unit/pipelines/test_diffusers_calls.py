@@ -18,6 +18,7 @@ from diffusers import (
 from diffusers.hooks import apply_group_offloading
 from PIL import Image
 
+from tests.tiers import long
 from tests.unit.pipelines.test_xdyna import FRAMES, OPTIONS, SIDE, clip, make_pipeline, run, seeded  # noqa: F401
 from xdyna.pipelines.inputs import as_images, as_videos
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
@@ -50,7 +51,9 @@ def batch(clips: list[Clip]) -> dict[str, list[np.ndarray]]:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler])
+@pytest.mark.parametrize(
+    "scheduler", [*long(DDIMScheduler, DPMSolverMultistepScheduler), EulerAncestralDiscreteScheduler]
+)
 def test_each_video_of_a_batch_is_the_one_made_alone(pipeline: XDynaPipeline, clips: list[Clip], scheduler) -> None:
     """Bit for bit, also where a scheduler keeps a history or draws noise in its steps."""
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)

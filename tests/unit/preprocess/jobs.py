@@ -9,6 +9,10 @@ def square(number: int) -> int:
     return number * number
 
 
+def size_of(path: str) -> int:
+    return Path(path).stat().st_size
+
+
 def name_of_process(number: int) -> int:
     return os.getpid()
 

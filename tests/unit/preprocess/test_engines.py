@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.preprocess import jobs
 from xdyna.config.data import DataError
-from xdyna.preprocess.engine_ray import RayEngine
+from xdyna.preprocess.engine_ray import RayEngine, _call
 from xdyna.preprocess.engines import Engine, Failure, LocalEngine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,6 +106,16 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"pip install 'xdyna\[ray\]'"):
         RayEngine()
+
+
+def test_a_worker_of_a_cluster_takes_relative_paths_as_here(tmp_path, monkeypatch) -> None:
+    """Ray starts workers in a folder of its own."""
+    (tmp_path / "film.mp4").write_bytes(b"12345")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert _call((jobs.size_of, str(tmp_path)), "film.mp4") == 5
+    with pytest.raises(DataError, match=r"does not see the working folder '.*gone' .*folder that all machines share"):
+        _call((jobs.size_of, str(tmp_path / "gone")), "film.mp4")
 
 
 @pytest.mark.slow

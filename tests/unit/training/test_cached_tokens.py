@@ -85,6 +85,7 @@ def test_a_plain_autoencoder_has_no_tokens(start: str, tmp_path: Path, capsys) -
     assert "is no pipeline folder" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_takes_them(folder: Path, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run with kept tokens never computes any but the unconditional ones, and learns the same."""
     config = tmp_path / "experiment" / "run.yaml"

@@ -26,7 +26,7 @@ from xdyna.perception.face_mesh import SKIN, FaceMesher, ibug68
 from xdyna.preprocess.faces.mesh_shape import align, neutral_shape
 from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, get_reenactor, portrait_penalty
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".heic", ".avif")
 _CELL, _ACROSS, _PAPER = 208, 6, 250  # px, columns, grey
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]

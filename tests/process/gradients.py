@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in each rank: gradients of the first step, as training computes them."""
+"""Run by test_train_ranks.py in each rank: gradients of the first step, as training computes them."""
 
 import os
 import sys
