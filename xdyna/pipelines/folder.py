@@ -107,6 +107,19 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _contract(folder))
 
 
+def _contract(folder: Path) -> ConditionContract:
+    """The contract, which must not contradict the folder's scheduler."""
+    contract = read_contract(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    predicts = json.loads(path.read_text()).get("prediction_type", "epsilon") if path.is_file() else None
+    if None not in (contract.prediction_type, predicts) and contract.prediction_type != predicts:
+        raise WeightsError(
+            f"{folder}: conditions.json says prediction_type={contract.prediction_type}, its scheduler {predicts}; "
+            "expected the same: mend the one that is wrong"
+        )
+    return contract
+
+
 def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
     """What a loaded pipeline is, in the words of its folder.
 
@@ -121,19 +134,6 @@ def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
     height, width = (side * scale for side in unet.sample_size)
     has_face, untrained = pipeline.face_controlnet is not None, (folder / UNTRAINED_MARK).is_file()
     return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, _contract(folder))
-
-
-def _contract(folder: Path) -> ConditionContract:
-    """The contract, which must not contradict the folder's scheduler."""
-    contract = read_contract(folder)
-    path = folder / "scheduler" / "scheduler_config.json"
-    predicts = json.loads(path.read_text()).get("prediction_type", "epsilon") if path.is_file() else None
-    if None not in (contract.prediction_type, predicts) and contract.prediction_type != predicts:
-        raise WeightsError(
-            f"{folder}: conditions.json says prediction_type={contract.prediction_type}, its scheduler {predicts}; "
-            "expected the same: mend the one that is wrong"
-        )
-    return contract
 
 
 def load_pipeline(
