@@ -144,13 +144,13 @@ def test_reference_points_replace_the_detector(infer, files, tmp_path, monkeypat
         part[..., :2] = part[..., :2] * 0.5 + (16, 40)
     half.save(tmp_path / "ref.npz")
     drawn = []
-    original = module.draw_pose
+    original = module.draw_styled
 
     def spy(body, *args, **kwargs):
         drawn.append(np.array(body))
         return original(body, *args, **kwargs)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     options = ("--drive", points, "--face-video", video, "--align", "--size", "96x64", "--steps", "1")
     assert infer(*options, "--ref-keypoints", "ref.npz", "--out", "out.mp4") == 0
     np.testing.assert_allclose(drawn[0][8:14, :2], half.body[0, 8:14, :2], atol=1.0)
