@@ -27,7 +27,7 @@ init: {init}
 out: {out}
 model: {model}
 data: {{height: 64, width: 64, frames: 2, video_frames: 8, scene_ratio: 0.5}}
-batch_size: 2
+batch: 2
 max_steps: 6
 save_every: 2
 log_every: 1

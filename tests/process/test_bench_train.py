@@ -16,7 +16,7 @@ from xdyna.training import bench as bench_train
 from xdyna.training.plan import make_plan
 from xdyna.training.trainer import Trainer
 
-SMALL = ["model=tiny8", "data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,2]", "batch_size=1"]
+SMALL = ["model=tiny8", "data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,2]", "batch=1"]
 LINE = re.compile(r"^(none|selective|full) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) GB +([\d.]+) GB$", re.M)
 
 

@@ -167,6 +167,19 @@ class ValidationConfig:
         check_settings(self, section="validation")
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a process has of a batch.
+
+    Attributes:
+        micro_batch: clips of one forward and backward pass.
+        accumulation: such passes in an optimizer step.
+    """
+
+    micro_batch: int
+    accumulation: int
+
+
 @dataclass
 class TrainConfig:
     """Settings of `scripts/train.py`.
@@ -189,16 +202,18 @@ class TrainConfig:
         max_steps: optimizer steps of the whole run.
         minutes: training time of the whole run, over all its parts, if it passes before `max_steps` are done: a falling
             learning rate then follows the time, and the run ends with it. null for no limit.
-        batch_size: clips per process and micro-step.
-        accumulation: micro-steps per optimizer step.
+        batch: clips of an optimizer step, of all processes together: a run is the same on any number of processes that
+            divides it.
+        micro_batch: clips that a process takes at once, for its memory; gradients are added up over as many micro-steps
+            as the batch needs. null: all that a process has of a batch.
         seed: of weights, data, noise.
         precision: "fp32", "bf16" or "fp16" (the last two: mixed with float32).
         checkpointing: gradient checkpointing: "none", "selective" (highest resolutions) or "full".
         channels_last: keep convolutions' weights with the channels innermost: faster on tensor cores, and on CPUs that
             compute in bfloat16; the numbers differ by rounding.
         cuda_graph: replay each step as CUDA graphs, for small networks whose kernels are shorter than their launch. For
-            one GPU, accumulation=1, stages dynamics and face, and clips whose latents and image tokens are kept (replay
-            or a cache). Without a GPU it has no effect.
+            one GPU, without micro_batch, stages dynamics and face, and clips whose latents and image tokens are kept
+            (replay or a cache). Without a GPU it has no effect.
         save_every: steps between checkpoints.
         keep: newest checkpoints to keep (the best is kept besides).
         log_every: steps between log lines; each has the means since the line before.
@@ -224,8 +239,8 @@ class TrainConfig:
     out: str = "runs/train"
     max_steps: int = setting(10000, low=1)
     minutes: float | None = setting(None, above=0)
-    batch_size: int = setting(1, low=1)
-    accumulation: int = setting(1, low=1)
+    batch: int = setting(1, low=1)
+    micro_batch: int | None = setting(None, low=1)
     seed: int = setting(42, low=0)
     precision: str = setting("fp32", choices=PRECISIONS)
     checkpointing: str = setting("none", choices=CHECKPOINTING)
@@ -261,10 +276,7 @@ class TrainConfig:
                 "leave it out, it follows from them"
             )
         self.data.face = face
-        if self.replay.clips and self.replay.fresh > self.batch_size:
-            raise ConfigError(
-                f"replay.fresh={self.replay.fresh} does not fit into batch_size={self.batch_size}; lower it"
-            )
+        self.share(1)
         if self.cuda_graph:
             self._check_graph()
         if self.replay.clips and self.data.buckets:
@@ -280,6 +292,34 @@ class TrainConfig:
                 "data.source=puppet"
             )
 
+    def share(self, processes: int) -> Share:
+        """What each process has of a batch.
+
+        Args:
+            processes: that train together, >= 1.
+
+        Raises:
+            ConfigError: the batch cannot be shared evenly.
+        """
+        own, rest = divmod(self.batch, processes)
+        if rest or own == 0:
+            raise ConfigError(
+                f"batch={self.batch} cannot be shared evenly among {processes} processes; start as many as divide it, "
+                "or set another batch (in a run under way by --change batch=N)"
+            )
+        micro = self.micro_batch or own
+        if own % micro:
+            raise ConfigError(
+                f"micro_batch={micro} does not divide the {own} clips that each of {processes} processes has of "
+                f"batch={self.batch}; set it to a divisor, or to null for all of them"
+            )
+        if self.replay.clips and self.replay.fresh > micro:
+            raise ConfigError(
+                f"replay.fresh={self.replay.fresh} does not fit into the {micro} clips that each of {processes} "
+                f"processes takes at once (batch={self.batch}, micro_batch={self.micro_batch}); lower it"
+            )
+        return Share(micro, own // micro)
+
     def _check_graph(self) -> None:
         trained = set(self.train or ())
         kept = bool(self.replay.clips) or self.data.source == "cache"
@@ -287,7 +327,7 @@ class TrainConfig:
             f"stage={self.stage} has none": self.stage not in ("dynamics", "face"),
             "image encoder and Resampler must be frozen": bool(trained & {"image_encoder", "resampler"}),
             "it needs replay.clips above 0, or data.source=cache": not kept,
-            f"accumulation={self.accumulation} must be 1": self.accumulation != 1,
+            f"micro_batch={self.micro_batch} adds gradients up": self.share(1).accumulation != 1,
             "precision=fp16 scales its losses step by step; use bf16": self.precision == "fp16",
             "data.buckets has clips of several sizes": bool(self.data.buckets),
             "optim.max_norm_ratio is another limit in every step": self.optim.max_norm_ratio is not None,

@@ -66,6 +66,7 @@ class Stepper:
         run_dir: folder of the run, prepared.
 
     Attributes:
+        share: what this process has of a batch.
         progress: how far the run is; left to the caller.
         time_share: share of `minutes` that has passed; left to the caller.
         wants_to_stop: asked in every step, where there are several processes; left to the caller.
@@ -86,9 +87,10 @@ class Stepper:
         self.objective = objective
         self.sharded = accelerator.distributed_type in SHARDED
         check_distribution(config, accelerator.distributed_type)
+        self.share = config.share(accelerator.num_processes)
         plugin = getattr(accelerator.state, "deepspeed_plugin", None)
         if plugin is not None:  # no DataLoader is prepared that DeepSpeed could read it from; it clips by itself
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.share.micro_batch
             plugin.deepspeed_config["gradient_clipping"] = config.optim.clip
         self.parameters = objective.trainable()
         objective.to(accelerator.device)
@@ -121,7 +123,7 @@ class Stepper:
         """One optimizer step; `progress` is left to the caller.
 
         Args:
-            batches: `accumulation` of them are taken.
+            batches: `share.accumulation` of them are taken.
 
         Returns:
             dict: see `Values`; "loss" is a float.
@@ -138,7 +140,7 @@ class Stepper:
             return self._deepspeed_step(batches)
         self.optimizer.zero_grad()  # also what a step left out has added up
         losses, members, ids = [], [], []
-        for _ in range(config.accumulation):
+        for _ in range(self.share.accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 each = self.model(batch.to(self.accelerator.device))
@@ -199,7 +201,7 @@ class Stepper:
         """DeepSpeed clips and steps within its backward pass: each loss must be looked at before."""
         parts: list[Told] = []
         norm, skipped, ids = 0.0, False, []
-        for _ in range(self.config.accumulation):
+        for _ in range(self.share.accumulation):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 if skipped:  # the other micro-steps go by too: accelerate counts them, and data are a function of them

@@ -41,7 +41,7 @@ def test_a_step_tells_apart_what_its_clips_are(
     timesteps: str, components: Components, make_batch: Callable[..., Batch], tmp_path: object
 ) -> None:
     """Two micro-steps of both kinds, against the losses of single clips and the timesteps that the objective draws."""
-    config = TrainConfig(accumulation=2, optim=OptimConfig(ema=0.0, warmup=0))
+    config = TrainConfig(batch=6, micro_batch=3, optim=OptimConfig(ema=0.0, warmup=0))
     config.loss.timesteps = timesteps
     groups = select_trainable(components, ["motion"])
     objective = STAGES["dynamics"].objective(components, config.loss, seed=3)

@@ -151,7 +151,7 @@ def test_meta_count_is_what_the_allocator_holds():
     ],
 )
 def test_every_stage_has_a_plan(stage, appearance, groups):
-    config = config_of("tiny", stage=stage, appearance=appearance, checkpointing="full", batch_size=2)
+    config = config_of("tiny", stage=stage, appearance=appearance, checkpointing="full", batch=2)
     plan = make_plan(config)
     assert set(plan.trainable) == groups
     assert 0 < plan.activations["full"].saved <= plan.activations["none"].saved

@@ -36,7 +36,8 @@ def make_trainer(components: Components, tmp_path: Path) -> MakeTrainer:
         for name, module in components.modules().items():
             module.load_state_dict(start[name])
         config = TrainConfig(
-            accumulation=accumulation,
+            batch=accumulation,
+            micro_batch=1,
             on_nan=on_nan,
             max_steps=100,
             seed=3,
