@@ -307,7 +307,7 @@ def test_checkpoint_naming_another_library(fails, copied):
 
 def test_output_folder_cannot_be_made(fails, tmp_path):
     (tmp_path / "file").touch()
-    assert "file/out.mp4" in fails(1, "--out", "file/out.mp4")
+    assert "'file' is a file, not a folder" in fails(1, "--out", "file/out.mp4")
 
 
 def test_output_folder_cannot_be_written(fails):

@@ -1,5 +1,6 @@
 """`make_conditions` with known keypoints: which crop, where joints and faces land, which frame shows what."""
 
+import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -184,6 +185,24 @@ def test_frames_without_a_person_are_said_in_every_mode(video, capsys, gone, row
     lines = [line for line in capsys.readouterr().out.splitlines() if "nobody is seen" in line]
     assert len(lines) == (said is not None)
     assert said is None or lines[0].startswith(f"warning: nobody is seen in {said}")
+
+
+@pytest.mark.parametrize(
+    ("part", "face", "said"),
+    [("body", False, "person"), ("face", True, "face"), ("face", False, None), (None, True, None)],
+)
+def test_what_the_crop_leaves_out_is_said(video, capsys, part, face, said):
+    """A landscape video whose person stands at its edge, made into an upright one."""
+    track = known_track()
+    if part is not None:
+        getattr(track, part)[3:, :, 0] += 1000
+    driving = dataclasses.replace(
+        driving_of(Path("p.npz"), list(range(5)), kind="keypoints", track=track), face_video=video
+    )
+    make_conditions(driving, InferConfig(), reference=REFERENCE, size=(96, 64), face=face, cache_dir=None)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    expected = f"warning: the crop leaves the {said} out of 40% of the driving frames (2 of 5: at 0.30 - 0.40 s)"
+    assert [line.partition(";")[0] for line in lines] == ([expected] if said else [])
 
 
 def test_long_clips_are_kept_in_a_file(video, asked, monkeypatch):

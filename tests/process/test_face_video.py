@@ -144,13 +144,13 @@ def test_reference_points_replace_the_detector(infer, files, tmp_path, monkeypat
         part[..., :2] = part[..., :2] * 0.5 + (16, 40)
     half.save(tmp_path / "ref.npz")
     drawn = []
-    original = module.draw_pose
+    original = module.draw_styled
 
     def spy(body, *args, **kwargs):
         drawn.append(np.array(body))
         return original(body, *args, **kwargs)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     options = ("--drive", points, "--face-video", video, "--align", "--size", "96x64", "--steps", "1")
     assert infer(*options, "--ref-keypoints", "ref.npz", "--out", "out.mp4") == 0
     np.testing.assert_allclose(drawn[0][8:14, :2], half.body[0, 8:14, :2], atol=1.0)
@@ -185,7 +185,7 @@ def test_reference_points_tell_what_the_published_crop_cuts(media, checkpoint, t
     standing_figure(frames=1, size=(HEIGHT, WIDTH)).save(points)
     request = Request(media / "ref.png", media / "driving.npz", ref_keypoints=points)
     found = find_checkpoint(checkpoint, lambda folder: None)
-    [note] = plan_animation(request, InferConfig(height=32, width=32), found).notes
+    [_, note] = plan_animation(request, InferConfig(height=32, width=32), found).notes
     # Rows 16 to 80 are kept; the figure is at 14 to 86, with a margin of 0.05 x 72 on each side.
     assert "the crop cuts the person in the reference (7% at the top, 12% at the bottom); crop=person keeps" in note
     [note] = plan_animation(request, InferConfig(height=96, width=64), found).notes

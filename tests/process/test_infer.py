@@ -217,7 +217,7 @@ def test_dry_run_writes_nothing(infer, tmp_path, capsys):
 
 def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
     """Ctrl-C in the middle of sampling keeps the latents; the same command then gives the bytes of an unbroken run."""
-    from xdyna.pipelines import sampler as animate
+    from xdyna.pipelines import denoise as animate
 
     assert infer("--out", "whole.mp4", "--steps", "4") == 0
     original, calls = animate.predict_noise, []
@@ -243,7 +243,7 @@ def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.long
 def test_partial_result_of_another_run_is_not_used(infer, tmp_path, capsys, monkeypatch):
-    from xdyna.pipelines import sampler as animate
+    from xdyna.pipelines import denoise as animate
 
     original, calls = animate.predict_noise, []
 

@@ -28,6 +28,15 @@ def test_names_that_are_given(out, video):
     assert len({path.name for path in files.all(keypoints=True)}) == 5
 
 
+@pytest.mark.parametrize("out", ["a.avi", "b.MOV", "c.webm", "d.png"])
+def test_a_name_of_another_kind_is_refused(out):
+    """Nothing is written as x.avi.mp4 without a word."""
+    with pytest.raises(
+        UsageError, match=rf"--out '{out}' names another kind of file: save=mp4 makes .mp4 files; give '{out[0]}.mp4'"
+    ):
+        next(output_names(Path(out), **names(Path("outputs"))))
+
+
 def test_automatic_names_need_every_file_to_be_free(tmp_path):
     assert free_names(None, **names(tmp_path)).video.name == "me_dance.mp4"
     (tmp_path / "me_dance.sheet.png").touch()

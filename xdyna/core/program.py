@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from xdyna.core.errors import UsageError
+from xdyna.core.stop import ending_signals, leave_terminal
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -20,13 +21,16 @@ _HEADLESS = (
 
 
 def _terminate(signum: int, frame: object) -> None:
+    if signal.Signals(signum).name == "SIGHUP":
+        leave_terminal()
     raise KeyboardInterrupt("terminated")
 
 
 def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a program's main function and turn whatever it raises into a message and an exit code.
 
-    SIGTERM ends the program like Ctrl-C, so that unfinished files are removed and partial work is kept.
+    SIGTERM and SIGHUP (but for nohup) end the program like Ctrl-C, so that unfinished files are removed and partial
+    work is kept.
 
     Args:
         main: takes the arguments, returns the exit code; or the module that holds a function `main`, which is imported
@@ -37,7 +41,7 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
         int: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in ending_signals()}
     try:
         program = importlib.import_module(main).main if isinstance(main, str) else main
         return program(arguments)
@@ -55,7 +59,8 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     except Exception as error:
         return _report(_unexpected(error), FAILURE, arguments)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _unexpected(error: Exception) -> str:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """SIGTERM, and SIGHUP (the terminal was closed) where there is one that is not ignored (nohup)."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, hangup)
+
+
+def leave_terminal() -> None:
+    """Write to nowhere from now on where output goes to a terminal: it is gone, and writing to it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        if stat.S_ISCHR(os.fstat(output).st_mode):
+            os.dup2(nowhere, output)
+    os.close(nowhere)
+
+
 class StopSignal:
-    """While the block runs, SIGTERM and SIGINT (Ctrl-C) set a flag, so that the loop can save and leave.
+    """While the block runs, SIGTERM, SIGHUP (but for nohup) and SIGINT (Ctrl-C) set a flag, so that the loop can save
+    and leave.
 
     A SIGINT after the first signal interrupts at once. The former handlers come back when the block ends. Outside the
     main thread Python allows no handlers: there the flag stays as it is. With several processes a signal may reach only
@@ -23,7 +43,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (*ending_signals(), signal.SIGINT):
                 self._former[number] = signal.signal(number, self._handle)
         return self
 
@@ -39,3 +59,5 @@ class StopSignal:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested, self.signal = True, signal.Signals(number).name
+        if self.signal == "SIGHUP":
+            leave_terminal()

@@ -199,8 +199,8 @@ class ClipDataset(Dataset[Sample]):
             clip_id=take.video.clip_id,
             kind=take.kind,
             pixels=_pictures_tensor(pictures),
-            pose=_pictures_tensor(pose),
-            face=_pictures_tensor(face),
+            pose=None if pose is None else _pictures_tensor(pose),
+            face=None if face is None else _pictures_tensor(face),
             latents_mean=mean,
             latents_std=std,
             drop_image=take.drop_image,
@@ -210,20 +210,20 @@ class ClipDataset(Dataset[Sample]):
             image_tokens=_token_tensor(shot.latents),
         )
 
-    def _conditions(self, take: DrawnClip, shot: ClipWindow) -> tuple[np.ndarray, np.ndarray]:
-        """Pose (T, H, W, 3) and face images (T, H, W, 6); black for scenes."""
-        config, shape = self.config, (len(take.rows), *shot.track.size)
+    def _conditions(self, take: DrawnClip, shot: ClipWindow) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Pose (T, H, W, 3) and face images (T, H, W, 6), None where they would be black."""
+        config = self.config
         if take.kind == "scene":
-            return np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 6), np.uint8)
+            return None, None
         pose = pose_pictures(shot.track, config.pose_style())
         if config.face in ("none", "landmarks"):
-            return pose, np.zeros((*shape, 6), np.uint8)
+            return pose, None
         faces = shot.faces if config.face == "cross" else take.video.own_faces(take.rows, shot)
         assert faces is not None, "the source gives other faces where face='cross'"
         try:
             return pose, face_pictures(faces.frames, faces.landmarks)
         except NoFaceError:  # turned away all the time: nothing to be driven by
-            return pose, np.zeros((*shape, 6), np.uint8)
+            return pose, None
 
 
 def _drops(drawn: float, config: DataConfig) -> tuple[bool, bool]:

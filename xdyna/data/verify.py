@@ -1,7 +1,7 @@
 """That videos are the ones a data set was made of: bytes once, before training; size and time whenever one is read.
 
-Which bytes a file has is remembered in `$XDYNA_CACHE/verified` (`~/.cache/xdyna/verified`) under its path, size and time,
-so that a run that is started again, and the other processes of this machine, read no video for it.
+Which bytes a file has is remembered in `$XDYNA_CACHE/verified` (`~/.cache/xdyna/verified`) under its path, size and
+time, so that a run that is started again, and the other processes of this machine, read no video for it.
 """
 
 from __future__ import annotations

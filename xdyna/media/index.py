@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 import warnings
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -43,6 +45,7 @@ class VideoIndex:
         height: of the stored image, px.
         pixel_aspect: width of a pixel divided by its height.
         rotation: degrees clockwise (0, 90, 180, 270) by which the stored image is turned for display.
+        mirrored: whether its left and right are exchanged before that.
         pixel_format: of the stored image, for example "yuv420p".
         colours: what its numbers mean.
         codec: for example "h264".
@@ -64,6 +67,7 @@ class VideoIndex:
     height: int
     pixel_aspect: Fraction
     rotation: int
+    mirrored: bool
     pixel_format: str
     colours: Colours
     codec: str
@@ -170,6 +174,7 @@ def _scan(path: Path) -> VideoIndex:
         height=first.height,
         pixel_aspect=aspect,
         rotation=first.rotation,
+        mirrored=first.mirrored,
         pixel_format=first.pixel_format,
         colours=first.colours,
         codec=codec,
@@ -298,6 +303,7 @@ class _First:
     width: int
     height: int
     rotation: int
+    mirrored: bool
     pixel_format: str
     colours: Colours
     pts: int | None
@@ -315,10 +321,12 @@ def _decode_start(path: Path, position: int, *, everything: bool) -> tuple[_Firs
         for frame in decode_frames(container, stream):
             stamps.append(frame.pts)
             if first is None:
+                rotation, mirrored = _orientation(frame)
                 first = _First(
                     width=frame.width,
                     height=frame.height,
-                    rotation=(-round(frame.rotation / 90) * 90) % 360,
+                    rotation=rotation,
+                    mirrored=mirrored,
                     pixel_format=frame.format.name,
                     colours=_colours(frame, stream),
                     pts=frame.pts,
@@ -334,6 +342,17 @@ def _decode_start(path: Path, position: int, *, everything: bool) -> tuple[_Firs
     if first is None:
         raise MediaError(f"video '{path}' holds no frame that can be decoded; it is damaged, copy or download it again")
     return first, stamps
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """Degrees clockwise, and whether the image is mirrored before it is turned, by the file's display matrix."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # type: ignore[call-overload]
+    if data is None:
+        return 0, False
+    (a, b), (c, d) = np.frombuffer(data, "<i4").reshape(3, 3)[:2, :2].astype(float).tolist()
+    mirrored = a * d < b * c
+    angle = math.degrees(math.atan2(-b, -a) if mirrored else math.atan2(b, a))
+    return round(angle / 90) * 90 % 360, mirrored
 
 
 def _colours(frame: av.VideoFrame, stream: VideoStream) -> Colours:

@@ -57,6 +57,7 @@ def decord_is_exact(index: VideoIndex) -> bool:
         and index.lost == 0
         and index.keyframes[0] == 0
         and index.rotation == 0
+        and not index.mirrored
         and index.pixel_aspect == 1
         and index.colours.plain
         and index.pixel_format in ("yuv420p", "yuvj420p")
@@ -124,6 +125,7 @@ def _displayed(frame: av.VideoFrame, index: VideoIndex) -> np.ndarray:
     """RGB, square pixels, upright."""
     turned = index.rotation in (90, 270)
     rgb = to_rgb(frame, index.colours, size=index.size[::-1] if turned else index.size)
+    rgb = rgb[:, ::-1] if index.mirrored else rgb
     return np.ascontiguousarray(np.rot90(rgb, k=-index.rotation // 90))
 
 

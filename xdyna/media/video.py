@@ -189,7 +189,8 @@ def nominal_fps(times: np.ndarray) -> float | None:
     clear = (spans >= 1) & (spans <= 4) & (np.abs(steps / usual.mean() - spans) < 0.25)
     rate = float(spans[clear].sum() / steps[clear].sum())
     nearest = float(_STANDARD_RATES[np.argmin(np.abs(np.log(_STANDARD_RATES / rate)))])
-    return nearest if np.ptp(usual) > 1e-5 and abs(nearest / rate - 1) < 5e-3 else rate
+    allowed = 5e-3 if np.ptp(usual) > 1e-5 else 1e-9  # even distances differ by the rounding of sums alone
+    return nearest if abs(nearest / rate - 1) < allowed else rate
 
 
 def resample_indices(times: np.ndarray, *, duration: float, fps: float, max_frames: int | None = None) -> np.ndarray:

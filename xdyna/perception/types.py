@@ -130,24 +130,20 @@ class PoseTrack:
         """(T,) bool: any body joint or face landmark is there (detected or filled)."""
         return (self.body[..., 2] > 0).any(axis=1) | (self.face[..., 2] > 0).any(axis=1)
 
-    def absence(self, counts: np.ndarray | None = None) -> str:
-        """A sentence about the frames without the person: how many, and when; "" where there is none.
+    def share(self, rows: np.ndarray, counts: np.ndarray | None = None) -> str:
+        """How many frames some are, and when they are shown: "40% of the driving frames (2 of 5: at 0.00 - 0.10 s)".
 
         Args:
+            rows: (T,) bool, at least one.
             counts: (T,) how often each frame is shown; None: once.
         """
         counts = np.ones(len(self), np.int64) if counts is None else counts
-        empty = np.flatnonzero(~self.found)
-        if not len(empty):
-            return ""
-        spans = [self.times[span[[0, -1]]] for span in np.split(empty, np.flatnonzero(np.diff(empty) > 1) + 1)]
+        those = np.flatnonzero(rows)
+        spans = [self.times[span[[0, -1]]] for span in np.split(those, np.flatnonzero(np.diff(those) > 1) + 1)]
         when = [f"{a:.2f} s" if a == b else f"{a:.2f} - {b:.2f} s" for a, b in spans]
         more = f" and {len(when) - 5} more times" if len(when) > 5 else ""
-        number, total = int(counts[empty].sum()), int(counts.sum())
-        return (
-            f"nobody is seen in {number / total:.0%} of the driving frames ({number} of {total}: at "
-            f"{', '.join(when[:5])}{more}); their pose maps are empty, choose a part that shows the person throughout"
-        )
+        number, total = int(counts[those].sum()), int(counts.sum())
+        return f"{number / total:.0%} of the driving frames ({number} of {total}: at {', '.join(when[:5])}{more})"
 
     def transform(self, crop: CropResize) -> PoseTrack:
         """The same track in the coordinates of a cropped and resized image.

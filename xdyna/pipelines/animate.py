@@ -126,6 +126,7 @@ class Animation:
 
         Raises:
             FileError: a file is in the way.
+            UsageError: the name is of another kind of file.
         """
         files = OutputFiles.named(Path(path), self.files.save)
         if (taken := files.taken()) and not overwrite:
@@ -307,6 +308,7 @@ def _deciding(
         "face": conditions.face is not None,
         "conditions": conditions.digest(),
         "inputs": without_paths,
+        "contract": dataclasses.asdict(plan.checkpoint.contract),
         "weights": model.hashes(watch),
         "dtype": str(model.dtype),
     }

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -166,14 +166,16 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     """
     driving, settings, size, watch = plan.driving, plan.settings, plan.size, watch or Watch()
     rows, repeats = np.unique(driving.rows, return_inverse=True)
-    if track is not None and (absence := track.absence(np.bincount(repeats))):
-        watch.say(f"warning: {absence}")
     placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
     if settings.align != "none" and track is not None:
         person = person or _find_reference(plan.reference, settings)
         aligned, report = _align(track, plan.reference, person, watch)
         placement = Placement(plan.crop, report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
+    if placed is not None:
+        parts = () if placement.alignment else ("person", "face") if plan.face else ("person",)
+        for note in _gaps(placed, np.bincount(repeats), parts):
+            watch.say(f"warning: {note}")
     acted: ActedFaces | None = None
     if settings.face_source is not None and plan.face:
         assert placed is not None
@@ -188,6 +190,25 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
         pairs = iter_face_patches(frames, placed.face, size=size)
         face = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
     return Conditions(pose, face, placement, track.summary if track else None, track)
+
+
+def _gaps(track: PoseTrack, counts: np.ndarray, parts: Sequence[str]) -> Iterator[str]:
+    """What a track in px of the video does not show, a sentence each; `parts` are looked for outside of the image."""
+    if (missing := ~track.found).any():
+        yield (
+            f"nobody is seen in {track.share(missing, counts)}; their pose maps are empty, choose a part that shows "
+            f"the person throughout"
+        )
+    for part in parts:
+        points = track.face if part == "face" else track.body
+        seen = points[..., 2] > 0
+        within = seen & ((points[..., :2] >= -0.5) & (points[..., :2] < np.array(track.size[::-1]) - 0.5)).all(axis=-1)
+        outside = seen.any(axis=1) & ~within.any(axis=1)
+        if outside.any():
+            yield (
+                f"the crop leaves the {part} out of {track.share(outside, counts)}; give --align, or a --size whose "
+                f"aspect is that of the driving video"
+            )
 
 
 def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ except ImportError:  # Windows
 
 
 ENDINGS = {"mp4": ".mp4", "ffv1": ".mkv", "frames": ""}
+_KINDS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".mpg", ".ts")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,18 @@ class OutputFiles:
 
     @classmethod
     def named(cls, path: Path, save: str) -> "OutputFiles":
-        """The files of a video, whose ending is added where it is missing."""
+        """The files of a video, whose ending is added where it is missing.
+
+        Raises:
+            UsageError: the name has the ending of another kind of file.
+        """
         ending = ENDINGS[save]
+        if path.suffix.lower() in _KINDS and path.suffix.lower() != ending:
+            makes = f"{ending} files" if ending else "folders"
+            raise UsageError(
+                f"--out '{path}' names another kind of file: save={save} makes {makes}; give "
+                f"'{path.with_suffix(ending)}', and convert that"
+            )
         return cls(path if path.suffix.lower() == ending or not ending else path.with_name(path.name + ending), save)
 
     @property
@@ -121,8 +132,6 @@ def output_names(
         stem = f"{reference.stem}_{driving.stem}"
         yield OutputFiles.named(folder / f"{stem}{ENDINGS[save]}", save)
         yield from (OutputFiles(folder / f"{stem}_{number}{ENDINGS[save]}", save) for number in itertools.count(2))
-    elif out.suffix.lower() in {*ENDINGS.values()} - {"", ENDINGS[save]}:
-        raise UsageError(f"--out '{out}' has the ending of another kind of video than save={save} writes; give another")
     elif not out.name or (out.is_dir() and ENDINGS[save]):
         raise UsageError(f"--out '{out}' is a folder; give a file name, for example '{out / 'out.mp4'}'")
     else:

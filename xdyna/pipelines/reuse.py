@@ -42,6 +42,8 @@ def difference(files: OutputFiles, request: Request, model: Model, settings: Inf
     kind = _entry(made, "inputs")["driving"].get("kind")
     if request.kind not in ("auto", kind):
         return f"the driving file was taken as {kind}"
+    if made.get("contract") != json.loads(json.dumps(dataclasses.asdict(model.checkpoint.contract), default=str)):
+        return "another condition contract (conditions.json)"
     if made.get("weights") != model.hashes():
         return "other weights"
     if made.get("dtype") != str(model.dtype):

@@ -21,15 +21,15 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from xdyna.config.contract import PUBLISHED_GUIDANCE, PUBLISHED_STEPS
 from xdyna.config.infer import InferConfig
+from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Tokens
+from xdyna.pipelines.denoise import Embeddings, VideoSampler
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
 from xdyna.pipelines.lora import LoraLoaderMixin
 from xdyna.pipelines.options import Precomputed, Windows
 from xdyna.pipelines.prepare import PreparationMixin
-from xdyna.pipelines.sampler import Embeddings, VideoSampler
 
 __all__ = ["Precomputed", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
 

@@ -160,12 +160,10 @@ def sampled_videos(config: TrainConfig, components: Components, *, contract: Con
         target, name = _images(clip.pixels[1:]), f"clip{number}"
         return Sampled(
             {
-                "psnr_figure": RegionQuality.of(
-                    target, frames, mask
-                ).psnr,  # NaN where the mask is empty, as of footage
+                "psnr_figure": RegionQuality.of(target, frames, mask).psnr,  # NaN: an empty mask, as of footage
                 "psnr": RegionQuality.of(target, frames).psnr,
             },
-            sheets={name: _sheet(_images(clip.pixels[:1])[0], _images(clip.pose), frames, target)},
+            sheets={name: _sheet(_images(clip.pixels[:1])[0], _images(collate([clip]).pose[0]), frames, target)},
             videos={name: frames},
         )
 
@@ -173,12 +171,13 @@ def sampled_videos(config: TrainConfig, components: Components, *, contract: Con
 
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
-    face = _images(clip.face) if config.stage == "face" else None
+    shown = collate([clip])
+    face = _images(shown.face[0]) if config.stage == "face" else None
     generator = torch.Generator().manual_seed(seed)
     reference = _images(clip.pixels[:1])[0]
     videos = pipeline(
         reference,
-        _images(clip.pose),
+        _images(shown.pose[0]),
         face,
         num_inference_steps=config.validation.steps,
         guidance_scale=guidance,

@@ -1,11 +1,14 @@
 """How programs end: one message and an exit code, whatever is raised."""
 
+import os
+import signal
 from collections.abc import Sequence
 
 import pytest
 
+from xdyna.core import program, stop
 from xdyna.core.errors import UsageError
-from xdyna.core.program import run
+from xdyna.core.program import INTERRUPTED, run
 
 
 def raising(error: BaseException):
@@ -41,3 +44,32 @@ def test_a_missing_library_comes_with_its_mend(capsys: pytest.CaptureFixture[str
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(ValueError("no video")), ["--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("former", "code"), [(signal.SIG_DFL, INTERRUPTED), (signal.SIG_IGN, 0)])
+def test_a_closed_terminal_ends_a_program_like_ctrl_c(
+    former: signal.Handlers, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for nohup, which has SIGHUP ignored; the loop of a training run leaves in the same case."""
+    cleaned, left = [], []
+    for module in (program, stop):
+        monkeypatch.setattr(module, "leave_terminal", lambda: left.append(True))
+
+    def main(argv: Sequence[str]) -> int:
+        with stop.StopSignal() as heard:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert heard.signal == (None if former == signal.SIG_IGN else "SIGHUP")
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            cleaned.append(True)
+        return 0
+
+    before = signal.signal(signal.SIGHUP, former)
+    try:
+        assert run(main, []) == code
+        assert signal.getsignal(signal.SIGHUP) == former
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert cleaned
+    assert len(left) == (0 if former == signal.SIG_IGN else 2), "nothing is written to the terminal that is gone"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.unit.data.footage_sets import build_set, record
-from tests.unit.data.test_cache import VAE, encode
+from tests.unit.data.test_cache import VAE, assert_same_maps, encode
 from xdyna.config.data import DataConfig, DataError, DataWarning
 from xdyna.data.cache import write_cache
 from xdyna.data.cached import CachedVideo
@@ -62,8 +62,8 @@ def test_latents_are_those_of_encoding_in_line(writer: ClipDataset, written: Pat
             assert sample.latents_mean is not None and torch.equal(sample.latents_mean, mean)  # noqa: PT018 (mypy)
             assert sample.latents_std is not None and torch.equal(sample.latents_std, std)  # noqa: PT018 (mypy)
             pose, patches = plain._conditions(dataclasses.replace(take, video=video), shot)
-            assert torch.equal(sample.pose, torch.from_numpy(pose).permute(0, 3, 1, 2))
-            assert torch.equal(sample.face, torch.from_numpy(patches).permute(0, 3, 1, 2))
+            assert_same_maps(sample.pose, pose)
+            assert_same_maps(sample.face, patches)
             assert sample.caption == video.caption
             seen.add(video.clip_id)
             break

@@ -46,6 +46,24 @@ def test_workers_change_nothing(small: Small, workers: int) -> None:
         assert_equal(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_absent_conditions_are_not_carried(small: Small, workers: int) -> None:
+    """Those of scenes are one zero, from the worker to the device; among people they are black."""
+    [scenes] = batches(small(scene_ratio=1, face="self", workers=workers), 1)
+    for maps, channels in ((scenes.pose, 3), (scenes.face, 6)):
+        assert maps.shape == (2, 3, channels, 64, 64)
+        assert not maps.any()
+        assert maps.untyped_storage().nbytes() == 1
+    there = scenes.to("meta")
+    assert there.face.shape == scenes.face.shape
+    assert not any(there.face.stride())
+    mixed = batches(small(scene_ratio=0.5, face="self", workers=workers), 4)
+    kinds = [(kind, pose.any().item(), face.any().item()) for batch in mixed
+             for kind, pose, face in zip(batch.kind, batch.pose, batch.face, strict=True)]  # fmt: skip
+    assert set(kinds) == {("human", True, True), ("scene", False, False)}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_continues_exactly(small: Small, workers: int) -> None:
     config = small(num_clips=5, workers=workers)  # step 3 is in the middle of an epoch

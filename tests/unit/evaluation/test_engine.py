@@ -33,6 +33,7 @@ def test_a_damaged_video_is_listed_and_the_others_are_measured(tmp_path: Path) -
     seen: list[str] = []
     outcomes = engine.measure(entries, [metric], store, failures=before, advance=seen.append)
     assert seen == ["0", "1", "2"]
+    assert engine.measure(entries, [metric], store).keys() == outcomes.keys()  # without the pre-flight, too
     outcomes = engine.merge_outcomes([engine.dump_outcomes(outcomes)])
     failures = {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure}
     assert list(failures) == ["1", "2"]

@@ -1,3 +1,4 @@
+import itertools
 import os
 import struct
 import warnings
@@ -146,15 +147,32 @@ def test_rotation_is_applied(make_video, frame_of, rotation):
     assert np.array_equal(turned, clockwise[rotation])
 
 
-def test_rotation_written_by_hand_into_the_track_header(make_video):
-    """The 90 degree matrix as a telephone writes it (ISO 14496-12, 6.2.2), not made by the library that reads it."""
-    path = make_video(count=2)
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        m
+        for m in itertools.product((-1, 0, 1), repeat=4)
+        if abs(m[0] * m[3] - m[1] * m[2]) == 1 and abs(sum(map(abs, m))) == 2
+    ],
+)
+def test_all_rotations_and_mirrors_of_the_display_matrix(make_video, frame_of, matrix):
+    """The eight of ISO 14496-12, 8.3.2, written into the header by hand; pixels are moved one by one here."""
+    path = make_video(count=2, size=(16, 128), options={"qp": "0"}, pixels="yuv444p")
+    stored = next(read_frames(path))
+    a, b, c, d = matrix
+    y, x = np.mgrid[:16, :128]
+    there = np.stack([b * x + d * y, a * x + c * y])  # row, column
+    there -= there.min(axis=(1, 2), keepdims=True)
+    expected = np.zeros((*(there.max(axis=(1, 2)) + 1), 3), np.uint8)
+    expected[there[0], there[1]] = stored
     data = bytearray(path.read_bytes())
-    matrix = data.find(b"tkhd") + 4 + 4 + 20 + 16
-    assert struct.unpack(">9i", data[matrix : matrix + 36])[0] == 65536
-    data[matrix : matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 64 << 16, 0, 1 << 30)
+    at = data.find(b"tkhd") + 4 + 4 + 20 + 16
+    assert struct.unpack(">9i", data[at : at + 36])[0] == 65536
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
-    assert probe(path).rotation == 90
+    info = probe(path)
+    assert (info.height, info.width) == expected.shape[:2]
+    assert np.array_equal(next(read_frames(path)), expected)
 
 
 def test_pixel_aspect_is_made_square(make_video):
