@@ -13,8 +13,9 @@ from typing import Any
 def ending_signals() -> tuple[signal.Signals, ...]:
     """SIGTERM, and SIGHUP (the terminal was closed) where there is one that is not ignored (nohup)."""
     hangup = getattr(signal, "SIGHUP", None)
-    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return (signal.SIGTERM, hangup) if heard else (signal.SIGTERM,)
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return signal.SIGTERM, hangup
 
 
 def leave_terminal() -> None:
