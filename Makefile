@@ -21,7 +21,7 @@ ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report tiny-card sensitivity eval-parity test test-fast test-slow test-parity soak soak-ends lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-mutation test-parity soak soak-ends lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -111,11 +111,14 @@ tiny-card: $(STAMP) ## the same into the card of xdyna-tiny and docs/eval_tiny.m
 sensitivity: $(STAMP) ## damage puppet clips and see which metrics react; writes docs/metrics
 	$(BIN)/python scripts/puppets.py sensitivity $(ARGS)
 
-test: $(STAMP) ## run all tests but the slow ones, in two processes (WORKERS=N: in others)
+test: $(STAMP) ## run the tests of units and of programs, in two processes (WORKERS=N: in others)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-fast: $(STAMP) ## run the unit tests alone
 	$(BIN)/python -m pytest tests/unit -n $(WORKERS) $(ARGS)
+
+test-long: $(STAMP) ## run the long tests: more cases of the same, and whole programs
+	$(BIN)/python -m pytest -m "long and not slow and not gpu" -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
@@ -128,6 +131,9 @@ soak-ends: $(STAMP) ## run the tests of data and evaluation ROUNDS times (20): a
 	@for round in $$(seq $(ROUNDS)); do \
 	  timeout 600 $(BIN)/python -m pytest -q -p no:cacheprovider $(ENDS) $(ARGS) || { echo "round $$round: $$?"; exit 1; }; \
 	done; echo "$(ROUNDS) rounds: all ended"
+
+test-mutation: $(STAMP) ## put small mistakes into a copy of the evaluation, one by one: a test must fail for each
+	$(BIN)/python -m pytest -m slow -s tests/process/test_mutations.py $(ARGS)
 
 test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (default ../shared/parity)
 	$(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)

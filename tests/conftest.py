@@ -57,3 +57,22 @@ def parity_dir() -> Path:
     if not (folder / "golden.npz").is_file():
         pytest.skip(f"golden tensors not found in {folder} (set XDYNA_PARITY_DIR)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A micro pipeline without zero layers: behind those nothing gets a gradient, and no run could go wrong."""
+    from xdyna.config.loader import read_yaml
+    from xdyna.config.model import ModelConfig
+    from xdyna.pipelines.folder import save_pipeline
+    from xdyna.pipelines.untrained import build_pipeline
+
+    pipeline = build_pipeline(ModelConfig(**read_yaml(ROOT / "tests" / "unit" / "training" / "micro.yaml")), seed=3)
+    generator = torch.Generator().manual_seed(1)
+    for part in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet):
+        for p in part.parameters():
+            if not p.any():
+                p.data = 0.1 * torch.randn(p.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("start") / "pipeline"
+    save_pipeline(pipeline, folder)
+    return str(folder)

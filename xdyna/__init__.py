@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from xdyna.config.infer import InferConfig
     from xdyna.config.train import TrainConfig
     from xdyna.evaluation.evaluate import evaluate
-    from xdyna.perception.track import perceive
+    from xdyna.perception.track import track_person
     from xdyna.pipelines.animate import Animation, animate
-    from xdyna.pipelines.controls import prepare
+    from xdyna.pipelines.controls import perceive, prepare
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import plan_animation
     from xdyna.pipelines.xdyna import XDynaPipeline
@@ -38,6 +38,7 @@ __all__ = [
     "perceive",
     "plan_animation",
     "prepare",
+    "track_person",
     "train",
 ]
 
@@ -50,9 +51,10 @@ _PLACES = {
     "animate": "xdyna.pipelines.animate",
     "evaluate": "xdyna.evaluation.evaluate",
     "load": "xdyna.pipelines.model",
-    "perceive": "xdyna.perception.track",
+    "perceive": "xdyna.pipelines.controls",
     "plan_animation": "xdyna.pipelines.plan",
     "prepare": "xdyna.pipelines.controls",
+    "track_person": "xdyna.perception.track",
     "train": "xdyna.training.trainer",
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 from xdyna.media import probe, read_frames, write_png
 from xdyna.media.sheet import contact_sheet
-from xdyna.perception import draw_pose, perceive
+from xdyna.perception import draw_pose, track_person
 from xdyna.perception.topology import BODY_COLORS, BODY_JOINTS
 
 pytest.importorskip("mediapipe", reason="needs the perception extra")
@@ -74,7 +74,7 @@ def test_official_joints_are_found_by_colour():
 def test_joints_match_the_official_ones(name: str, shared_dir: Path, tmp_path: Path):
     video, official_video = shared_dir / "data" / f"{name}.mp4", shared_dir / "data" / f"{name}_pose.mp4"
     rows = np.linspace(0, probe(video).frame_count - 1, FRAMES).round().astype(int)
-    track = perceive(video, frame_indices=rows, cache_dir=tmp_path)
+    track = track_person(video, frame_indices=rows, cache_dir=tmp_path)
     official_pictures = list(read_frames(official_video, rows))
     official = np.stack([official_joints(picture) for picture in official_pictures])
     hips = (official[:, 8, :2] + official[:, _LEFT_HIP, :2]) / 2

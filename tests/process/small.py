@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xdyna.config.contract import ConditionContract, PoseStyle
 from xdyna.config.infer import InferConfig
 from xdyna.config.model import ModelConfig
 from xdyna.core.progress import Watch
@@ -88,7 +89,8 @@ def make_conditions(
     person: Person | None = None,
 ) -> Conditions:
     """Control images of a driving file, by the two steps of the library, with the published crop."""
-    checkpoint = Checkpoint(Path("none"), size, has_face=True, untrained=True, vae_scale=8, max_context=16)
+    contract = ConditionContract(PoseStyle(head=bool(settings.head)))
+    checkpoint = Checkpoint(Path("none"), size, True, True, vae_scale=8, max_context=16, contract=contract)
     plan = Plan(
         Request(reference, driving.path),
         settings,

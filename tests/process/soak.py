@@ -111,7 +111,7 @@ def make_inputs(folder: Path) -> None:
         "init": str(folder / "pipeline"),
         "model": yaml.safe_load(MICRO.read_text()),
         "data": {"height": 64, "width": 64, "frames": 2, "video_frames": 8, "scene_ratio": 0.5, "workers": 2},
-        "batch_size": 2,
+        "batch": 2,
         "max_steps": 12,
         "save_every": 1,
         "log_every": 1,

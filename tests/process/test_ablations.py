@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests.process.small import SMALL
+from tests.tiers import long
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.untrained import build_pipeline
@@ -13,7 +14,7 @@ from xdyna.pipelines.untrained import build_pipeline
 MODEL = dataclasses.replace(SMALL, unet={**SMALL.unet, "dynamics_adapter": False, "transformer_layers": 2})
 
 
-@pytest.mark.parametrize("appearance", ["reference_net", "ip_adapter"])
+@pytest.mark.parametrize("appearance", ["reference_net", *long("ip_adapter")])
 def test_infer_runs_it(appearance, infer, tmp_path, capsys):
     pipeline = build_pipeline(MODEL, seed=0)
     if appearance == "reference_net":

@@ -1,6 +1,7 @@
 """The library: `xdyna.animate`, its steps by themselves, what comes back, and how it is cancelled."""
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from PIL import Image
 
 import xdyna
@@ -18,10 +19,11 @@ from tests.process.small import SMALL, standing_figure
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import FileError, UsageError
 from xdyna.core.files import file_sha256
-from xdyna.core.progress import CancelledError
+from xdyna.core.progress import CancelledError, Watch
 from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
 from xdyna.perception.types import PoseTrack
+from xdyna.pipelines import animate as animate_module
 from xdyna.pipelines.controls import perceive, prepare
 from xdyna.pipelines.model import parse_lora
 from xdyna.pipelines.plan import Request, plan_animation
@@ -136,6 +138,7 @@ def test_each_step_by_itself(checkpoint, media) -> None:
     assert [frame.size for frame in video] == [(32, 32)] * 7
 
 
+@pytest.mark.long
 def test_another_scheduler(checkpoint, media) -> None:
     settings = dataclasses.replace(QUICK, scheduler="unipc")
     model = xdyna.load(checkpoint, settings)
@@ -162,6 +165,51 @@ def test_settings_are_those_of_the_model_and_do_not_contradict_it(checkpoint, me
     with pytest.raises(UsageError, match=r"lora=\['a.safetensors'\] is asked for"):
         xdyna.animate(*files, model=model, settings=dataclasses.replace(QUICK, lora=["a.safetensors"]))
     assert not Path("other.mp4").exists()
+
+
+def test_a_loaded_pipeline_is_used_as_it_is(checkpoint, media) -> None:
+    """The folder's bytes; what the caller changed in memory counts, and is told by the manifest."""
+    files = (media / "ref.png", media / "driving.npz")
+    named = xdyna.animate(*files, out="named.mp4", settings=QUICK, model=checkpoint)
+    pipeline = xdyna.XDynaPipeline.from_pretrained(checkpoint)
+    made = xdyna.animate(*files, out="made.mp4", settings=QUICK, model=pipeline)
+    assert made.path.read_bytes() == named.path.read_bytes()
+    for entry in ("checkpoint", "device", "config"):
+        assert made.manifest[entry] == named.manifest[entry]
+    copied = DiffusionPipeline.from_pretrained(  # makes a class of its own from the file
+        checkpoint, custom_pipeline=inspect.getfile(xdyna.XDynaPipeline), trust_remote_code=True
+    )
+    again = xdyna.animate(*files, out="again.mp4", settings=QUICK, model=copied)
+    assert again.path.read_bytes() == named.path.read_bytes()
+    assert again.manifest["weights"] == made.manifest["weights"]
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias += 0.1
+    weights = xdyna.animate(*files, out="weights.mp4", settings=QUICK, model=pipeline)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    steps = xdyna.animate(*files, out="steps.mp4", settings=QUICK, model=pipeline)
+    assert len({one.path.read_bytes() for one in (made, weights, steps)}) == 3
+    told = [one.manifest["weights"] for one in (made, weights, steps)]
+    assert [{name for name in told[0] if told[0][name] != other[name]} for other in told[1:]] == [
+        {"unet"}, {"unet", "scheduler"},
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"set pipeline\.scheduler"):
+        xdyna.animate(*files, model=pipeline, settings=dataclasses.replace(QUICK, scheduler="unipc"))
+    with pytest.raises(UsageError, match="the model is a UniPCMultistepScheduler; expected a pipeline folder"):
+        xdyna.animate(*files, model=pipeline.scheduler)
+
+
+@pytest.mark.parametrize(("out", "kept"), [("named.mp4", True), (None, False)])
+def test_what_is_cancelled_is_kept_where_it_has_a_name(checkpoint, media, monkeypatch, out, kept) -> None:
+    """Temporary files are gone afterwards: nothing is said to have been kept."""
+    said: list[str] = []
+    seen: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(animate_module, "Watch", lambda progress, cancel, tell: Watch(progress, cancel, said.append))
+    with pytest.raises(CancelledError):
+        xdyna.animate(
+            media / "ref.png", media / "driving.npz", out=out, settings=InferConfig(steps=3), model=checkpoint,
+            progress=lambda *step: seen.append(step), cancel=lambda: seen[-1] == ("denoising", 2, 3),
+        )  # fmt: skip
+    assert any("partial result kept" in note for note in said) == kept
 
 
 def test_an_event_cancels(checkpoint, media) -> None:

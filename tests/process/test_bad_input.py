@@ -99,6 +99,7 @@ def test_odd_references_work(infer, media, tmp_path, kind):
     assert (tmp_path / "out.sheet.png").exists()
 
 
+@pytest.mark.long
 def test_huge_reference_works(infer, tmp_path):
     Image.new("L", (12_000, 12_000), 90).save(tmp_path / "huge.png")
     assert infer("--ref", "huge.png", "--out", "out.mp4") == 0
@@ -319,6 +320,7 @@ def test_output_is_a_folder(fails, tmp_path):
     assert "is a folder" in fails(2, "--out", ".")
 
 
+@pytest.mark.long
 def test_full_disk(checkpoint, media, tmp_path):
     """A limit on the size of files stands for a full disk: a message, and nothing under the final names."""
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from tests.tiers import long
 from xdyna.cli import bench
 from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
@@ -15,7 +16,7 @@ from xdyna.training import bench as bench_train
 from xdyna.training.plan import make_plan
 from xdyna.training.trainer import Trainer
 
-SMALL = ["model=tiny8", "data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,2]", "batch_size=1"]
+SMALL = ["model=tiny8", "data.height=64", "data.width=64", "data.frames=2", "data.stride=[1,2]", "batch=1"]
 LINE = re.compile(r"^(none|selective|full) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) GB +([\d.]+) GB$", re.M)
 
 
@@ -32,7 +33,7 @@ def accelerate_forgets() -> Iterator[None]:
     forget()
 
 
-@pytest.mark.parametrize("config", ["tiny/dynamics", "tiny/vae"])
+@pytest.mark.parametrize("config", [*long("tiny/dynamics"), "tiny/vae"])
 def test_every_policy_has_its_line(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bench.main, ["train", f"experiment={config}", "--steps", "2", "--device", "cpu", *SMALL]) == 0
     output = capsys.readouterr().out
@@ -49,6 +50,7 @@ def test_every_policy_has_its_line(config: str, capsys: pytest.CaptureFixture[st
     assert min(ratios) == 1.0
 
 
+@pytest.mark.long
 def test_a_full_memory_is_said_and_the_others_are_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,21 +66,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"path": path, "frame_indices": np.asarray(frame_indices).tolist(), **options})
         return known_track().select(frame_indices)
 
-    monkeypatch.setattr(module, "perceive_video", perceive)
+    monkeypatch.setattr(module, "track_person", perceive)
     return calls
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `draw_pose` is asked to draw."""
+    """What `draw_styled` is asked to draw."""
     calls: list[dict[str, Any]] = []
-    original: Callable[..., np.ndarray] = module.draw_pose
+    original: Callable[..., np.ndarray] = module.draw_styled
 
-    def spy(body: np.ndarray, hands: np.ndarray | None = None, **options: Any) -> np.ndarray:
+    def spy(body: np.ndarray, hands: np.ndarray, face: np.ndarray, **options: Any) -> np.ndarray:
         calls.append({"body": np.array(body), "hands": np.array(hands), **options})
-        return original(body, hands, **options)
+        return original(body, hands, face, **options)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     return calls
 
 
@@ -117,7 +117,7 @@ def test_joints_land_where_the_crop_puts_them(video, asked, drawn, face, size, b
 def test_hands_are_moved_as_well(video, asked, drawn, monkeypatch):
     track = known_track()
     track.hands[:, 1] = (20, 40, 1)
-    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     make(driving_of(video, list(range(FRAMES))), face=False, size=(32, 32))
     for frame, call in enumerate(drawn):
         np.testing.assert_allclose(call["hands"], moved(track.hands[frame], (0, 16, 64, 64), (32, 32)), atol=1e-4)
@@ -313,9 +313,9 @@ def test_settings_reach_perception(video, asked, change, expected):
 def test_head_reaches_the_drawing(video, drawn, monkeypatch, head):
     track = known_track()
     track.body[:, 14:18] = (28, 50, 1)
-    monkeypatch.setattr(module, "perceive_video", lambda *args, **kwargs: track)
+    monkeypatch.setattr(module, "track_person", lambda *args, **kwargs: track)
     made = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
-    assert [call["head"] for call in drawn] == [head] * FRAMES
+    assert [call["style"].head for call in drawn] == [head] * FRAMES
     track.body[:, 14:18] = 0
     without = make(driving_of(video, list(range(FRAMES))), InferConfig(head=head), face=False, size=(96, 64))
     assert (made.pose != without.pose).any() == head

@@ -290,5 +290,5 @@ def test_rewriting_a_pipeline_keeps_its_sampling_settings(tmp_path: Path) -> Non
     (source / "sampling.json").write_text('{"guidance": 1.5}')
     assert run(main, ["--pipeline", str(source), "--out", str(tmp_path / "half"), "--debug"]) == 0
     found = find_checkpoint(tmp_path / "half", build_untrained)
-    assert (found.guidance, found.untrained) == (1.5, False)
+    assert (found.contract.guidance, found.untrained) == (1.5, False)
     assert run(main, ["--pipeline", str(tmp_path), "--out", str(tmp_path / "x")]) == 2

@@ -7,13 +7,23 @@ import numpy as np
 import pytest
 
 from xdyna.cli import demo
-from xdyna.cli.demo import ASSETS, DRIVING, FRAMES, REFERENCE, SampleFiles, driving_clip, reference_clip, write_sample
+from xdyna.cli.demo import ASSETS
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines import animate
 from xdyna.pipelines import controls as conditions
 from xdyna.pipelines import folder as weights
+from xdyna.puppets.sample import (
+    DRIVING,
+    FRAMES,
+    REFERENCE,
+    SIZE,
+    SampleFiles,
+    driving_clip,
+    reference_clip,
+    write_sample,
+)
 from xdyna.puppets.world import DYNAMIC_SCENES, EXPRESSIONS, SPLITS
 
 
@@ -23,14 +33,14 @@ def test_the_assets_are_what_the_renderer_draws():
     # Not exactly: other versions of OpenCV and ffmpeg round otherwise.
     assert np.abs(read_image(files.reference).astype(int) - still.frames[0]).mean() < 0.5
     info = probe(files.driving)
-    assert (info.frame_count, info.fps, info.height, info.width) == (FRAMES, 12.0, *demo.SIZE)
+    assert (info.frame_count, info.fps, info.height, info.width) == (FRAMES, 12.0, *SIZE)
     pairs = zip(read_frames(files.driving), driving.frames, strict=True)
     assert max(np.abs(a.astype(int) - b).mean() for a, b in pairs) < 3
     for path, clip in ((files.reference_points, still), (files.driving_points, driving)):
         track = PoseTrack.load(path)
         for part in ("body", "hands", "face"):
             np.testing.assert_allclose(getattr(track, part), getattr(clip, part), atol=0.01)
-        assert track.size == demo.SIZE
+        assert track.size == SIZE
         assert track.frame_index.tolist() == list(range(len(clip.frames)))
 
 
@@ -50,10 +60,11 @@ def test_the_first_frames_show_a_dance_and_a_talking_face():
     assert (clip.body[first, :, 2] > 0).all()
     assert (clip.face[first, :, 2] > 0).all()
     wrists = clip.body[first][:, [4, 7], :2]
-    assert np.ptp(wrists, axis=0).max() > 0.2 * demo.SIZE[0]
+    assert np.ptp(wrists, axis=0).max() > 0.2 * SIZE[0]
     assert np.ptp(clip.expression[first, EXPRESSIONS.index("mouth_open")]) > 0.5
 
 
+@pytest.mark.long
 def test_a_sample_is_the_same_every_time(tmp_path):
     first, second = write_sample(tmp_path / "a"), write_sample(tmp_path / "b")
     for name in ("reference", "reference_points", "driving", "driving_points"):
@@ -78,7 +89,7 @@ def test_the_demo_animates_without_a_detector(checkpoint, tmp_path, monkeypatch,
         raise AssertionError("a detector was asked for")
 
     monkeypatch.setattr(conditions, "get_backend", refuse)
-    monkeypatch.setattr(conditions, "perceive_video", refuse)
+    monkeypatch.setattr(conditions, "track_person", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "TINY", checkpoint)  # and not the published weights, where those are installed
     if not there:

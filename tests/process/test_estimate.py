@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.tiers import long
 from xdyna.pipelines.estimate import Workload, estimate
 from xdyna.pipelines.folder import find_checkpoint, load_pipeline
 from xdyna.pipelines.xdyna import Precomputed
@@ -37,7 +38,7 @@ def counted(pipeline, *, face: bool, guidance: float, prompt: str = "") -> float
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("face", "guidance"), [(False, 7.5), (True, 7.5), (True, 1.0)])
+@pytest.mark.parametrize(("face", "guidance"), [*long((False, 7.5), (True, 1.0)), (True, 7.5)])
 def test_a_run_executes_what_the_plan_counts(checkpoint, face, guidance):
     """Windows 0-3, 2-5, 4-0, 6-2: 4 windows per step; ControlNets once per frame and step for both branches."""
     found = find_checkpoint(checkpoint, lambda _: None)
@@ -59,6 +60,7 @@ def test_a_run_executes_what_the_plan_counts(checkpoint, face, guidance):
     assert planned.memory > sum(path.stat().st_size for path in found.weight_files())
 
 
+@pytest.mark.long
 def test_sharing_between_halves_is_worth_it(checkpoint):
     """With another prompt the ControlNets must run for each half: more operations than with the shared text."""
     found = find_checkpoint(checkpoint, lambda _: None)

@@ -10,23 +10,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.unit.evaluation.test_inputs import frames, write
 from tests.unit.training.processes import together
+from xdyna.cli import infer
 from xdyna.cli.arguments import Command
 from xdyna.config.eval import EvalConfig
 from xdyna.config.infer import InferConfig
 from xdyna.config.loader import compose, names
-from xdyna.core.errors import WeightsError
 from xdyna.core.program import run
 from xdyna.evaluation import engine
 from xdyna.evaluation.catalogue import check_names
 from xdyna.evaluation.networks.adaface import UNITS, IRBackbone
 from xdyna.evaluation.networks.fixture import random_weights
 from xdyna.evaluation.networks.mtcnn import ONet, PNet, RNet
-from xdyna.evaluation.networks.registry import WeightFile
 from xdyna.evaluation.paper import TABLES
-from xdyna.evaluation.weights import fetch
 from xdyna.pipelines.plan import Request
 
 ROOT = Path(__file__).parents[2]
@@ -91,18 +90,27 @@ def test_nothing_is_measured_twice_and_nothing_outdated_is_used(folders: Path, m
     assert engine.record_key is original
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [3])
+@pytest.mark.long
 def test_processes_share_the_work_and_give_the_same_numbers(folders: Path, world: int) -> None:
-    assert call(folders, "--metrics", FAST) == 0
+    (folders / "g" / "2.mp4").write_bytes(b"no video at all" * 50)
+    assert call(folders, "--metrics", FAST) == 1
     command = [str(ROOT / "scripts" / "eval.py"), "--generated", str(folders / "g"), "--truth", str(folders / "t")]
     code, out, errors = together([*command, "--metrics", FAST, "--out", str(folders / "many")], processes=world)
-    assert code == 0, errors[-2000:]
+    assert code == 1, errors[-2000:]
     assert out.count("# Evaluation of 5 videos") == 1
+    assert out.count("1 of 5 videos could not be read: 2") == 1
     assert values(folders, "many") == values(folders)
 
 
-def test_missing_weights_are_said_and_fail(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_are_said_and_fail(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    measure = engine.measure
+    monkeypatch.setattr(engine, "measure", lambda *a, **k: (said.append(capsys.readouterr().err), measure(*a, **k))[1])
     assert call(folders, "--metrics", "mae,fid") == 1
+    assert "note: fid will be skipped: inception needs pt_inception" in said[0]  # before anything is measured
     assert "pt_inception-2015-12-05-6726825d.pth" in capsys.readouterr().out
     skipped = json.loads((folders / "out" / "report.json").read_text())["skipped"]
     assert list(skipped) == ["fid"]
@@ -140,6 +148,8 @@ def test_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--metrics", "mae", "--quick", "0"], "--quick 0", 2),
         (["--metrics", " ,"], "no metric", 2),
         (["--metrics", "none.yaml"], "none.yaml", 1),
+        (["--metrics", "mae", "--device", "cuda:7"], "--device cuda:7 cannot be used here", 2),
+        (["--metrics", "mae", "--device", "gpu"], "--device gpu cannot be used here", 2),
     ],
 )
 def test_wrong_usage(
@@ -157,9 +167,23 @@ def test_bad_videos(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("xdyna.cli.eval", ["--generated", str(folders / "empty"), "--metrics", "mae"]) == 1
     assert "has no videos" in capsys.readouterr().err
     (folders / "g" / "2.mp4").write_bytes(b"no video at all" * 50)
+    content = (folders / "g" / "3.mp4").read_bytes()
+    start = content.index(b"mdat") + 4
+    broken = bytes([*content[:start], *(b"\0" * (len(content) - start))])  # opens well, breaks when it is decoded
+    (folders / "g" / "3.mp4").write_bytes(broken)
     assert call(folders, "--metrics", "mae") == 1
-    assert "2.mp4" in capsys.readouterr().err
-    (folders / "out" / "report.json").write_text("{}")
+    printed = capsys.readouterr()
+    assert printed.err.count("note: 2 cannot be measured") == 1
+    assert "2 of 5 videos could not be read: 2, 3" in printed.out
+    report = json.loads((folders / "out" / "report.json").read_text())
+    assert list(report["failed_videos"]) == ["2", "3"]
+    assert "2.mp4" in report["failed_videos"]["2"]
+    assert report["metrics"]["mae"]["videos"] == 3
+    for name in "014":
+        (folders / "g" / f"{name}.mp4").write_bytes(b"")
+    assert call(folders, "--metrics", "mae", out="none") == 1
+    assert "no video can be read, for example" in capsys.readouterr().err
+    assert not (folders / "none" / "report.json").exists()
     assert call(folders, "--metrics", "mae") == 2
     assert "holds a report already" in capsys.readouterr().err
 
@@ -175,6 +199,7 @@ def test_a_wrong_weight_file(folders: Path, capsys: pytest.CaptureFixture[str]) 
     assert "the weights are not those of i3d_pretrained_400.pt (344 tensors): 344 missing" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_face_cos_with_random_weights(folders: Path) -> None:
     """From files to the report: the recognition network's checkpoint, the detector's three files."""
     weights = folders / "weights"
@@ -195,65 +220,60 @@ def test_face_cos_with_random_weights(folders: Path) -> None:
     )  # a random detector finds something to compare
 
 
-def test_downloads_are_checked(tmp_path: Path) -> None:
-    """From a file: the address of a server is not needed to see size and hash at work."""
-    source = tmp_path / "server" / "net.pth"
-    source.parent.mkdir()
-    source.write_bytes(b"weights")
-    import hashlib
-
-    digest = hashlib.sha256(b"weights").hexdigest()
-    good = WeightFile("net.pth", f"https://x/{source.name}", "", 7, digest)
-    object.__setattr__(good, "source", source.as_uri())
-    assert good.url is None  # only https counts in the registry
-
-    class Local(WeightFile):
-        url = source.as_uri()  # type: ignore[assignment]
-
-    assert fetch(Local("net.pth", "", "", 7, digest), tmp_path / "got.pth").read_bytes() == b"weights"
-    with pytest.raises(WeightsError, match="7 bytes, expected 8"):
-        fetch(Local("net.pth", "", "", 8, digest), tmp_path / "bad.pth")
-    with pytest.raises(WeightsError, match="not the published"):
-        fetch(Local("net.pth", "", "", 7, "0" * 64), tmp_path / "bad.pth")
-    source.unlink()
-    with pytest.raises(WeightsError, match="by hand"):
-        fetch(Local("net.pth", "", "", 7, digest), tmp_path / "bad.pth")
-    assert not (tmp_path / "bad.pth").exists()
-    assert not list(tmp_path.glob(".download*"))
-
-
-def test_generate_makes_what_is_missing_and_measures_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_generate_reuses_only_what_was_made_so(
+    checkpoint: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inference is replaced by a copy of the truth; its settings are those of scripts/infer.py."""
-    truth = write(tmp_path / "truth.mp4", frames(1))
-    cv2.imwrite(str(tmp_path / "ref.png"), frames(2)[0])
-    rows = [{"id": name, "ref": "ref.png", "drive": "truth.mp4", "truth": "truth.mp4"} for name in ("one", "two")]
+    """By options, inputs, weights and the video's bytes; the frames are measured without loss."""
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
+    for name in ("ref.png", "driving.npz"):
+        shutil.copy(media / name, tmp_path / name)
+    shutil.copytree(checkpoint, tmp_path / "weights")
+    truth = write(tmp_path / "truth.mp4", frames(1, count=2, size=(32, 32)))
+    rows = [{"id": name, "ref": "ref.png", "drive": "driving.npz", "truth": truth.name} for name in ("one", "two")]
     (tmp_path / "list.json").write_text(json.dumps(rows))
-    calls: list[tuple[list[str], int, int]] = []
+    made: list[str] = []
 
     def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
-        calls.append(([r.out.name for r in requests], command.config.steps, command.config.seed))
-        for request in requests:
-            shutil.copy(truth, request.out)
-        return 0
+        made.extend(r.out.name for r in requests)
+        return original(requests, command) if working else 1
 
-    monkeypatch.setattr("xdyna.cli.infer.make_all", make_all)
-    argv = ["--generate", str(tmp_path / "list.json"), "--infer", "--steps 3", "--out", str(tmp_path / "out")]
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr"]) == 0
-    assert values(tmp_path)["psnr"] == 100
-    assert calls[0] == (["one.mp4", "two.mp4"], 3, 42)
-    (tmp_path / "out" / "generated" / "two.mp4").unlink()
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 0
-    assert calls[1][0] == ["two.mp4"]
-    monkeypatch.setattr("xdyna.cli.infer.make_all", lambda requests, command: 1)
-    (tmp_path / "out" / "generated" / "one.mp4").unlink()
+    working, original = True, infer.make_all
+    monkeypatch.setattr(infer, "make_all", make_all)
+
+    def call(options: str = "") -> tuple[int, list[str]]:
+        made.clear()
+        given = f"--checkpoint {tmp_path / 'weights'} --steps 1 --frames 2 {options}"
+        argv = ["--generate", str(tmp_path / "list.json"), "--infer", given, "--out", str(tmp_path / "out")]
+        code = run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"])
+        return code, sorted(made)
+
+    both = ["one.mkv", "two.mkv"]
+    assert call() == (0, both)
+    first = values(tmp_path)["psnr"]
+    assert call() == (0, [])
+    assert call("seed=7") == (0, both)
+    assert values(tmp_path)["psnr"] != first
     capsys.readouterr()
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 1
-    assert "1 of 2 videos could not be made (one)" in capsys.readouterr().err
+    assert call() == (0, both)
+    assert "making one anew: seed was 7, is 42" in capsys.readouterr().out
+    assert values(tmp_path)["psnr"] == first
+    rows[0]["prompt"] = "a dancer"
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert call() == (0, ["one.mkv"])
+    cv2.imwrite(str(tmp_path / "ref.png"), frames(2)[0])
+    assert call() == (0, both)
+    weight = next((tmp_path / "weights").rglob("unet/*.safetensors"))
+    tensors = load_file(weight)
+    save_file({k: v + (0.01 if k.endswith("bias") else 0) for k, v in tensors.items()}, weight, {"format": "pt"})
+    assert call() == (0, both)
+    shutil.copy(tmp_path / "out" / "generated" / "one.mkv", tmp_path / "out" / "generated" / "two.mkv")
+    assert call() == (0, ["two.mkv"])
+    working = False
+    assert call("seed=8") == (1, both)
+    assert "2 of 2 videos could not be made (one, two)" in capsys.readouterr().err
     rows[0]["drvie"] = "x"
     (tmp_path / "list.json").write_text(json.dumps(rows))
-    assert run("xdyna.cli.eval", [*argv, "--metrics", "psnr", "--overwrite"]) == 2
+    assert call() == (2, [])
     assert "unknown key 'drvie'" in capsys.readouterr().err
 
 

@@ -12,8 +12,10 @@ from xdyna.media.video import VideoWriter
 from xdyna.perception.face_patch import global_patch
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines import controls as module
+from xdyna.pipelines import plan as plan_module
 from xdyna.pipelines.driving import open_driving
-from xdyna.pipelines.plan import read_person
+from xdyna.pipelines.folder import find_checkpoint
+from xdyna.pipelines.plan import Request, plan_animation, read_person
 from xdyna.pipelines.writing import driving_pictures
 
 HEIGHT, WIDTH, FRAMES = 96, 64, 6
@@ -41,7 +43,7 @@ def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a detector was asked for")
 
     monkeypatch.setattr(module, "get_backend", refuse)
-    monkeypatch.setattr(module, "perceive_video", refuse)
+    monkeypatch.setattr(module, "track_person", refuse)
 
 
 @pytest.fixture
@@ -73,12 +75,11 @@ def test_faces_come_from_the_frames_the_points_were_found_in(tmp_path, files, ke
     np.testing.assert_allclose(box, expected, atol=2)
 
 
+@pytest.mark.long
 def test_it_equals_a_run_that_found_the_same_points(infer, files, tmp_path, monkeypatch):
     points, video = files
     assert infer("--drive", points, "--face-video", video, "--out", "points.mp4") == 0
-    monkeypatch.setattr(
-        module, "perceive_video", lambda *a, frame_indices, **k: track_with_faces().select(frame_indices)
-    )
+    monkeypatch.setattr(module, "track_person", lambda *a, frame_indices, **k: track_with_faces().select(frame_indices))
     assert infer("--drive", video, "--out", "video.mp4") == 0
     assert infer("--drive", points, "--out", "faceless.mp4") == 0
     runs = {n: json.loads((tmp_path / f"{n}.run.json").read_text()) for n in ("points", "video", "faceless")}
@@ -143,13 +144,13 @@ def test_reference_points_replace_the_detector(infer, files, tmp_path, monkeypat
         part[..., :2] = part[..., :2] * 0.5 + (16, 40)
     half.save(tmp_path / "ref.npz")
     drawn = []
-    original = module.draw_pose
+    original = module.draw_styled
 
     def spy(body, *args, **kwargs):
         drawn.append(np.array(body))
         return original(body, *args, **kwargs)
 
-    monkeypatch.setattr(module, "draw_pose", spy)
+    monkeypatch.setattr(module, "draw_styled", spy)
     options = ("--drive", points, "--face-video", video, "--align", "--size", "96x64", "--steps", "1")
     assert infer(*options, "--ref-keypoints", "ref.npz", "--out", "out.mp4") == 0
     np.testing.assert_allclose(drawn[0][8:14, :2], half.body[0, 8:14, :2], atol=1.0)
@@ -171,7 +172,21 @@ def test_reference_points_that_do_not_fit(infer, media, tmp_path, capsys):
     }.items():
         assert infer("--align", "--ref-keypoints", name) == 2
         assert message in capsys.readouterr().err
-    assert infer("--ref-keypoints", "ref.npz") == 2
-    assert "give --align too" in capsys.readouterr().err
+    assert infer("--ref-keypoints", "ref.npz", "crop=none") == 2
+    assert "give --align or another crop, or leave them out" in capsys.readouterr().err
     person = read_person(tmp_path / "ref.npz", (HEIGHT, WIDTH))
     np.testing.assert_array_equal(person.box, [18, 14, 46, 86])  # of the standing figure
+
+
+def test_reference_points_tell_what_the_published_crop_cuts(media, checkpoint, tmp_path, monkeypatch):
+    """Without --align and without a detector; the figure is 96 px high, and 64 px of it are kept."""
+    monkeypatch.setattr(plan_module, "get_backend", lambda name: pytest.fail("a detector was asked for"))
+    points = tmp_path / "ref.npz"
+    standing_figure(frames=1, size=(HEIGHT, WIDTH)).save(points)
+    request = Request(media / "ref.png", media / "driving.npz", ref_keypoints=points)
+    found = find_checkpoint(checkpoint, lambda folder: None)
+    [_, note] = plan_animation(request, InferConfig(height=32, width=32), found).notes
+    # Rows 16 to 80 are kept; the figure is at 14 to 86, with a margin of 0.05 x 72 on each side.
+    assert "the crop cuts the person in the reference (7% at the top, 12% at the bottom); crop=person keeps" in note
+    [note] = plan_animation(request, InferConfig(height=96, width=64), found).notes
+    assert "--ref-keypoints changed nothing" in note

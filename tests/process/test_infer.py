@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiers import long
 from xdyna.cli.infer import main
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import WeightsError
-from xdyna.core.files import file_sha256
+from xdyna.core.files import file_sha256, path_sha256
 from xdyna.core.program import run
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.types import PoseTrack
+from xdyna.pipelines.animate import Frames
 from xdyna.pipelines.folder import find_checkpoint
 from xdyna.pipelines.plan import Request, plan_animation
 from xdyna.pipelines.untrained import build_untrained
@@ -61,6 +63,7 @@ def test_same_command_same_bytes(infer, tmp_path):
     assert a == b != c
 
 
+@pytest.mark.long
 def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
     from xdyna.pipelines import animate, controls
 
@@ -74,6 +77,7 @@ def test_long_videos_keep_their_pictures_on_disk(infer, tmp_path, monkeypatch):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.long
 def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert infer("--out", "out.mp4") == 0
     before = (tmp_path / "out.mp4").read_bytes()
@@ -84,6 +88,7 @@ def test_nothing_is_overwritten(infer, tmp_path, capsys):
     assert (tmp_path / "out.mp4").read_bytes() != before
 
 
+@pytest.mark.long
 def test_automatic_names_are_numbered(infer, tmp_path):
     for _ in range(2):
         assert infer() == 0
@@ -95,8 +100,7 @@ def test_automatic_names_are_numbered(infer, tmp_path):
     ("options", "frames", "fps"),
     [
         (["--fps", "20"], 14, 20),
-        (["--fps", "5"], 4, 5),
-        (["--stride", "2"], 4, 5),
+        *long((["--fps", "5"], 4, 5), (["--stride", "2"], 4, 5)),
         (["--frames", "3"], 3, 10),
     ],
 )
@@ -107,6 +111,7 @@ def test_frame_rates_keep_the_duration(infer, tmp_path, options, frames, fps):
     assert info.fps == pytest.approx(fps)
 
 
+@pytest.mark.long
 def test_pose_video_equals_keypoints(infer, media, tmp_path):
     """The same skeletons, drawn beforehand: the same pose maps but for the video's compression."""
     size = ("--size", "96x64", "--steps", "1")  # that of the skeletons
@@ -120,6 +125,7 @@ def test_pose_video_equals_keypoints(infer, media, tmp_path):
     assert probe(tmp_path / "b.mp4").frame_count == 7
 
 
+@pytest.mark.long
 def test_size_and_config_file(infer, tmp_path):
     (tmp_path / "own" / "preset").mkdir(parents=True)
     (tmp_path / "own" / "preset" / "my.yaml").write_text(
@@ -152,13 +158,13 @@ def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_pa
 
     monkeypatch.setattr(conditions, "get_backend", lambda name: Backend())
     drawn = []
-    original = conditions.draw_pose
+    original = conditions.draw_styled
 
     def spy(points, *args, **kwargs):
         drawn.append(points.copy())
         return original(points, *args, **kwargs)
 
-    monkeypatch.setattr(conditions, "draw_pose", spy)
+    monkeypatch.setattr(conditions, "draw_styled", spy)
     assert infer("--align", "--size", "96x64", "--out", "out.mp4", "--steps", "1") == 0
     legs = slice(8, 14)
     np.testing.assert_allclose(drawn[0][legs, :2], body[legs, :2], atol=1.0)
@@ -171,6 +177,7 @@ def test_alignment_fits_the_driving_person_to_the_reference(infer, media, tmp_pa
     assert "give --align too" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_batch_in_both_forms(infer, media, tmp_path, capsys):
     ours = [{"ref": str(media / "ref.png"), "drive": str(media / "driving.npz"), "out": "one.mp4"}]
     published = [
@@ -210,7 +217,7 @@ def test_dry_run_writes_nothing(infer, tmp_path, capsys):
 
 def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
     """Ctrl-C in the middle of sampling keeps the latents; the same command then gives the bytes of an unbroken run."""
-    from xdyna.pipelines import sampler as animate
+    from xdyna.pipelines import denoise as animate
 
     assert infer("--out", "whole.mp4", "--steps", "4") == 0
     original, calls = animate.predict_noise, []
@@ -234,8 +241,9 @@ def test_interrupted_run_goes_on(infer, media, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "cut.partial.safetensors").exists()
 
 
+@pytest.mark.long
 def test_partial_result_of_another_run_is_not_used(infer, tmp_path, capsys, monkeypatch):
-    from xdyna.pipelines import sampler as animate
+    from xdyna.pipelines import denoise as animate
 
     original, calls = animate.predict_noise, []
 
@@ -265,6 +273,7 @@ def test_ctrl_c_while_writing_leaves_no_half_video(infer, tmp_path, monkeypatch)
     assert [name for name in outputs(tmp_path) if name.endswith((".mp4", ".png"))] == []
 
 
+@pytest.mark.long
 def test_broken_off_by_sigterm(checkpoint, media, tmp_path):
     """A real process, a real signal: exit code 130, no traceback, no output under its final name."""
     script = Path(__file__).resolve().parents[2] / "scripts" / "infer.py"
@@ -324,7 +333,7 @@ def test_keypoints_track_round_trip(media):
 def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, media, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint, folder)
-    assert find_checkpoint(folder, build_untrained).guidance == 7.5
+    assert find_checkpoint(folder, build_untrained).contract.guidance == 7.5
     (folder / "sampling.json").write_text('{"guidance": 1.5}')
     found = find_checkpoint(folder, build_untrained)
     for given, used in ((None, 1.5), (3.0, 3.0)):
@@ -336,3 +345,19 @@ def test_a_checkpoint_may_bring_its_own_guidance(checkpoint, media, tmp_path):
         (folder / "sampling.json").write_text(wrong)
         with pytest.raises(WeightsError, match=r"sampling\.json"):
             find_checkpoint(folder, build_untrained)
+
+
+def test_saving_without_loss(infer, tmp_path):
+    """Frames and FFV1 hold the same pixels; the mp4 is near them."""
+    for save, out in (("frames", "folder"), ("ffv1", "a.mkv"), ("mp4", "a.mp4")):
+        assert infer("--save", save, "--out", f"{save}/{out}", "--frames", "3") == 0
+    folder, lossless, mp4 = (Frames(tmp_path / path).numpy() for path in ("frames/folder", "ffv1/a.mkv", "mp4/a.mp4"))
+    assert folder.shape[0] == 3
+    assert np.array_equal(folder, lossless)
+    assert 5 < np.abs(mp4.astype(int) - folder).mean() < 25  # noise of an untrained model, halved in colour
+    manifest = json.loads((tmp_path / "frames" / "folder.run.json").read_text())
+    assert manifest["outputs"]["folder"] == path_sha256(tmp_path / "frames" / "folder")
+    assert infer("--save", "frames", "--out", "frames/folder", "--frames", "3") == 1  # nothing is replaced unasked
+    assert infer("--save", "frames", "--out", "frames/folder", "--frames", "2", "--overwrite") == 0
+    assert len(Frames(tmp_path / "frames" / "folder")) == 2
+    assert infer("--save", "ffv1", "--out", "x.mp4") == 2

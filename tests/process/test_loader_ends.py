@@ -1,5 +1,6 @@
 """Programs end: no process waits for ever for workers of a training loader, and no worker outlives its program."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import long
+
 BEGIN = """
 import multiprocessing, os, sys
+from tests.tiers import long
 from xdyna.config.data import DataConfig
 from xdyna.data.loader import build_loader
 
@@ -36,6 +40,8 @@ ENDS = {
     "dropped": "    del batches\n",
     "in a cycle": "    cycle = [batches]; cycle.append(cycle)\n",
 }
+METHODS = ["fork", "spawn", "forkserver"]
+QUICK = [("in a cycle", "fork"), ("in use", "forkserver")]
 CALL = """
 if __name__ == "__main__":
     main()
@@ -57,8 +63,13 @@ def wait_until_gone(pids: list[int], seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("how", list(ENDS))
+@pytest.mark.parametrize(
+    ("how", "method"),
+    [
+        *QUICK,
+        *long(*[case for case in itertools.product(ENDS, METHODS) if case not in QUICK]),
+    ],
+)
 def test_a_program_ends(tmp_path: Path, how: str, method: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(BEGIN + ENDS[how] + CALL)

@@ -38,6 +38,7 @@ print(models.has_solutions() or models.pose_landmarker() is models.pose_landmark
 """
 
 
+@pytest.mark.long
 def test_detectors_are_never_left_to_the_garbage_collector() -> None:
     """Those of 1.x wait for a thread when they are deleted, wherever the collector happens to run: so they stay."""
     done = subprocess.run([sys.executable, "-c", _CYCLES], capture_output=True, text=True, timeout=120, check=False)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from xdyna.cli.main import COMMANDS
 from xdyna.core.files import file_sha256
-
-QUICK = ("train", "eval", "preprocess", "convert", "puppets")
 
 
 def xdyna(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -22,6 +21,7 @@ def from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
 
 
+@pytest.mark.long
 def test_each_job_is_the_run_alone(tmp_path: Path) -> None:
     """Two jobs, of which the second cannot write: the worst exit code, and the first as it is by itself."""
     (tmp_path / "all" / "1").mkdir(parents=True)
@@ -38,15 +38,23 @@ def test_each_job_is_the_run_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "alone"], "Hydra makes no folders of its own"
 
 
-@pytest.mark.parametrize("program", QUICK)
-def test_help_loads_nothing_heavy(program: str, tmp_path: Path) -> None:
+def test_help_and_cfg_load_nothing_heavy(tmp_path: Path) -> None:
+    """In one process, from light to heavy: what any of them loads would still be there at the end."""
     script = (
-        "import sys\nfrom xdyna.cli.main import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('torch', 'hydra', 'cv2', 'transformers') if name in sys.modules])\n"
+        "import sys\nfrom xdyna.cli.main import COMMANDS, main\n"
+        "def heavy():\n"
+        "    return [m for m in ('torch', 'diffusers', 'transformers', 'cv2', 'hydra') if m in sys.modules]\n"
+        "for command in COMMANDS:\n"
+        "    try:\n        main([command, '--help'])\n    except SystemExit:\n        pass\n"
+        "    print('help', command, heavy())\n"
+        "for command in ('animate', 'train', 'eval', 'preprocess', 'convert', 'bench'):\n"
+        "    print('cfg', command, main([command, '--cfg', 'job']), heavy())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, program, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert f"usage: xdyna {program}" in done.stdout
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("help ")] == [f"help {name} []" for name in COMMANDS], done.stderr
+    composed = [line for line in lines if line.startswith("cfg ")]
+    assert len(composed) == 6
+    assert all(line.endswith(" 0 ['hydra']") for line in composed), composed
+    for name in COMMANDS:
+        assert f"usage: xdyna {name}" in done.stdout

@@ -31,7 +31,9 @@ def test_names_that_are_given(out, video):
 @pytest.mark.parametrize("out", ["a.avi", "b.MOV", "c.webm", "d.png"])
 def test_a_name_of_another_kind_is_refused(out):
     """Nothing is written as x.avi.mp4 without a word."""
-    with pytest.raises(UsageError, match=rf"--out '{out}': videos are written as mp4; give '{out[0]}.mp4'"):
+    with pytest.raises(
+        UsageError, match=rf"--out '{out}' names another kind of file: save=mp4 makes .mp4 files; give '{out[0]}.mp4'"
+    ):
         next(output_names(Path(out), **names(Path("outputs"))))
 
 
@@ -83,6 +85,7 @@ def test_output_files_check(tmp_path):
         files.check_free(overwrite=True, inputs=[files.grid])
 
 
+@pytest.mark.long
 def test_two_processes_at_once(checkpoint, media, tmp_path):
     """Both finish, each with all of its own files."""
     command = [sys.executable, SCRIPT, "--ref", media / "ref.png", "--drive", media / "driving.npz", "--steps", "30"]

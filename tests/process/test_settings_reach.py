@@ -15,6 +15,7 @@ import yaml
 
 from tests.process.small import standing_figure
 from tests.unit.media.conftest import encode_sound
+from xdyna.config.contract import PUBLISHED_GUIDANCE, PUBLISHED_STEPS
 from xdyna.config.infer import InferConfig
 from xdyna.media.image import CropResize, read_image
 from xdyna.media.video import probe
@@ -23,7 +24,7 @@ from xdyna.pipelines import controls as conditions
 from xdyna.pipelines import folder as checkpoint_module
 from xdyna.pipelines.batch import read_pairs
 from xdyna.pipelines.driving import open_driving
-from xdyna.pipelines.folder import PUBLISHED_GUIDANCE, find_checkpoint
+from xdyna.pipelines.folder import find_checkpoint
 from xdyna.pipelines.xdyna import XDynaPipeline, XDynaPipelineOutput
 
 # Every value differs from its default and from every other number here.
@@ -87,7 +88,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def check(call: Call, **changes: Any) -> None:
     """Everything that reached the pipeline is as published, but for the changes."""
     defaults = {field.name: field.default for field in dataclasses.fields(InferConfig) if field.name in OTHER}
-    expected = defaults | {"guidance": PUBLISHED_GUIDANCE} | changes  # what the file leaves to the checkpoint
+    expected = (
+        defaults | {"guidance": PUBLISHED_GUIDANCE, "steps": PUBLISHED_STEPS} | changes
+    )  # what the file leaves to the checkpoint
     names = {**PIPELINE_OPTIONS, "seed": "seed"}
     assert {name: call.options[argument] for name, argument in names.items()} == {
         name: expected[name] for name in names
@@ -98,7 +101,7 @@ def check(call: Call, **changes: Any) -> None:
 def test_the_defaults_are_those_of_the_pipeline():
     arguments = inspect.signature(XDynaPipeline.__call__).parameters
     for name, argument in PIPELINE_OPTIONS.items():
-        ours = PUBLISHED_GUIDANCE if name == "guidance" else getattr(InferConfig(), name)
+        ours = {"guidance": PUBLISHED_GUIDANCE, "steps": PUBLISHED_STEPS}.get(name, getattr(InferConfig(), name))
         assert ours == (arguments[argument].default or ""), name
         assert OTHER[name] != getattr(InferConfig(), name), name
 
@@ -122,6 +125,7 @@ def test_all_sampling_options_of_the_command_line_reach_the_pipeline(infer, call
     check(calls[0], **{name: OTHER[name] for name in given.values()})
 
 
+@pytest.mark.long
 def test_the_seed_draws_the_reference_latents(infer, calls):
     for number, seed in enumerate((1, 1, 2)):
         assert infer("--out", f"{number}.mp4", "--seed", seed) == 0
@@ -139,7 +143,7 @@ def test_pictures_that_reach_the_pipeline(infer, calls, media, monkeypatch):
     angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
     track.face[:] = np.stack([32 + 4 * np.cos(angles), 14 + 5 * np.sin(angles), np.ones(68)], axis=-1)
     monkeypatch.setattr(
-        conditions, "perceive_video", lambda path, *, frame_indices, **kwargs: track.select(frame_indices)
+        conditions, "track_person", lambda path, *, frame_indices, **kwargs: track.select(frame_indices)
     )
     reference = read_image(media / "ref.png")
     fitted = []
@@ -202,6 +206,7 @@ def loudness(path: Path) -> np.ndarray:
     return samples[: len(samples) // step * step].reshape(-1, step).max(axis=1)
 
 
+@pytest.mark.long
 def test_sound_is_kept_unless_told_otherwise(infer, tmp_path):
     """A click at 0.2 s of the driving video is at 0.2 s of the result, and of the side-by-side video."""
     driving = encode_sound(tmp_path / "driving.mp4", seconds=0.6, click=0.2)

@@ -41,6 +41,7 @@ pathlib.Path(sys.argv[1], "result").touch()
 """
 
 
+@pytest.mark.long
 def test_other_bytes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "program.py").write_text(CARELESS)
     program = soak.Program(f"{tmp_path}/program.py {{out}}", ("result",), "result")
@@ -49,6 +50,7 @@ def test_other_bytes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert any("other bytes than undisturbed: result" in problem for problem in tally.problems)
 
 
+@pytest.mark.long
 def test_processes_left_behind_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "program.py").write_text(DEAF.replace("SECONDS", "2"))
     program = soak.Program(f"{tmp_path}/program.py {{out}}", ("result",), "result")

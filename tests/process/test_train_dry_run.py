@@ -4,12 +4,15 @@ import re
 
 import pytest
 
+from tests.tiers import long
 from xdyna.cli.train import main
 from xdyna.config.loader import names
 from xdyna.core.program import run
 
+QUICK = ["dynamics", "tiny/clips"]
 
-@pytest.mark.parametrize("name", names("experiment"))
+
+@pytest.mark.parametrize("name", [*QUICK, *long(*sorted(set(names("experiment")) - set(QUICK)))])
 def test_every_configuration_has_a_plan(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also those for footage, whose data sets need not be named for a plan."""
     assert run(main, [f"experiment={name}", "--dry-run"]) == 0

@@ -104,6 +104,7 @@ def test_frames_change_places_inside_windows(window: int) -> None:
         assert (order != np.arange(CLIP_FRAMES)).any()
 
 
+@pytest.mark.long
 def test_batches_say_what_they_are(clips: Arrays) -> None:
     pixels, targets = dynamics_batch(clips, np.tile(np.arange(6), 40), np.random.default_rng(0))
     assert pixels.shape == (240, 3, CLIP_FRAMES, 64, 64)
@@ -203,6 +204,7 @@ def test_shipped_dynamics_on_unknown_puppets(tmp_path: Path) -> None:
         assert value > claimed[name] - 0.12, name
 
 
+@pytest.mark.long
 def test_shipped_identity_on_unknown_puppets(tmp_path: Path) -> None:
     """Other identities of the test split than those in the card."""
     heads = identity_heads("test", identities=24, seed=77, folder=tmp_path)["heads"]

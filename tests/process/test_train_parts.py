@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.unit.training.test_loop import config, read
+from tests.process.runs import config, read
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import FAILURE
 from xdyna.pipelines.folder import save_pipeline

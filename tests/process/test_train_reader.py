@@ -59,6 +59,7 @@ def test_accuracy_by_hand() -> None:
         assert found[name]["mae"] == pytest.approx(error)
 
 
+@pytest.mark.long
 def test_training_learns_and_repeats() -> None:
     faces, readings = render_faces("train", clips=3, seed=0)
     state = torch.get_rng_state()

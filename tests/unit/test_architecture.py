@@ -187,7 +187,7 @@ def reached(script: str) -> set[str]:
 @pytest.mark.parametrize(
     ("script", "never", "most"),
     [
-        ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 85),
+        ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 82),
         ("scripts/train.py", {"preprocess", "puppets"}, 125),
     ],
 )

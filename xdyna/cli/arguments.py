@@ -65,7 +65,7 @@ class Program(Generic[Schema]):
     def parser(self) -> argparse.ArgumentParser:
         """A parser with the settings and Hydra's options; the program adds its files and actions."""
         p = argparse.ArgumentParser(
-            prog=_name(self.name),
+            prog=program_name(self.name),
             description=self.description,
             epilog=f"example: {self.example}" if self.example else None,
             usage=f"%(prog)s [options] [key=value ...]{' INPUT ...' if self.inputs else ''}",
@@ -189,8 +189,8 @@ def _split(parser: argparse.ArgumentParser, argv: Sequence[str], inputs: bool) -
     return words
 
 
-def _name(command: str) -> str:
-    """What the user has typed: a script of scripts/, or `xdyna COMMAND`."""
+def program_name(command: str) -> str:
+    """What the user has typed: a script of scripts/, or `xdyna COMMAND`. Args: command: its name."""
     started = Path(sys.argv[0])
     return started.name if started.parent.name == "scripts" and started.suffix == ".py" else f"xdyna {command}"
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.bench import BenchConfig
-from xdyna.config.recipes import PLACEHOLDERS
 from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
@@ -99,10 +98,13 @@ def _choose_recipe(flags: argparse.Namespace) -> None:
 
 
 def _no_data(flags: argparse.Namespace) -> Mapping[str, Any]:
+    from xdyna.config.recipes import PLACEHOLDERS
+
     return PLACEHOLDERS
 
 
 def _train(command: Command[TrainConfig]) -> int:
+    from xdyna.config.recipes import PLACEHOLDERS
     from xdyna.core.device import pick_device
     from xdyna.core.quiet import quiet_libraries
     from xdyna.training.bench import bench_training

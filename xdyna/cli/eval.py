@@ -1,11 +1,13 @@
 """Measure generated videos: `scripts/eval.py`. `eval parity` compares the metrics' networks with their libraries."""
 
 import argparse
+import functools
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xdyna.cli.arguments import Command, Program, quoted
 from xdyna.config.eval import EvalConfig
@@ -14,7 +16,8 @@ from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
     from xdyna.evaluation.inputs import Inputs
-    from xdyna.pipelines.plan import Request
+    from xdyna.evaluation.processes import Team
+    from xdyna.evaluation.report import Report
 
 WORK = ".work"
 PROGRAM = Program(
@@ -52,7 +55,11 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--weights-dir", type=Path, metavar="DIR", help="weight files of metrics")
     files.add_argument("--download", action="store_true", help="fetch missing weight files into --weights-dir")
     files.add_argument("--allow-skipped", action="store_true", help="exit code 0 even if a metric was skipped")
-    files.add_argument("--device", help="where networks run (default: cpu)")
+    files.add_argument(
+        "--device",
+        default="cpu",
+        help="where networks run: cpu, cuda (each process its own GPU), cuda:N, mps or auto (default: cpu)",
+    )
     return p
 
 
@@ -93,47 +100,67 @@ def _choose_metrics(flags: argparse.Namespace) -> None:
 
 def work(command: Command[EvalConfig]) -> int:
     """Measure. Args: command: what is asked for. Returns: exit code."""
-    from tqdm import tqdm
-
     from xdyna.core.quiet import quiet_libraries
     from xdyna.evaluation.catalogue import check_names
-    from xdyna.evaluation.evaluate import check_out, evaluate, not_computed
+    from xdyna.evaluation.evaluate import not_computed
+    from xdyna.evaluation.processes import Team
     from xdyna.evaluation.report import write_report
-    from xdyna.evaluation.weights import WeightsFolder
 
     args, config = command.flags, command.config
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     quiet_libraries()
     config.metrics = check_names(config.metrics)
-    if rank == 0:
-        check_out(args.out, overwrite=args.overwrite)
-    found = _inputs(args)
-    with tqdm(total=-(-len(found.entries) // world), desc="videos", unit="video", disable=rank > 0) as bar:
-        report = evaluate(
-            found,
-            config,
-            work=args.out / WORK,
-            cache=args.cache or args.out / WORK / "records",
-            weights=WeightsFolder(args.weights_dir, download=args.download, device=args.device),
-            rank=rank,
-            world=world,
-            command=["eval.py", *command.argv],
-            advance=lambda name: bar.update() and None,
-        )
+    team = Team(rank, world)
+    try:
+        report = _measure(command, team)
+        files = write_report(report, args.out) if report is not None else []
+    except BaseException as error:
+        team.fail(str(error) or type(error).__name__)
+        raise
     if report is None:
         return 0
-    files = write_report(report, args.out)
     print(f"\n{files[2].read_text()}\nwritten: {', '.join(str(file) for file in files)}")
     if report.complete:
         return 0
     skipped, empty = not_computed(report)
-    print(f"not computed: {', '.join([*skipped, *empty])}")
-    return 0 if args.allow_skipped and not empty else FAILURE
+    if skipped or empty:
+        print(f"not computed: {', '.join([*skipped, *empty])}")
+    if report.failures:
+        print(f"{len(report.failures)} of {report.videos} videos could not be read: {', '.join(report.failures)}")
+    return 0 if args.allow_skipped and not empty and not report.failures else FAILURE
+
+
+def _measure(command: Command[EvalConfig], team: "Team") -> "Report | None":
+    """Measure this process's share; the report in process 0."""
+    from tqdm import tqdm
+
+    from xdyna.core.device import device_of_rank
+    from xdyna.evaluation.evaluate import check_out, evaluate
+    from xdyna.evaluation.weights import WeightsFolder
+
+    args = command.flags
+    if team.rank == 0:
+        check_out(args.out, overwrite=args.overwrite)
+    found = _inputs(args)
+    with tqdm(total=-(-len(found.entries) // team.world), desc="videos", unit="video", disable=team.rank > 0) as bar:
+        return evaluate(
+            found,
+            command.config,
+            cache=args.cache or args.out / WORK / "records",
+            weights=WeightsFolder(
+                args.weights_dir,
+                download=args.download,
+                device=str(device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", "0")))),
+            ),
+            team=team,
+            command=["eval.py", *command.argv],
+            advance=lambda name: bar.update() and None,
+            tell=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
+        )
 
 
 def _inputs(args: argparse.Namespace) -> "Inputs":
     """The pairs that the flags name."""
-    from xdyna.evaluation.generate import generate
     from xdyna.evaluation.inputs import from_folders, from_list
 
     if sum(option is not None for option in (args.pairs, args.generated, args.generate)) != 1:
@@ -145,17 +172,32 @@ def _inputs(args: argparse.Namespace) -> "Inputs":
     if args.pairs is not None:
         found = from_list(args.pairs)
     elif args.generate is not None:
-        found = generate(args.generate, args.out / "generated", lambda requests: _animate(requests, args.infer))
+        found = _generated(args)
     else:
         found = from_folders(args.generated, args.truth, args.driving, args.masks_dir)
     found.entries = found.entries[: args.quick]
     return found
 
 
-def _animate(requests: "list[Request]", options: str) -> int:
-    """Make videos with the settings of scripts/infer.py. Args: options: of its command line."""
-    from xdyna.cli import infer  # heavy, and not needed when everything is there
+def _generated(args: argparse.Namespace) -> "Inputs":
+    """Make the videos of a test list with the settings of scripts/infer.py, without loss unless they say otherwise."""
+    from xdyna.cli import infer
+    from xdyna.evaluation.generate import generate
+    from xdyna.pipelines.model import load
 
-    return infer.PROGRAM.main(
-        infer.parser(), shlex.split(options), lambda command: infer.make_all(requests, command), prepare=infer.prepare
-    )
+    found: list[Inputs] = []
+
+    def work(command: Command[Any]) -> int:
+        if command.flags.dry_run or command.flags.ref or command.flags.batch or command.flags.out:
+            raise UsageError('--infer "..." takes settings and weights; the list names files, and nothing is made dry')
+        command.flags.overwrite = True  # what is there was made differently, which is said
+        model = load(command.flags.checkpoint, command.config)
+        folder = args.out / "generated"
+        make = functools.partial(infer.make_all, command=command)
+        found.append(generate(args.generate, folder, make, model=model, settings=command.config))
+        return 0
+
+    infer.PROGRAM.main(infer.parser(), ["save=ffv1", *shlex.split(args.infer)], work, prepare=infer.prepare)
+    if not found:
+        raise UsageError(f'--infer "{args.infer}" makes no videos; give settings of scripts/infer.py alone')
+    return found[0]

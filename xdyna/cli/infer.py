@@ -1,22 +1,96 @@
-"""Animate an image: `scripts/infer.py`. Parses, calls `xdyna.pipelines.animate`, tells what came of it."""
+"""Animate an image: `scripts/infer.py`. Parses, calls `xdyna.pipelines.animate`, tells what came of it.
+
+What animates is imported by the functions that need it: help and --cfg come at once.
+"""
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from xdyna.cli.arguments import Command
-from xdyna.cli.infer_args import PROGRAM, numbered, parser, prepare
-from xdyna.config.infer import InferConfig
+from xdyna.cli.arguments import Command, Program
+from xdyna.config.infer import DRIVE_KINDS, InferConfig, parse_size
 from xdyna.core.errors import UsageError
-from xdyna.core.progress import Bars, Watch
-from xdyna.core.quiet import quiet_libraries
-from xdyna.pipelines import batch
-from xdyna.pipelines.animate import Animation, make
-from xdyna.pipelines.folder import UNTRAINED_MARK
-from xdyna.pipelines.model import load
-from xdyna.pipelines.plan import Request, describe_plan, plan_animation
-from xdyna.pipelines.writing import describe
+
+if TYPE_CHECKING:
+    from xdyna.pipelines.animate import Animation
+    from xdyna.pipelines.plan import Request
 
 UNITS = {"finding the person": "frame", "hashing weights": "file", "denoising": "window", "decoding": "frame"}
+PUPPET_FACES = "xdyna.puppets.actor.PuppetFaces"
+
+PROGRAM = Program(
+    name="animate",
+    root="infer",
+    schema=InferConfig,
+    description="Animate one image of a person with the motion and expression of a driving video.",
+    example="xdyna animate --ref person.jpg --drive dance.mp4 --steps 10 seed=7",
+    lists=("lora",),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser. Settings left out keep their defaults, or those of preset=NAME."""
+    p = PROGRAM.parser()
+    files = p.add_argument_group("files")
+    files.add_argument("--ref", type=Path, metavar="IMG", help="image of the person")
+    files.add_argument("--drive", type=Path, metavar="FILE", help="driving video, pose video or keypoints (.npz)")
+    files.add_argument(
+        "--drive-kind", choices=DRIVE_KINDS, default="auto", help="what --drive is (default: by its ending)"
+    )
+    files.add_argument(
+        "--face-video",
+        type=Path,
+        metavar="FILE",
+        help="for a pose video or keypoints: the video they were made from, to take the faces from",
+    )
+    files.add_argument(
+        "--ref-keypoints",
+        type=Path,
+        metavar="NPZ",
+        help="keypoints of the person in the image, for --align, for --crop person and for the warning about what a "
+        "crop cuts (default: they are detected)",
+    )
+    files.add_argument("--out", type=Path, metavar="MP4", help="default: outputs/REF_DRIVE.mp4, numbered if it exists")
+    files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    files.add_argument("--batch", type=Path, metavar="JSON", help="many pairs of ref and drive")
+    files.add_argument("--checkpoint", type=Path, metavar="DIR", help="pipeline folder, or the name of a shipped one")
+    files.add_argument("--cache-dir", type=Path, metavar="DIR", help="where keypoints are kept")
+    files.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    short = p.add_argument_group("other names of settings")
+    short.add_argument("--size", metavar="HxW", help="height x width, multiples of 8 (default: the checkpoint's)")
+    short.add_argument(
+        "--puppet-face",
+        action=argparse.BooleanOptionalAction,
+        help=f"with --align: a puppet makes the driving person's faces, for models that know puppets only (face_source="
+        f"{PUPPET_FACES})",
+    )
+    short.add_argument("--audio", dest="audio", action=argparse.BooleanOptionalAction, help="as --keep-audio")
+    return p
+
+
+def prepare(flags: argparse.Namespace) -> None:
+    """Put --size, --puppet-face and --audio among the settings. Of fps and stride, the one given wins over a preset's.
+
+    Raises:
+        ConfigError: --size is none.
+    """
+    if flags.size is not None:
+        height, width = parse_size(flags.size)
+        flags.overrides += [f"height={height}", f"width={width}"]
+    if flags.puppet_face is not None:
+        flags.overrides.append(f"face_source={PUPPET_FACES if flags.puppet_face else 'null'}")
+    if flags.audio is not None:
+        flags.overrides.append(f"keep_audio={str(flags.audio).lower()}")
+    given = {word.partition("=")[0].lstrip("+") for word in flags.overrides}
+    if ("fps" in given) != ("stride" in given):
+        flags.overrides.append("fps=null" if "stride" in given else "stride=null")
+
+
+def numbered(command: Command[Any], number: int) -> list[str]:
+    """Where job `number` of a --multirun writes: a folder of its own beside what --out names."""
+    out = command.flags.out or Path("outputs") / "multirun.mp4"
+    return ["--out", str(out.with_suffix("") / str(number) / out.name)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +103,7 @@ def work(command: Command[InferConfig]) -> int:
     return make_all(_requests(command.flags), command)
 
 
-def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
+def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> int:
     """Make animations with one set of weights.
 
     Args:
@@ -39,6 +113,14 @@ def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
     Returns:
         Exit code: 0 when all were made.
     """
+    from xdyna.core.progress import Bars, Watch
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines import batch
+    from xdyna.pipelines.animate import make
+    from xdyna.pipelines.folder import UNTRAINED_MARK
+    from xdyna.pipelines.model import load
+    from xdyna.pipelines.plan import describe_plan, plan_animation
+
     args, settings = command.flags, command.config
     quiet_libraries()
     model = load(args.checkpoint, settings)
@@ -51,7 +133,7 @@ def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
             print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
         return 0
 
-    def run(request: Request) -> None:
+    def run(request: "Request") -> None:
         bars = Bars(UNITS)
         try:
             made = make(
@@ -73,7 +155,9 @@ def make_all(requests: Sequence[Request], command: Command[InferConfig]) -> int:
     return 0
 
 
-def _tell(made: Animation) -> None:
+def _tell(made: "Animation") -> None:
+    from xdyna.pipelines.writing import describe
+
     for path in made.written:
         print(f"wrote {path}")
     cost = made.manifest
@@ -84,7 +168,10 @@ def _tell(made: Animation) -> None:
     )
 
 
-def _requests(args: argparse.Namespace) -> list[Request]:
+def _requests(args: argparse.Namespace) -> "list[Request]":
+    from xdyna.pipelines import batch
+    from xdyna.pipelines.plan import Request
+
     if args.batch is not None:
         if args.ref or args.drive or args.out or args.face_video or args.ref_keypoints:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The rendered world: `scripts/puppets.py report|faces|sensitivity|train-extractors|train-reader`."""
+"""The rendered world: `scripts/puppets.py report|faces|sensitivity|train-extractors|train-segmenter|train-reader`."""
 
 import importlib
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ ACTIONS = {
     "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),
     "train-extractors": ("xdyna.puppets.train_extractors", "train the networks that metrics look through"),
+    "train-segmenter": ("xdyna.puppets.train_segmenter", "train the network that tells puppets from the scene"),
     "train-reader": ("xdyna.puppets.train_reader", "train the network that reads mouth and eye opening"),
 }
 

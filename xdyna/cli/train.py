@@ -1,6 +1,7 @@
 """`scripts/train.py`: one stage of training, from a configuration to a pipeline folder."""
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="continue the run in its folder (starts it if there is none)")
     p.add_argument(
         "--which", default="latest", help="checkpoint to continue from: latest, best or a step (%(default)s)"
+    )
+    p.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --resume: another setting than the run began with, on purpose; written into its run.json",
     )
     p.add_argument("--max-minutes", type=float, metavar="M", help="save and stop after so many minutes")
     p.add_argument("--export", metavar="FOLDER", help="write the pipeline of the run's checkpoint and stop")
@@ -60,6 +68,12 @@ def _check_flags(flags: argparse.Namespace) -> None:
         if not flags.which.isdecimal():
             raise UsageError(f"--which {flags.which}: expected latest, best or a step")
         flags.which = int(flags.which)
+    if flags.change and not flags.resume:
+        raise UsageError(f"--change {flags.change[0]}: it changes a run under way; give --resume, or {flags.change[0]}")
+    for word in flags.change:
+        if not re.match(r"\+{0,2}[A-Za-z_][\w.]*=", word):
+            raise UsageError(f"--change {word}: expected key=value, such as optim.lr=1e-4")
+    flags.overrides = [*flags.overrides, *flags.change]
     if flags.max_minutes is not None and not flags.max_minutes > 0:
         raise UsageError(f"--max-minutes {flags.max_minutes}: expected a positive number")
 
@@ -89,5 +103,6 @@ def work(command: Command[TrainConfig]) -> int:
         max_minutes=args.max_minutes,
         export_to=None if args.export is None else Path(args.export),
         cpu=args.cpu,
+        change=[word.partition("=")[0].lstrip("+") for word in args.change],
     )
     return 0 if finished or args.max_minutes is not None else INTERRUPTED

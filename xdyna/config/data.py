@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xdyna.config.contract import PoseStyle
 from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import XDynaWarning
 
@@ -144,6 +145,11 @@ class DataConfig:
                 "data.manifests: some have a weight and some have none; give one to each, or to none (then every clip "
                 "is shown equally often)"
             )
+
+    def pose_style(self) -> PoseStyle:
+        """How people are drawn in pose maps."""
+        landmarks = self.face == "landmarks"
+        return PoseStyle(landmarks=landmarks, hands=self.pose_hands, head=self.pose_head, width=self.pose_width)
 
     @property
     def shortest(self) -> int:

@@ -9,6 +9,8 @@ CLIP_CHOICES = ("first", "centre", "uniform", "seeded", "windows")
 SHORT = ("loop", "repeat_last", "error")
 TABLES = ("table1", "table2", "table4", "table5")
 MASKS = ("mediapipe", "given")
+EVAL_DTYPES = ("float32", "float16", "bfloat16")
+MTCNN_SOFTMAX = ("classes", "width")
 
 
 @dataclass
@@ -54,6 +56,11 @@ class EvalConfig:
         masks: figure masks: "mediapipe", or "given" (by --masks-dir or the list of pairs; the others are an error
             then).
         pose_backend: finds people: "mediapipe" or "dwpose".
+        mtcnn_softmax: what the softmax of AdaFace's face detector runs over: the two "classes", as in the original
+            MTCNN, or the "width" of the map, as AdaFace's published code has it by mistake.
+        batch: images that networks of single images see at once; None: a number of their own. Changes rounding alone.
+        dtype: what metrics' networks compute in: "float32", or by choice "float16" or "bfloat16", which is faster on
+            GPUs and another number in the third digit; face detection stays in float32.
         max_frames: only the first so many frames of each video; None for all.
 
     Raises:
@@ -65,6 +72,9 @@ class EvalConfig:
     clip: ClipProtocol = field(default_factory=ClipProtocol)
     masks: str = setting("mediapipe", choices=MASKS)
     pose_backend: str = setting("mediapipe", choices=POSE_BACKENDS)
+    mtcnn_softmax: str = setting("classes", choices=MTCNN_SOFTMAX)
+    batch: int | None = setting(None, low=1)
+    dtype: str = setting("float32", choices=EVAL_DTYPES)
     max_frames: int | None = setting(None, low=1)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
 DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
+SAVES = ("mp4", "ffv1", "frames")
 CROPS = ("published", "person", "none")
 
 
@@ -21,7 +22,7 @@ class InferConfig:
     """Settings of `scripts/infer.py`.
 
     Attributes:
-        steps: denoising steps (published: 25).
+        steps: denoising steps; None takes the checkpoint's own (published: 25).
         guidance: classifier-free guidance scale; at 1 and below the unconditional branch is left out; None takes the
             checkpoint's own (published: 7.5).
         seed: of noise, window offsets and everything else random.
@@ -47,7 +48,7 @@ class InferConfig:
         face_source: what makes the faces that the face ControlNet sees, as a dotted name of a `FaceSource`; None: the
             driving video's own. "xdyna.puppets.actor.PuppetFaces" lets a rendered puppet make them, for models that
             know puppets only. With `align`.
-        head: draw eyes and ears too (the published poses have none).
+        head: draw eyes and ears; None follows the checkpoint (published: no); anything else than it knows is refused.
         similarity_prior: begin from the noised reference (published) instead of pure noise.
         scheduler: what takes the steps: ddim, dpmsolver++, unipc, euler, lcm, ... or a scheduler class of diffusers;
             None takes the checkpoint's own (published: ddim).
@@ -57,12 +58,14 @@ class InferConfig:
         attention: "sdpa" (PyTorch) or "xformers".
         vae_chunk: frames decoded at once.
         keep_audio: copy the driving video's sound into the output.
+        save: the video as "mp4" (H.264, what players show), or without loss, to be measured: "ffv1" (.mkv) or "frames"
+            (a folder of PNG images).
 
     Raises:
         ConfigError: a value out of range, or values that contradict each other.
     """
 
-    steps: int = setting(25, low=1, high=1000)
+    steps: int | None = setting(None, low=1, high=1000)
     guidance: float | None = setting(None, low=0, high=100)
     seed: int = setting(42, low=0, high=2**63 - 1)
     height: int | None = None
@@ -83,7 +86,7 @@ class InferConfig:
     align: str = setting("none", choices=ALIGNMENTS, bare="global")
     crop: str = setting("published", choices=CROPS)
     face_source: str | None = None
-    head: bool = False
+    head: bool | None = None
     similarity_prior: bool = True
     scheduler: str | None = None
     lora: list[str] = field(default_factory=list)
@@ -92,6 +95,7 @@ class InferConfig:
     attention: str = setting("sdpa", choices=ATTENTION)
     vae_chunk: int = setting(4, low=1)
     keep_audio: bool = True
+    save: str = setting("mp4", choices=SAVES)
 
     def __post_init__(self) -> None:
         check_settings(self)

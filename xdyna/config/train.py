@@ -60,6 +60,9 @@ class OptimConfig:
         warmup: steps of linear warm-up.
         final_ratio: where the cosine ends, as a share of the rate.
         clip: largest norm of all gradients together; 0 for no clipping.
+        max_norm_ratio: cap of that norm relative to what is usual in the run (the 90th percentile of the last 200
+            steps): what is above so many times that is scaled down to it, if `clip` does not do more. null for no cap.
+            Not with DeepSpeed, which clips by itself.
         ema: decay of the exponential moving average of the weights; 0 for none. What a stage hands on is the average.
     """
 
@@ -74,6 +77,7 @@ class OptimConfig:
     warmup: int = setting(500, low=0)
     final_ratio: float = setting(0.1, low=0, high=1)
     clip: float = setting(1.0, low=0)
+    max_norm_ratio: float | None = setting(None, above=1)
     ema: float = setting(0.999, low=0, high=0.999999)
 
     def __post_init__(self) -> None:
@@ -149,7 +153,7 @@ class ValidationConfig:
         bands: equal bands of timesteps (each is measured at its middle).
         videos: clips that are sampled, shown and measured (stages dynamics and face); 0 for none.
         steps: denoising steps of these.
-        guidance: classifier-free guidance scale of these.
+        guidance: classifier-free guidance scale of these; None takes that of the finished model (`guidance`).
     """
 
     every: int = setting(1000, low=0)
@@ -157,10 +161,23 @@ class ValidationConfig:
     bands: int = setting(4, low=1)
     videos: int = setting(2, low=0)
     steps: int = setting(10, low=1)
-    guidance: float = setting(2.0, low=0, high=100)
+    guidance: float | None = setting(None, low=0, high=100)
 
     def __post_init__(self) -> None:
         check_settings(self, section="validation")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process has of a batch.
+
+    Attributes:
+        micro_batch: clips of one forward and backward pass.
+        accumulation: such passes in an optimizer step.
+    """
+
+    micro_batch: int
+    accumulation: int
 
 
 @dataclass
@@ -185,22 +202,26 @@ class TrainConfig:
         max_steps: optimizer steps of the whole run.
         minutes: training time of the whole run, over all its parts, if it passes before `max_steps` are done: a falling
             learning rate then follows the time, and the run ends with it. null for no limit.
-        batch_size: clips per process and micro-step.
-        accumulation: micro-steps per optimizer step.
+        batch: clips of an optimizer step, of all processes together: a run is the same on any number of processes that
+            divides it.
+        micro_batch: clips that a process takes at once, for its memory; gradients are added up over as many micro-steps
+            as the batch needs. null: all that a process has of a batch.
         seed: of weights, data, noise.
         precision: "fp32", "bf16" or "fp16" (the last two: mixed with float32).
         checkpointing: gradient checkpointing: "none", "selective" (highest resolutions) or "full".
         channels_last: keep convolutions' weights with the channels innermost: faster on tensor cores, and on CPUs that
             compute in bfloat16; the numbers differ by rounding.
         cuda_graph: replay each step as CUDA graphs, for small networks whose kernels are shorter than their launch. For
-            one GPU, accumulation=1, stages dynamics and face, and clips whose latents and image tokens are kept (replay
-            or a cache). Without a GPU it has no effect.
+            one GPU, without micro_batch, stages dynamics and face, and clips whose latents and image tokens are kept
+            (replay or a cache). Without a GPU it has no effect.
         save_every: steps between checkpoints.
         keep: newest checkpoints to keep (the best is kept besides).
-        log_every: steps between log lines.
+        log_every: steps between log lines; each has the means since the line before.
         tracker: "none", "wandb" (offline unless WANDB_MODE says otherwise) or "tensorboard"; metrics.csv is always
             written.
-        on_nan: when a loss is NaN or infinite: "stop", or "skip" the step.
+        guidance: classifier-free guidance scale of the finished model where none is asked for; None: that of `init`,
+            and without one 7.5 (1 where no condition is ever dropped).
+        on_nan: when a loss or a gradient is NaN or infinite: "stop", or "skip" the step (ten in a row stop the run).
         spike: a loss of more than so many times the running median is logged as a spike.
     """
 
@@ -218,8 +239,8 @@ class TrainConfig:
     out: str = "runs/train"
     max_steps: int = setting(10000, low=1)
     minutes: float | None = setting(None, above=0)
-    batch_size: int = setting(1, low=1)
-    accumulation: int = setting(1, low=1)
+    batch: int = setting(1, low=1)
+    micro_batch: int | None = setting(None, low=1)
     seed: int = setting(42, low=0)
     precision: str = setting("fp32", choices=PRECISIONS)
     checkpointing: str = setting("none", choices=CHECKPOINTING)
@@ -229,6 +250,7 @@ class TrainConfig:
     keep: int = setting(2, low=1)
     log_every: int = setting(10, low=1)
     tracker: str = setting("none", choices=TRACKERS)
+    guidance: float | None = setting(None, low=0, high=100)
     on_nan: str = setting("stop", choices=ON_NAN)
     spike: float = setting(5.0, above=1)
 
@@ -254,10 +276,7 @@ class TrainConfig:
                 "leave it out, it follows from them"
             )
         self.data.face = face
-        if self.replay.clips and self.replay.fresh > self.batch_size:
-            raise ConfigError(
-                f"replay.fresh={self.replay.fresh} does not fit into batch_size={self.batch_size}; lower it"
-            )
+        self.share(1)
         if self.cuda_graph:
             self._check_graph()
         if self.replay.clips and self.data.buckets:
@@ -273,6 +292,34 @@ class TrainConfig:
                 "data.source=puppet"
             )
 
+    def share(self, processes: int) -> Share:
+        """What each process has of a batch.
+
+        Args:
+            processes: that train together, >= 1.
+
+        Raises:
+            ConfigError: the batch cannot be shared evenly.
+        """
+        own, rest = divmod(self.batch, processes)
+        if rest or own == 0:
+            raise ConfigError(
+                f"batch={self.batch} cannot be shared evenly among {processes} processes; start as many as divide it, "
+                "or set another batch (in a run under way by --change batch=N)"
+            )
+        micro = self.micro_batch or own
+        if own % micro:
+            raise ConfigError(
+                f"micro_batch={micro} does not divide the {own} clips that each of {processes} processes has of "
+                f"batch={self.batch}; set it to a divisor, or to null for all of them"
+            )
+        if self.replay.clips and self.replay.fresh > micro:
+            raise ConfigError(
+                f"replay.fresh={self.replay.fresh} does not fit into the {micro} clips that each of {processes} "
+                f"processes takes at once (batch={self.batch}, micro_batch={self.micro_batch}); lower it"
+            )
+        return Share(micro, own // micro)
+
     def _check_graph(self) -> None:
         trained = set(self.train or ())
         kept = bool(self.replay.clips) or self.data.source == "cache"
@@ -280,9 +327,10 @@ class TrainConfig:
             f"stage={self.stage} has none": self.stage not in ("dynamics", "face"),
             "image encoder and Resampler must be frozen": bool(trained & {"image_encoder", "resampler"}),
             "it needs replay.clips above 0, or data.source=cache": not kept,
-            f"accumulation={self.accumulation} must be 1": self.accumulation != 1,
+            f"micro_batch={self.micro_batch} adds gradients up": self.share(1).accumulation != 1,
             "precision=fp16 scales its losses step by step; use bf16": self.precision == "fp16",
             "data.buckets has clips of several sizes": bool(self.data.buckets),
+            "optim.max_norm_ratio is another limit in every step": self.optim.max_norm_ratio is not None,
         }
         if reasons := [reason for reason, applies in wrong.items() if applies]:
             raise ConfigError(f"cuda_graph=true cannot be: {'; '.join(reasons)}. Change that, or set it to false")

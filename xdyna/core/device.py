@@ -24,6 +24,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_of_rank(name: str, local_rank: int) -> torch.device:
+    """`pick_device` for one of several processes of a machine: "cuda" and "auto" take the process's own GPU.
+
+    Args:
+        name: of the device; "cuda:N" is taken at its word by all processes.
+        local_rank: number of the process on this machine; with more processes than GPUs they share.
+
+    Raises:
+        UsageError: when the device does not exist here.
+    """
+    if name in ("auto", "cuda") and (count := torch.cuda.device_count()):
+        name = f"cuda:{local_rank % count}"
+    return pick_device(name)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Data type by name; "auto" takes float16 on CUDA and float32 elsewhere.
 

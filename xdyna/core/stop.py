@@ -15,7 +15,7 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
         return (signal.SIGTERM,)
-    return signal.SIGTERM, hangup
+    return (signal.SIGTERM, hangup)
 
 
 def leave_terminal() -> None:

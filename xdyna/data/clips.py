@@ -215,13 +215,7 @@ class ClipDataset(Dataset[Sample]):
         config = self.config
         if take.kind == "scene":
             return None, None
-        pose = pose_pictures(
-            shot.track,
-            landmarks=config.face == "landmarks",
-            hands=config.pose_hands,
-            head=config.pose_head,
-            width=config.pose_width,
-        )
+        pose = pose_pictures(shot.track, config.pose_style())
         if config.face in ("none", "landmarks"):
             return pose, None
         faces = shot.faces if config.face == "cross" else take.video.own_faces(take.rows, shot)

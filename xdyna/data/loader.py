@@ -27,44 +27,33 @@ from xdyna.data.samples import Batch, Sample, collate
 class StepSampler(Sampler[list[int]]):
     """Indices of one rank's batches, without end.
 
-    Step s of the run has the samples s * G .. (s + 1) * G - 1, G = accumulation * world_size * batch_size. Each of its
-    `accumulation` micro-steps takes the next world_size * batch_size of them, rank by rank. So all ranks together see,
-    micro-step by micro-step, what one rank of the same total batch would see.
+    Each micro-step takes the next world_size * batch_size samples, rank by rank. So all ranks together see, one after
+    the other, what one rank of the same total batch would see, and a run may go on with another number of them.
 
     Args:
         batch_size: samples of one rank in one micro-step.
         rank: of this process, 0 .. world_size - 1.
         world_size: number of processes.
-        start_step: optimizer step to begin with; a resumed run continues exactly there.
-        accumulation: micro-steps of one optimizer step.
+        start: samples that were seen before, by all ranks together; a resumed run continues exactly there.
 
     Raises:
         DataError: a number out of range.
     """
 
-    def __init__(
-        self, *, batch_size: int, rank: int = 0, world_size: int = 1, start_step: int = 0, accumulation: int = 1
-    ) -> None:
-        for name, value, lowest in (
-            ("batch_size", batch_size, 1),
-            ("world_size", world_size, 1),
-            ("accumulation", accumulation, 1),
-            ("start_step", start_step, 0),
-        ):
+    def __init__(self, *, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
+        for name, value, lowest in (("batch_size", batch_size, 1), ("world_size", world_size, 1), ("start", start, 0)):
             if value < lowest:
                 raise DataError(f"{name}: got {value}, expected {lowest} or more")
         if not 0 <= rank < world_size:
             raise DataError(f"rank: got {rank}, expected 0 to world_size - 1 = {world_size - 1}")
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.start_step, self.accumulation = start_step, accumulation
+        self.batch_size, self.rank, self.world_size, self.start = batch_size, rank, world_size, start
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of one micro-step after the other."""
-        micro_step = self.start_step * self.accumulation
+        first = self.start + self.rank * self.batch_size
         while True:
-            first = (micro_step * self.world_size + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
-            micro_step += 1
+            first += self.world_size * self.batch_size
 
 
 @dataclass(frozen=True)
@@ -179,8 +168,8 @@ def build_loader(
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    start_step: int = 0,
-    accumulation: int = 1,
+    start: int = 0,
+    step: int | None = None,
     vae: str | None = None,
     tokens: str | None = None,
     start_method: str | None = None,
@@ -193,8 +182,9 @@ def build_loader(
         batch_size: samples of one rank in one micro-step.
         rank: of this process.
         world_size: number of processes.
-        start_step: optimizer step to begin with.
-        accumulation: micro-steps of one optimizer step.
+        start: samples that were seen before, by all ranks together.
+        step: samples of an optimizer step, of all ranks and micro-steps together (see `build_dataset`); None: one
+            micro-step of each rank.
         vae: see `build_dataset`.
         tokens: see `build_dataset`.
         start_method: "fork", "spawn" or "forkserver"; None takes Python's own for this system.
@@ -205,10 +195,8 @@ def build_loader(
     Raises:
         DataError: numbers out of range, options that cannot be met, or a cache that does not fit them.
     """
-    sampler = StepSampler(
-        batch_size=batch_size, rank=rank, world_size=world_size, start_step=start_step, accumulation=accumulation
-    )
-    step = batch_size * world_size * accumulation
+    sampler = StepSampler(batch_size=batch_size, rank=rank, world_size=world_size, start=start)
+    step = step or batch_size * world_size
     return ClipLoader(
         _Guarded(build_dataset(config, seed=seed, vae=vae, tokens=tokens, step=step)),  # type: ignore[arg-type]
         batch_sampler=sampler,

@@ -2,7 +2,9 @@
 
 Everything is a function of (seed, index), so that neither workers nor processes nor a resumed run change the data.
 Shares are met by even spreading, not by chance: `split` deals a row of turns out to sets, and says for each turn how
-many turns its set had before, so that splits can follow each other (size, then kind, then data set, then video).
+many turns its set had before, so that splits can follow each other (size, then kind, then data set, then video). Within
+blocks of `BLOCK` turns the order is shuffled: else whoever looks at every n-th sample (one of n processes, a log of
+every n-th step) could see one kind or one data set alone.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import numpy as np
 from xdyna.config.data import KINDS
 
 # Third word of a seed. Samples have [seed, index], which numpy pads with zeros: tags are never zero.
-_OFFSET, _EPOCH, _REPLACEMENT = 1, 2, 3
-_SIZES, _SETS = 1, 2  # fourth word: what is dealt out
+_OFFSET, _EPOCH, _REPLACEMENT, _SHUFFLE = 1, 2, 3, 4
+_SIZES, _SETS, _KINDS = 1, 2, 3  # fourth word: what is dealt out
+BLOCK = 8  # turns that are shuffled: a block has its share of everything, as far as whole numbers can
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
@@ -78,8 +81,8 @@ class ClipPlace:
 class Schedule:
     """The order of kinds and videos.
 
-    The scenes are spread evenly: any n samples in a row hold n * scene_ratio of them, rounded down or up. So are the
-    sets of each kind. A finite set of videos is shown in seeded permutations, one after the other, each set for itself.
+    Every block of samples holds its share of scenes, rounded down or up, in a seeded order. So it is with the sets of
+    each kind. A finite set of videos is shown in seeded permutations, one after the other, each set for itself.
 
     Attributes:
         seed: of the run.
@@ -95,16 +98,10 @@ class Schedule:
     scenes: Sequence[ClipPool] = (ClipPool(),)
     row: int = 0
 
-    def scenes_before(self, index: int) -> int:
-        """Number of scenes among the samples 0 .. index - 1."""
-        return _dealt(index, self.scene_ratio, _offset(self.seed))
-
     def slot(self, index: int) -> ClipPlace:
         """What sample `index` (>= 0) shows."""
-        before = self.scenes_before(index)
-        is_scene = self.scenes_before(index + 1) > before
-        kind, turn, stocks = ("scene", before, self.scenes) if is_scene else ("human", index - before, self.humans)
-        tag = KINDS.index(kind)
+        tag, turn = split(index, (1 - self.scene_ratio, self.scene_ratio), self.seed, _KINDS, self.row)
+        kind, stocks = KINDS[tag], (self.humans, self.scenes)[tag]
         shares = [stock.share for stock in stocks]
         chosen, turn = split(turn, shares, self.seed, _SETS, self.row, tag)
         count = stocks[chosen].count
@@ -154,17 +151,34 @@ class Sizes:
 
 
 def split(turn: int, shares: Sequence[float], seed: int, *tag: int) -> tuple[int, int]:
-    """Deal turns out to sets, each as often as its share says and as evenly as can be.
+    """Deal turns out to sets, each as often as its share says and as evenly as can be, shuffled within blocks.
 
     Args:
         turn: number of the turn, >= 0.
-        shares: of the sets, relative to each other, above 0.
+        shares: of the sets, relative to each other, 0 or more.
         seed: of the run.
         tag: more words of the seed, the first not zero.
 
     Returns:
         The set that has this turn, and how many turns before this one it had.
     """
+    if len(shares) == 1:
+        return 0, turn
+    number, place = divmod(turn, BLOCK)
+    return _block(number, tuple(shares), seed, *tag)[place]
+
+
+@lru_cache(maxsize=256)
+def _block(number: int, shares: tuple[float, ...], seed: int, *tag: int) -> list[tuple[int, int]]:
+    """What `split` says of the turns of a block."""
+    dealt = [_deal(turn, shares, seed, *tag) for turn in range(number * BLOCK, (number + 1) * BLOCK)]
+    order = np.random.default_rng([seed, number, _SHUFFLE, *tag]).permutation(BLOCK)
+    turns = {chosen: iter([before for other, before in dealt if other == chosen]) for chosen, _ in dealt}
+    return [(dealt[place][0], next(turns[dealt[place][0]])) for place in order]
+
+
+def _deal(turn: int, shares: Sequence[float], seed: int, *tag: int) -> tuple[int, int]:
+    """As `split`, in the even order."""
     rest = sum(shares)
     for number, share in enumerate(shares[:-1]):
         offset = _offset(seed, *tag, number)

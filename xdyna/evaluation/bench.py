@@ -104,7 +104,7 @@ def _rate(metric: Metric, case: Case, repeats: int) -> str:
 
 def _changed(case: Case, number: int) -> Case:
     def other(video: Video) -> Video:
-        frames = video.frames.copy()
+        frames = np.array(video.frames)
         frames[:, 0, 0] = number
         return dataclasses.replace(video, frames=frames, digest=f"{video.digest} {number}")
 

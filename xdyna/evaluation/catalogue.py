@@ -38,10 +38,20 @@ class Shared:
         clip: frames that networks of clips see.
         masks: "mediapipe" or "given".
         pose_backend: finds people.
+        mtcnn_softmax: of AdaFace's detector, see `EvalConfig`.
     """
 
-    def __init__(self, store: Store, weights: Networks, *, clip: ClipProtocol, masks: str, pose_backend: str) -> None:
-        self.store, self.weights, self.clip = store, weights, clip
+    def __init__(
+        self,
+        store: Store,
+        weights: Networks,
+        *,
+        clip: ClipProtocol,
+        masks: str,
+        pose_backend: str,
+        mtcnn_softmax: str = "classes",
+    ) -> None:
+        self.store, self.weights, self.clip, self.mtcnn_softmax = store, weights, clip, mtcnn_softmax
         self._masks, self._pose_backend = masks, pose_backend
 
     @cached_property
@@ -79,23 +89,39 @@ def _frechet(name: str, label: str, extractor: str, region: str = FULL) -> Calla
 
 def _dtfvd(name: str, label: str, region: str) -> Callable[[Shared], Metric]:
     """16 frames have a network of their own; longer clips take that of 32."""
-    return lambda shared: _frechet(name, label, f"i3d_dtdb_{16 if shared.clip.frames <= 16 else 32}", region)(shared)
+
+    def make(shared: Shared) -> Metric:
+        frames = 16 if shared.clip.frames <= 16 else 32
+        return _frechet(name, f"{label} (I3D-DTDB, {frames} frames)", f"i3d_dtdb_{frames}", region)(shared)
+
+    return make
+
+
+def _face_cos(name: str, kind: str) -> Callable[[Shared], Metric]:
+    """AdaFace behind its MTCNN."""
+
+    def make(shared: Shared) -> Metric:
+        softmax = shared.mtcnn_softmax
+        label = f"Face-Cos (AdaFace {kind.upper().replace('IR', 'IR-')}, MTCNN over {softmax})"
+        return FaceCos(
+            shared.weights.extractor(f"adaface_{kind}_{softmax}"), name=name, label=label, cache=shared.store
+        )
+
+    return make
 
 
 METRICS: dict[str, Callable[[Shared], Metric]] = {
     **{name: (lambda shared, name=name: FrameMetric(name)) for name in DEFINITIONS},  # type: ignore[misc]
     "lpips": lambda shared: LpipsMetric(shared.weights.extractor("lpips_vgg")),
     "lpips_disco": lambda shared: LpipsMetric(shared.weights.extractor("lpips_vgg"), disco=True),
-    "fid": _frechet("fid", "FID", "inception"),
+    "fid": _frechet("fid", "FID (pytorch-fid)", "inception"),
     "dtfvd": _dtfvd("dtfvd", "DTFVD", FULL),
     "dtfvd_fg": _dtfvd("dtfvd_fg", "FG-DTFVD", FIGURE),
     "dtfvd_bg": _dtfvd("dtfvd_bg", "BG-DTFVD", BACKGROUND),
-    "fvd": _frechet("fvd", "FVD", "i3d_kinetics"),
-    "cd_fvd": _frechet("cd_fvd", "cd-FVD", "videomae_ssv2"),
-    "face_cos": lambda shared: FaceCos(shared.weights.extractor("adaface_ir101"), cache=shared.store),
-    "face_cos_ir50": lambda shared: FaceCos(
-        shared.weights.extractor("adaface_ir50"), name="face_cos_ir50", label="Face-Cos (IR-50)", cache=shared.store
-    ),
+    "fvd": _frechet("fvd", "FVD (cd-fvd's i3d: 400 logits)", "i3d_kinetics"),
+    "cd_fvd": _frechet("cd_fvd", "cd-FVD (VideoMAE-v2)", "videomae_ssv2"),
+    "face_cos": _face_cos("face_cos", "ir101"),
+    "face_cos_ir50": _face_cos("face_cos_ir50", "ir50"),
     "face_cos_insightface": lambda shared: FaceCos(
         shared.weights.extractor("insightface"),
         name="face_cos_insightface",

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from xdyna.evaluation.inputs import Entry, read_case
+from xdyna.evaluation.frames import VideoError
+from xdyna.evaluation.inputs import Entry, check_entry, read_case
 from xdyna.evaluation.metric import Case, Metric, Record
 from xdyna.evaluation.store import Store, record_key
-
-MARK = "xdyna-case-1"
 
 
 @dataclass
@@ -29,12 +27,14 @@ class Outcome:
         reasons: why a metric could not be measured, by metric name.
         policies: that applied to the case (see `xdyna.evaluation.inputs.read_case`).
         frames: of the generated video.
+        failure: why a video of the case cannot be read; "" where all can.
     """
 
     keys: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     policies: list[str] = field(default_factory=list)
     frames: int = 0
+    failure: str = ""
 
 
 @dataclass
@@ -63,33 +63,61 @@ def share(entries: Sequence[Entry], *, rank: int, world: int) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.id)[rank::world]
 
 
+def preflight(entries: Iterable[Entry]) -> dict[str, str]:
+    """See which cases cannot be read, before anything is measured.
+
+    Args:
+        entries: of this process.
+
+    Returns:
+        The reason by case id, of those that cannot. Frames in the middle of a file are not looked at.
+    """
+    failures = {}
+    for entry in entries:
+        try:
+            check_entry(entry)
+        except (ValueError, OSError) as error:
+            failures[entry.id] = str(error)
+    return failures
+
+
 def measure(
     entries: Iterable[Entry],
     metrics: Sequence[Metric],
     store: Store,
     *,
     max_frames: int | None = None,
+    failures: Mapping[str, str] | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Outcome]:
-    """Measure what is not stored yet.
+    """Measure what is not stored yet. A case that cannot be read is listed, and the others go on.
 
     Args:
         entries: of this process.
         metrics: to measure.
         store: where records are found and kept.
         max_frames: only the first so many frames of each video.
+        failures: cases that are known to be unreadable, from `preflight`.
         advance: called after each case with its id.
 
     Returns:
         Outcomes by case id.
-
-    Raises:
-        ValueError: a video cannot be read; the message names it.
     """
     outcomes = {}
     for entry in entries:
-        case, policies = read_case(entry, max_frames=max_frames)
-        outcomes[entry.id] = _measure_case(case, metrics, store, policies)
+        failure = (failures or {}).get(entry.id)
+        if failure is None:
+            try:
+                case, policies = read_case(entry, max_frames=max_frames)
+            except (ValueError, OSError) as error:
+                failure = str(error)
+        if failure is None:
+            try:
+                outcomes[entry.id] = _measure_case(case, metrics, store, policies)
+            except VideoError as error:
+                failure = str(error)
+        if failure is not None:
+            outcomes[entry.id] = Outcome(failure=failure)
         advance(entry.id)
     return outcomes
 
@@ -107,6 +135,8 @@ def _measure_case(case: Case, metrics: Sequence[Metric], store: Store, policies:
         if store.load(key) is None:
             try:
                 record = metric.measure(case)
+            except VideoError:
+                raise
             except ValueError as error:  # this video cannot be measured so: counted, and the others go on
                 outcome.reasons[metric.name] = str(error)
                 continue
@@ -117,21 +147,14 @@ def _measure_case(case: Case, metrics: Sequence[Metric], store: Store, policies:
     return outcome
 
 
-def save_outcomes(path: Path, outcomes: dict[str, Outcome]) -> None:
-    """Write what a process found, for the one that reduces."""
-    plain = {name: vars(outcome) for name, outcome in outcomes.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": MARK, "outcomes": plain}))
+def dump_outcomes(outcomes: dict[str, Outcome]) -> str:
+    """What a process found, as text for the one that reduces."""
+    return json.dumps({name: vars(outcome) for name, outcome in outcomes.items()})
 
 
-def load_outcomes(paths: Iterable[Path]) -> dict[str, Outcome]:
-    """Read what all processes found."""
-    merged: dict[str, Outcome] = {}
-    for path in paths:
-        stored = json.loads(path.read_text())
-        assert stored["format"] == MARK
-        merged.update({name: Outcome(**outcome) for name, outcome in stored["outcomes"].items()})
-    return merged
+def merge_outcomes(texts: Iterable[str]) -> dict[str, Outcome]:
+    """What all processes found, from the texts of `dump_outcomes`."""
+    return {name: Outcome(**outcome) for text in texts for name, outcome in json.loads(text).items()}
 
 
 def reduce(metrics: Sequence[Metric], outcomes: dict[str, Outcome], store: Store) -> list[Result]:

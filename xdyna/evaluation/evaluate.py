@@ -1,10 +1,11 @@
 """An evaluation from pairs of videos to a report, in one process or shared among several."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from xdyna.config.eval import EvalConfig
 from xdyna.core.errors import UsageError
@@ -12,6 +13,7 @@ from xdyna.core.manifest import versions
 from xdyna.evaluation import engine
 from xdyna.evaluation.catalogue import Shared, make_metrics
 from xdyna.evaluation.inputs import Inputs, counted
+from xdyna.evaluation.processes import Team
 from xdyna.evaluation.report import Report
 from xdyna.evaluation.store import Store
 from xdyna.evaluation.weights import WeightsFolder
@@ -21,54 +23,80 @@ def evaluate(
     found: Inputs,
     config: EvalConfig,
     *,
-    work: Path,
     cache: Path,
     weights: WeightsFolder,
-    rank: int = 0,
-    world: int = 1,
+    team: Team | None = None,
     command: Sequence[str] = (),
     advance: Callable[[str], None] = lambda name: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Report | None:
     """Measure pairs of videos.
 
     Args:
         found: the pairs.
         config: the protocol.
-        work: folder for what the processes tell each other.
         cache: folder of records and features, used again by a later call.
         weights: of the metrics' networks.
-        rank: number of this process.
-        world: number of processes; each measures its share.
+        team: the processes, each of which measures its share; None: this one alone.
         command: words of the program, for the report.
         advance: called with a video's name when it is measured.
+        tell: called before anything is measured with what will be missing in the report: weights, unreadable videos.
 
     Returns:
         The report; None in all processes but the first.
 
     Raises:
         UsageError: an unknown metric.
-        ValueError: a video cannot be measured.
+        ProcessError: another process failed.
+        ValueError: no video can be read, or the records cannot be kept.
     """
     store = Store(cache)
-    shared = Shared(store, weights, clip=config.clip, masks=config.masks, pose_backend=config.pose_backend)
+    shared = Shared(
+        store,
+        weights,
+        clip=config.clip,
+        masks=config.masks,
+        pose_backend=config.pose_backend,
+        mtcnn_softmax=config.mtcnn_softmax,
+    )
+    weights.batch, weights.dtype = config.batch, config.dtype
+    team = team or Team()
     metrics, skipped = make_metrics(config.metrics, shared)
-    mine = engine.share(found.entries, rank=rank, world=world)
-    outcomes = engine.measure(mine, metrics, store, max_frames=config.max_frames, advance=advance)
-    if world > 1:
-        merged = _gather(outcomes, work, rank=rank, world=world)
-        if merged is None:
-            return None
-        outcomes = merged
+    if team.rank == 0:
+        for entry in skipped:
+            tell(f"{entry.name} will be skipped: {entry.reason}")
+    mine = engine.share(found.entries, rank=team.rank, world=team.world)
+    failures = engine.preflight(mine)
+    for name, reason in failures.items():
+        tell(f"{name} cannot be measured: {reason}")
+
+    def step(name: str) -> None:
+        team.check()
+        advance(name)
+
+    with torch.autocast(
+        torch.device(weights.device or "cpu").type, getattr(torch, config.dtype), enabled=config.dtype != "float32"
+    ):
+        outcomes = engine.measure(mine, metrics, store, max_frames=config.max_frames, failures=failures, advance=step)
+    texts = team.gather(engine.dump_outcomes(outcomes))
+    if texts is None:
+        return None
+    outcomes = engine.merge_outcomes(texts)
+    failures = {name: outcomes[name].failure for name in sorted(outcomes) if outcomes[name].failure}
+    if len(failures) == len(outcomes):
+        raise ValueError(f"no video can be read, for example {next(iter(failures.values()))}")
     return Report(
         engine.reduce(metrics, outcomes, store),
         skipped,
         len(outcomes),
-        counted(outcome.policies for outcome in outcomes.values()),
+        counted(outcome.policies for outcome in outcomes.values())
+        | ({"companions": found.companions} if found.companions else {}),
         found.unpaired,
         _protocol(config, found),
         dict(sorted(weights.used.items())),
         {"versions": versions(), "command": list(command)},
         config.table,
+        failures,
     )
 
 
@@ -94,24 +122,9 @@ def not_computed(report: Report) -> tuple[list[str], list[str]]:
     return [entry.name for entry in report.skipped], empty
 
 
-def _gather(outcomes: dict[str, Any], work: Path, *, rank: int, world: int) -> dict[str, Any] | None:
-    """Everything that all processes found, in process 0; None in the others."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)
-    engine.save_outcomes(work / f"outcomes-{rank}.json", outcomes)
-    state.wait_for_everyone()
-    merged = None
-    if rank == 0:
-        merged = engine.load_outcomes([work / f"outcomes-{k}.json" for k in range(world)])
-    state.wait_for_everyone()
-    state.destroy_process_group()
-    return merged
-
-
 def _protocol(config: EvalConfig, found: Inputs) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
-    plain["metrics"], plain["clip"] = ", ".join(config.metrics), json.dumps(plain["clip"])
+    plain["metrics"] = ", ".join(config.metrics)
     return {
         **plain,
         "pairs": len(found.entries),

@@ -1,4 +1,8 @@
-"""`scripts/eval.py --generate LIST`: run inference over a test list, then measure the results."""
+"""`scripts/eval.py --generate LIST`: run inference over a test list, then measure the results.
+
+A video that is there already is taken only where its run manifest says that it was made with the same options, inputs
+and weights (`xdyna.pipelines.reuse`).
+"""
 
 import json
 import os
@@ -6,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.evaluation.inputs import VIDEOS, Entry, Inputs
+from xdyna.pipelines.model import Model
+from xdyna.pipelines.outputs import OutputFiles
 from xdyna.pipelines.plan import Request
+from xdyna.pipelines.reuse import difference
 
 KEYS = ("id", "ref", "drive", "truth", "face_video", "prompt", "drive_kind")
 
@@ -55,13 +63,17 @@ def read_tests(path: Path) -> list[dict[str, str]]:
     return [tests[name] for name in sorted(tests)]
 
 
-def generate(path: Path, folder: Path, make: Callable[[list[Request]], Any]) -> Inputs:
-    """Make the videos of a test list that are not there yet.
+def generate(
+    path: Path, folder: Path, make: Callable[[list[Request]], Any], *, model: Model, settings: InferConfig
+) -> Inputs:
+    """Make the videos of a test list that are not there yet, or were made differently.
 
     Args:
         path: the list.
-        folder: gets ID.mp4 for each entry.
-        make: makes the animations that are asked for; one that fails does not stop the others.
+        folder: gets ID.mkv (or what `settings.save` says) for each entry.
+        make: makes the animations that are asked for, replacing files; one that fails does not stop the others.
+        model: the weights.
+        settings: of the animations.
 
     Returns:
         Inputs: the generated videos with their truth and driving videos.
@@ -74,38 +86,40 @@ def generate(path: Path, folder: Path, make: Callable[[list[Request]], Any]) -> 
         raise UsageError("--generate runs in one process; run it alone first, then measure its folder with several")
     tests = read_tests(path)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [test for test in tests if not _video(folder, test).exists()]
-    if missing:
-        make([_request(folder, test) for test in missing])
-        if lost := [test["id"] for test in missing if not _video(folder, test).exists()]:
+    files = {test["id"]: OutputFiles.named(folder / test["id"], settings.save) for test in tests}
+    requests = {test["id"]: _request(files[test["id"]], test) for test in tests}
+    differs = {name: difference(files[name], requests[name], model, settings) for name in files}
+    wanted = [name for name, why in differs.items() if why is not None]
+    for name in wanted:
+        if differs[name] != "missing":
+            print(f"making {name} anew: {differs[name]}")
+    if wanted:
+        make([requests[name] for name in wanted])
+        if lost := [name for name in wanted if difference(files[name], requests[name], model, settings) is not None]:
             raise ValueError(
                 f"{len(lost)} of {len(tests)} videos could not be made ({', '.join(lost[:5])}); see the messages "
                 "above, and run the command again: what was made is kept"
             )
-    return Inputs([_entry(folder, test) for test in tests])
+    return Inputs([_entry(files[test["id"]], test) for test in tests])
 
 
-def _video(folder: Path, test: dict[str, str]) -> Path:
-    return folder / f"{test['id']}.mp4"
-
-
-def _request(folder: Path, test: dict[str, str]) -> Request:
+def _request(files: OutputFiles, test: dict[str, str]) -> Request:
     return Request(
         Path(test["ref"]),
         Path(test["drive"]),
-        out=_video(folder, test),
+        out=files.video,
         kind=test.get("drive_kind", "auto"),
         face_video=Path(test["face_video"]) if "face_video" in test else None,
         prompt=test.get("prompt"),
     )
 
 
-def _entry(folder: Path, test: dict[str, str]) -> Entry:
+def _entry(files: OutputFiles, test: dict[str, str]) -> Entry:
     driving = test.get("face_video") or test["drive"]
     truth = test.get("truth")
     return Entry(
         test["id"],
-        _video(folder, test),
+        files.video,
         None if truth is None else Path(truth),
         Path(driving) if Path(driving).suffix.lower() in VIDEOS else None,
     )

@@ -1,7 +1,8 @@
 """Which videos are compared with which: folders or a list, paired by name; every policy is counted, nothing is dropped
 silently.
 
-A video is a file, or a folder of images (frames in the order of their names).
+A video is a file, or a folder of images (frames in the order of the numbers in their names). What `scripts/infer.py`
+writes beside a video (side-by-side video, contact sheet) is no result.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from xdyna.core.files import file_sha256
-from xdyna.evaluation.masks import PICTURES, read_masks
+from xdyna.evaluation.frames import Decoded
+from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metric import Case, Video
+from xdyna.media.folder import PICTURES, frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 
@@ -54,17 +55,26 @@ class Inputs:
     Attributes:
         entries: in the order of their ids.
         unpaired: files that have no partner, by folder ("generated", "truth", "driving").
+        companions: how many side-by-side videos and contact sheets were left out.
     """
 
     entries: list[Entry]
     unpaired: dict[str, list[str]] = field(default_factory=dict)
+    companions: int = 0
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file is a side-by-side video or a contact sheet beside the video (or frame folder) it was made of."""
+    stem = next((path.name.removesuffix(e) for e in (".grid.mp4", ".sheet.png") if path.name.endswith(e)), None)
+    names = () if stem is None else (stem, f"{stem}.run.json", *(f"{stem}{suffix}" for suffix in VIDEOS))
+    return any(path.with_name(name).exists() for name in names if name)
 
 
 def videos_in(folder: Path) -> dict[str, Path]:
     """Videos and frame folders below a folder, by their path without suffix ("sub/name").
 
     Args:
-        folder: searched in depth; hidden files are left out.
+        folder: searched in depth; hidden files and companions (see `is_companion`) are left out.
 
     Raises:
         ValueError: no folder, or two videos of one name.
@@ -74,7 +84,7 @@ def videos_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
+        if any(part.startswith(".") for part in relative.parts) or is_companion(path):
             continue
         if path.is_file() and path.suffix.lower() in VIDEOS:
             name = relative.with_suffix("").as_posix()
@@ -106,10 +116,12 @@ def from_folders(
     """
     given = {"generated": generated, "truth": truth, "driving": driving}
     sources = {kind: path for kind, path in given.items() if path is not None}
+    companions = 0
     if all(path.is_file() for path in sources.values()):
         found = {kind: {generated.stem: path} for kind, path in sources.items()}
     else:
         found = {kind: videos_in(path) for kind, path in sources.items()}
+        companions = sum(is_companion(path) for folder in set(sources.values()) for path in folder.rglob("*"))
     for kind, videos in found.items():
         if not videos:
             raise ValueError(
@@ -131,7 +143,7 @@ def from_folders(
         )
         for name in common
     ]
-    return Inputs(entries, {kind: names for kind, names in unpaired.items() if names})
+    return Inputs(entries, {kind: names for kind, names in unpaired.items() if names}, companions)
 
 
 def _mask(folder: Path | None, kind: str, name: str) -> Path | None:
@@ -192,32 +204,49 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_video(path: Path, *, max_frames: int | None = None) -> Video:
-    """Decode a video.
+    """Open a video; its frames are decoded when they are asked for.
 
     Args:
         path: a file or a folder of images of one size.
         max_frames: only the first so many.
 
     Raises:
-        ValueError: unreadable, or images of several sizes.
+        ValueError: unreadable. A `VideoError` comes later, from frames that cannot be decoded.
     """
     if not path.is_dir():
         info = probe(path)
         count = info.frame_count if max_frames is None else min(max_frames, info.frame_count)
         digest = file_sha256(path) + (f"[:{count}]" if count < info.frame_count else "")
-        return Video(str(path), np.stack(list(read_frames(path, range(count)))), info.fps, digest)
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)[:max_frames]
+        size = (count, info.height, info.width, 3)
+        return Video(str(path), Decoded(lambda wanted: read_frames(path, wanted), size, str(path)), info.fps, digest)
+    files = frame_files(path)[:max_frames]
     if not files:
         raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
-    frames = [read_image(file) for file in files]
-    if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"'{path}' has pictures of several sizes; expected the frames of one video")
+    shape = (len(files), *read_image(files[0]).shape)
+    frames = Decoded(lambda wanted: (read_image(files[k]) for k in wanted), shape, str(path))
     names = "|".join(f"{file.name}:{file_sha256(file)}" for file in files)
-    return Video(str(path), np.stack(frames), math.nan, hashlib.sha256(names.encode()).hexdigest())
+    return Video(str(path), frames, math.nan, hashlib.sha256(names.encode()).hexdigest())
+
+
+def check_entry(entry: Entry) -> None:
+    """See that all files of a case can be opened: one frame of each video is decoded.
+
+    Raises:
+        ValueError: one cannot; the message names it.
+    """
+    for path in (entry.generated, entry.truth, entry.driving, entry.mask_generated, entry.mask_truth):
+        if path is None or (path.is_file() and path.suffix.lower() in PICTURES):
+            continue
+        if not path.is_dir():
+            probe(path)
+        elif not (files := frame_files(path)):
+            raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
+        else:
+            read_image(files[0])
 
 
 def read_case(entry: Entry, *, max_frames: int | None = None) -> tuple[Case, list[str]]:
-    """Decode everything of a case.
+    """Open everything of a case.
 
     Args:
         entry: its files.

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 
 from xdyna.evaluation.metric import Case, Video
+from xdyna.media.folder import PICTURES, frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
 
 FULL, FIGURE, BACKGROUND = "full", "figure", "background"
 REGIONS = (FULL, FIGURE, BACKGROUND)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 THRESHOLD = 128  # of stored masks
 FILL = 0  # the grey level of what is cut away
 
@@ -93,8 +93,8 @@ class Masker:
             given = case.masks[0 if which == "truth" else 1]
             if given.shape != video.frames.shape[:3]:
                 raise ValueError(
-                    f"{case.id}: the masks of the {which} video are {_shape(given)}, its frames "
-                    f"{_shape(video.frames)}; give one mask per frame in the video's size"
+                    f"{case.id}: the masks of the {which} video are {_shape(given.shape)}, its frames "
+                    f"{_shape(video.frames.shape)}; give one mask per frame in the video's size"
                 )
             return given
         if self._segmenter is None:
@@ -112,7 +112,7 @@ def segment_video(video: Video, segmenter: Segmenter) -> np.ndarray:
 
 
 def read_masks(path: Path, *, frames: int) -> np.ndarray:
-    """Masks from a video, a folder of images (in the order of their names) or one image (for all frames).
+    """Masks from a video, a folder of images (in the order of their numbers) or one image (for all frames).
 
     Args:
         path: of the masks; grey levels of 128 and more are the figure.
@@ -125,8 +125,7 @@ def read_masks(path: Path, *, frames: int) -> np.ndarray:
         ValueError: nothing there, fewer masks than frames, or unequal sizes.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        pictures: Iterable[np.ndarray] = (read_image(p) for p in files[:frames])
+        pictures: Iterable[np.ndarray] = (read_image(p) for p in frame_files(path)[:frames])
     elif path.suffix.lower() in PICTURES:
         pictures = [read_image(path)] * frames
     elif path.is_file():
@@ -142,5 +141,5 @@ def read_masks(path: Path, *, frames: int) -> np.ndarray:
     return np.stack(masks)
 
 
-def _shape(array: np.ndarray) -> str:
-    return f"{array.shape[0]} x {array.shape[1]} x {array.shape[2]} px"
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]} x {shape[2]} px"

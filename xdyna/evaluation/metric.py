@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+
+from xdyna.evaluation.frames import FrameSequence, Part
 
 LOWER, HIGHER, ONE = "lower", "higher", "one"  # which value of a column is better; ONE: the nearest to 1
 
@@ -31,13 +32,13 @@ class Video:
 
     Attributes:
         name: how messages call it.
-        frames: uint8 (T, H, W, 3), RGB, T >= 1.
+        frames: uint8 (T, H, W, 3), RGB, T >= 1: an array, or decoded as it is asked for.
         fps: frames per second; NaN for frame folders, which state none.
         digest: sha256 of its content (the file's bytes, or all frame files' names and bytes).
     """
 
     name: str
-    frames: np.ndarray
+    frames: FrameSequence
     fps: float
     digest: str
 
@@ -62,7 +63,7 @@ class Case:
     masks: tuple[np.ndarray, np.ndarray] | None = None
 
     @cached_property
-    def paired(self) -> tuple[np.ndarray, np.ndarray]:
+    def paired(self) -> tuple[FrameSequence, FrameSequence]:
         """Frames to compare one by one, (truth, generated): uint8 (T, H, W, 3) each, cut to the shorter of the two, the
         generated ones resized bilinearly to the size of the truth.
 
@@ -72,8 +73,8 @@ class Case:
         if self.truth is None:
             raise ValueError(f"{self.id} has no ground truth, which this metric compares with")
         length = min(len(self.truth.frames), len(self.generated.frames))
-        truth, generated = self.truth.frames[:length], self.generated.frames[:length]
-        return truth, resized(generated, (truth.shape[1], truth.shape[2]))
+        size = (self.truth.frames.shape[1], self.truth.frames.shape[2])
+        return Part(self.truth.frames, length, size), Part(self.generated.frames, length, size)
 
     @property
     def digest(self) -> str:
@@ -82,21 +83,6 @@ class Case:
         if self.masks is not None:
             parts += [hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() for mask in self.masks]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
-
-
-def resized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Frames in another size, bilinear without antialiasing (as the published protocols do).
-
-    Args:
-        frames: uint8 (T, H, W, 3).
-        size: (height, width) in px.
-
-    Returns:
-        uint8 (T, *size, 3); the given array where nothing changes.
-    """
-    if frames.shape[1:3] == size:
-        return frames
-    return np.stack([cv2.resize(f, (size[1], size[0]), interpolation=cv2.INTER_LINEAR) for f in frames])
 
 
 @dataclass(frozen=True)
@@ -208,7 +194,7 @@ class Extractor(Protocol):
     version: str
     dim: int
 
-    def features(self, frames: np.ndarray) -> np.ndarray:
+    def features(self, frames: FrameSequence) -> np.ndarray:
         """Features of a video: uint8 (T, H, W, 3) -> float32 (N, D).
 
         A network of images gives N = T; a network of clips N = 1 for the clip that it is given (its length is the

@@ -5,7 +5,12 @@ They were measured on the authors' own test videos, with unpublished code: other
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from xdyna.config.eval import ClipProtocol
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,36 @@ TABLES: dict[str, PaperTable] = {
     ),
 }
 OURS = "X-Dyna"  # the row that deltas are taken against
+CLIP = ClipProtocol(frames=16, choice="first", stride=1, short="loop")
+CLIPS_OF = ("dtfvd", "cd_fvd")
+_SEGMENTER = "the paper's segmenter is not published"
+OTHER_DEFINITION = {
+    "l1": "it falls with the square of the size, and the size that the paper compares at is not published",
+    "face_cos": "which AdaFace network and which detector the paper took is not published",
+    "face_det": "its faces are found by another detector than the paper's",
+    "face_exp": "the paper's definition is not published; this one is of 68 landmarks",
+    "dtfvd_fg": _SEGMENTER,
+    "dtfvd_bg": _SEGMENTER,
+}
+"""Columns whose definition is not the paper's, or not known to be."""
+
+
+def not_comparable(name: str, protocol: Mapping[str, Any]) -> str | None:
+    """Why a measured number has no difference to the paper's.
+
+    Args:
+        name: of the column.
+        protocol: settings that it was measured with, as `EvalConfig` has them ("clip" as a dictionary).
+
+    Returns:
+        The reason; None where definition and protocol agree, as far as they are published.
+    """
+    if name in OTHER_DEFINITION:
+        return OTHER_DEFINITION[name]
+    if protocol.get("max_frames") is not None:
+        return f"only the first {protocol['max_frames']} frames of each video were compared"
+    wanted, clip = dataclasses.asdict(CLIP), protocol.get("clip", {})
+    others = [key for key in wanted if key != "seed" and clip.get(key) != wanted[key]]
+    if name in CLIPS_OF and others:
+        return f"its clips differ: {', '.join(f'{key} {clip.get(key)}, the table has {wanted[key]}' for key in others)}"
+    return None

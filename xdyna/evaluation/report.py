@@ -13,7 +13,7 @@ from typing import Any
 
 from xdyna.evaluation.engine import Result
 from xdyna.evaluation.metric import HIGHER, LOWER, Column
-from xdyna.evaluation.paper import OURS, TABLES, PaperTable
+from xdyna.evaluation.paper import OURS, TABLES, PaperTable, not_comparable
 
 ARROWS = {LOWER: "lower is better", HIGHER: "higher is better"}
 
@@ -45,6 +45,7 @@ class Report:
         weights: sha256 of the weight files in use, by name.
         environment: versions, git revision, command.
         table: "table1" ... to show the paper's rows, or None.
+        failures: why a case could not be read, by its id; it counts in no metric.
     """
 
     results: Sequence[Result]
@@ -56,12 +57,15 @@ class Report:
     weights: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     table: str | None = None
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        """Every metric was computed, each on at least one video."""
+        """Every video was read and every metric was computed, each on at least one video."""
         values = [value for result in self.results for value in result.values.values()]
-        return not self.skipped and bool(values) and not any(math.isnan(value) for value in values)
+        return (
+            not self.skipped and not self.failures and bool(values) and not any(math.isnan(value) for value in values)
+        )
 
     def value(self, column: str) -> float:
         """A reported number; NaN where there is none."""
@@ -82,6 +86,7 @@ def as_json(report: Report) -> str:
     }
     tree = {
         "videos": report.videos,
+        "failed_videos": report.failures,
         "metrics": metrics,
         "skipped": {entry.name: entry.reason for entry in report.skipped},
         "policies": report.policies,
@@ -96,11 +101,11 @@ def as_json(report: Report) -> str:
 def as_csv(report: Report) -> str:
     """One row per video, one column per number."""
     names = sorted({name for result in report.results for values in result.per_video.values() for name in values})
-    videos = sorted({video for result in report.results for video in (*result.per_video, *result.reasons)})
+    videos = {video for result in report.results for video in (*result.per_video, *result.reasons)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["video", *names])
-    for video in videos:
+    for video in sorted(videos | set(report.failures)):
         row: dict[str, float] = {}
         for result in report.results:
             row.update(result.per_video.get(video, {}))
@@ -121,6 +126,7 @@ def as_markdown(report: Report) -> str:
             lines.append(f"| {column.label} | {shown} | {better} | {result.measured} of {report.videos} |")
     lines += [f"| {entry.name} | skipped: weights | | |" for entry in report.skipped]
     lines.append("")
+    lines += _section("Videos that could not be read", [f"- {name}: {why}" for name, why in report.failures.items()])
     if report.table is not None:
         lines += _beside_the_paper(report, TABLES[report.table])
     lines += _section("Skipped", [f"- `{entry.name}`: {entry.reason}" for entry in report.skipped])
@@ -164,8 +170,12 @@ def _beside_the_paper(report: Report, table: PaperTable) -> list[str]:
         lines.append(f"| {method} | " + " | ".join(shown_value(numbers[k], c) for k, c in shown) + " |")
     ours = {c.name: report.value(c.name) for _, c in shown}
     lines.append("| **measured here** | " + " | ".join(shown_value(ours[c.name], c) for _, c in shown) + " |")
-    deltas = ["-" if math.isnan(ours[c.name]) else f"{ours[c.name] - table.rows[OURS][k]:+.3g}" for k, c in shown]
-    return [*lines, f"| measured - {OURS} | " + " | ".join(deltas) + " |", ""]
+    why = {c.name: not_comparable(c.name, report.protocol) for _, c in shown}
+    bare = {name for name, value in ours.items() if math.isnan(value) or why[name] is not None}
+    deltas = ["-" if c.name in bare else f"{ours[c.name] - table.rows[OURS][k]:+.3g}" for k, c in shown]
+    lines += [f"| measured - {OURS} | " + " | ".join(deltas) + " |", ""]
+    reasons = [f"- no difference for {c.label}: {why[c.name]}" for _, c in shown if why[c.name] is not None]
+    return [*lines, *reasons, ""] if reasons else lines
 
 
 def _policy_lines(report: Report) -> list[str]:
@@ -173,8 +183,12 @@ def _policy_lines(report: Report) -> list[str]:
         "length": "compared over the shorter video",
         "size": "generated frames resized to the truth (metrics that compare frames)",
         "fps": "rates differ; frames are compared by their number",
+        "companions": "side-by-side videos and contact sheets of scripts/infer.py, left out",
     }
-    lines = [f"- {count} videos: {meaning.get(name, name)}" for name, count in report.policies.items()]
+    lines = [
+        f"- {count} {'files' if name == 'companions' else 'videos'}: {meaning.get(name, name)}"
+        for name, count in report.policies.items()
+    ]
     for kind, names in report.unpaired.items():
         lines.append(f"- {len(names)} {kind} videos without a partner, left out: {', '.join(names[:10])}")
     return lines

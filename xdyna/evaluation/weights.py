@@ -1,24 +1,18 @@
 """Weight files of metrics: found in a folder, checked, downloaded where they have an address, made into networks."""
 
-import shutil
-import tempfile
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from xdyna.checkpoints.io import load_state_dict
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
+from xdyna.core.hub import fetch
 from xdyna.evaluation.networks import insightface
 from xdyna.evaluation.networks.npy import read_arrays
 from xdyna.evaluation.networks.registry import EXTRACTORS, ExtractorSpec, WeightFile, how_to_get
-
-BLOCK = 1 << 20
-TIMEOUT = 60  # s without an answer
 
 
 class MissingWeights(Exception):
@@ -33,12 +27,16 @@ class WeightsFolder:
         folder: searched in depth; None: there is none.
         download: fetch what is missing and has an address.
         device: where networks run.
+        batch: images that a network sees at once; None: its own number.
+        dtype: what networks compute in (by autocast, which the caller switches on): part of their version.
         used: sha256 of the files that were used, by name.
     """
 
     folder: Path | None
     download: bool = False
     device: str | None = None
+    batch: int | None = None
+    dtype: str = "float32"
     used: dict[str, str] = field(default_factory=dict)
     _built: dict[str, Any] = field(default_factory=dict)
 
@@ -68,7 +66,12 @@ class WeightsFolder:
             hashes = [_checked(path, file) for path, file in zip(paths, spec.files, strict=True)]
             self.used.update({file.name: digest for file, digest in zip(spec.files, hashes, strict=True)})
             states = [_tensors(path) for path in paths]
-            self._built[name] = spec.build(states, "".join(digest[:6] for digest in hashes), self.device)
+            network = spec.build(states, "".join(digest[:6] for digest in hashes), self.device)
+            if self.batch is not None:
+                network.batch = self.batch
+            if self.dtype != "float32":
+                network.version += f"-{self.dtype}"
+            self._built[name] = network
         return self._built[name]
 
     def _insightface(self) -> insightface.InsightFaceEmbedder:
@@ -84,8 +87,8 @@ class WeightsFolder:
         found = {file.name: self._find(file) for file in spec.files}
         if self.download and self.folder is not None:
             for file in spec.files:
-                if found[file.name] is None and file.url is not None:
-                    found[file.name] = fetch(file, self.folder / file.name)
+                if found[file.name] is None and (published := file.published) is not None:
+                    found[file.name] = fetch(published, self.folder)
         missing = [file for file in spec.files if found[file.name] is None]
         if missing:
             raise MissingWeights(how_to_get(spec, missing))
@@ -117,37 +120,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
-
-
-def fetch(file: WeightFile, path: Path) -> Path:
-    """Download a file; it gets its name only when size and hash are right.
-
-    Args:
-        file: with an address.
-        path: where it goes.
-
-    Raises:
-        WeightsError: no connection, or another file than expected.
-    """
-    assert file.url is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as scratch:
-            temporary = Path(scratch) / file.name
-            with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer, temporary.open("wb") as out:
-                total = int(answer.headers.get("Content-Length") or 0) or None
-                with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as bar:
-                    while block := answer.read(BLOCK):
-                        out.write(block)
-                        bar.update(len(block))
-            if file.size is not None and temporary.stat().st_size != file.size:
-                raise WeightsError(
-                    f"{file.url} gave {temporary.stat().st_size} bytes, expected {file.size}; try again later"
-                )
-            _checked(temporary, file)
-            shutil.move(temporary, path)
-    except OSError as error:
-        raise WeightsError(
-            f"{file.name} cannot be fetched from {file.url} ({error}); put it at '{path}' by hand"
-        ) from error
-    return path

@@ -1,15 +1,18 @@
-"""Overviews for people: a contact sheet of many frames, and the side-by-side frames of a comparison video."""
+"""Overviews for people: a contact sheet of many frames, side-by-side frames of a comparison video, an animated WebP."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from xdyna.core.atomic import atomic_output
 from xdyna.media.errors import MediaError
+from xdyna.media.video import probe, read_frames
 
 _PAPER = (250, 250, 251)
 _INK = (32, 33, 36)
@@ -182,3 +185,22 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
     return int(np.ceil(font.getlength(text)))
+
+
+def write_webp(path: Path, video: Path, *, overwrite: bool = False) -> None:
+    """A video as an animated WebP that repeats for ever, for a page.
+
+    Args:
+        path: the .webp file.
+        video: read frame by frame; shown at its rate.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        FileError: the file exists or cannot be written.
+    """
+    frames = [Image.fromarray(frame) for frame in read_frames(video)]
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        frames[0].save(
+            temporary, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 / probe(video).fps), loop=0,
+            quality=75,
+        )  # fmt: skip

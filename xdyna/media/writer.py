@@ -1,4 +1,6 @@
-"""Writing H.264 mp4 files: complete or not at all, the same bytes for the same input, with the source's sound."""
+"""Writing videos (H.264 mp4, or lossless FFV1): complete or not at all, the same bytes for the same input, with the
+source's sound.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 
 from xdyna.core.atomic import discard, prepare_output, publish
 from xdyna.core.errors import FileError, writing_error
@@ -23,6 +27,7 @@ _THREADS = 4
 # mbtree off: on images narrower than about 128 px its vector code reads memory that was never written, and the bytes
 # change from run to run (x264 165, seen with one thread as well, gone with asm=0).
 _OPTIONS = {"crf": "17", "preset": "medium", "threads": str(_THREADS), "x264-params": "mbtree=0"}
+_LOSSLESS = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": str(_THREADS)}
 _BT709 = 1
 
 
@@ -31,16 +36,18 @@ class VideoWriter:
 
     The file is written under a hidden name in the target's folder and renamed when the block ends well; on any
     exception, Ctrl-C included, it is removed. H.264 with yuv420p needs even sides: an odd side is padded by repeating
-    its last row or column, so the file is up to 1 px larger than `size` (see `encoded_size`).
+    its last row or column, so the file is up to 1 px larger than `size` (see `encoded_size`). Lossless: FFV1 in
+    Matroska, RGB of 8 bits, every frame by itself; what is read is what was written.
 
     Args:
-        path: the mp4 to write; missing folders are made.
+        path: the mp4 (lossless: mkv) to write; missing folders are made.
         fps: frames per second, > 0; taken as a fraction with a denominator up to 1001.
         size: (H, W) of the frames in px.
         audio_from: file whose sound is kept: copied where mp4 players know the codec, otherwise encoded as AAC. A file
             without sound gives a silent video; unusable sound gives one with a warning.
         duration: s after which the sound is cut; default the length of the video.
         overwrite: whether an existing file may be replaced.
+        lossless: FFV1 instead of H.264.
 
     Raises:
         MediaError: bad size or rate, existing target, unwritable folder, full disk, no frame written, wrong frame. A
@@ -56,6 +63,7 @@ class VideoWriter:
         audio_from: Path | None = None,
         duration: float | None = None,
         overwrite: bool = False,
+        lossless: bool = False,
     ) -> None:
         height, width = (int(side) for side in size)
         if not (fps > 0 and float(fps) < 1000):
@@ -64,12 +72,13 @@ class VideoWriter:
             raise MediaError(f"video size (H, W) must be between 2 and 16384 px a side; given {height} x {width}")
         self.path = Path(path)
         self.size = (height, width)
-        self.encoded_size = (height + height % 2, width + width % 2)
+        self.encoded_size = (height, width) if lossless else (height + height % 2, width + width % 2)
         self.fps = Fraction(fps).limit_denominator(1001)
         self.frame_count = 0
         self._audio_from = Path(audio_from) if audio_from is not None else None
         self._duration = duration
         self._overwrite = overwrite
+        self._lossless = lossless
         self._temporary: Path | None = None
         self._container: av.container.OutputContainer | None = None
         self._audio: AudioTrack | None = None
@@ -86,16 +95,19 @@ class VideoWriter:
     def _start(self) -> None:
         assert self._temporary is not None
         # bitexact: no encoder version or creation time in the container
-        options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        self._container = av.open("file:" + os.path.abspath(self._temporary), "w", format="mp4", options=options)
-        stream = self._container.add_stream("libx264", rate=self.fps, options=dict(_OPTIONS))
+        options = {"fflags": "+bitexact"} | ({} if self._lossless else {"movflags": "+faststart"})
+        target, form = "file:" + os.path.abspath(self._temporary), "matroska" if self._lossless else "mp4"
+        self._container = av.open(target, "w", format=form, options=options)
+        codec, settings = ("ffv1", _LOSSLESS) if self._lossless else ("libx264", _OPTIONS)
+        stream = cast(VideoStream, self._container.add_stream(codec, rate=self.fps, options=dict(settings)))
         stream.height, stream.width = self.encoded_size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "bgr0" if self._lossless else "yuv420p"
         context = stream.codec_context
         context.thread_count = _THREADS
         context.time_base = 1 / self.fps
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = ColorRange.MPEG
+        if not self._lossless:
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = ColorRange.MPEG
         self._stream = stream
         if self._audio_from is not None:
             self._audio = open_audio(self._audio_from, self._container)
@@ -118,7 +130,12 @@ class VideoWriter:
                 f"expected uint8 {(*self.size, 3)}"
             )
         picture = av.VideoFrame.from_ndarray(self._padded(frame), format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        if self._lossless:
+            picture = picture.reformat(format="bgr0")
+        else:
+            picture = picture.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
         picture.pts = self.frame_count
         picture.time_base = 1 / self.fps
         with self._disk_errors():

@@ -7,7 +7,7 @@ from xdyna.perception.draw import draw_pose, draw_track
 from xdyna.perception.errors import PerceptionError, PerceptionWarning
 from xdyna.perception.face_patch import face_boxes, face_patches
 from xdyna.perception.smooth import OneEuro
-from xdyna.perception.track import perceive, smooth_track
+from xdyna.perception.track import smooth_track, track_person
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 
 __all__ = [
@@ -30,6 +30,6 @@ __all__ = [
     "face_patches",
     "get_backend",
     "get_face_backend",
-    "perceive",
+    "track_person",
     "smooth_track",
 ]

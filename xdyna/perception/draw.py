@@ -13,6 +13,7 @@ import math
 import cv2
 import numpy as np
 
+from xdyna.config.contract import PoseStyle
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import BODY_COLORS, BODY_LIMBS, HAND_BONES, HEAD_JOINTS
 from xdyna.perception.types import PoseTrack
@@ -21,6 +22,8 @@ _OFFICIAL_SIDE = 512  # shorter side of the official images, px: widths scale wi
 _STICK, _DOT, _HAND_LINE = 4, 4, 2  # px at that size
 _LIMB_BRIGHTNESS = 0.6
 _HAND_DOT = (0, 0, 255)
+_LANDMARK_DOT = (255, 255, 255)
+_LANDMARK_RADIUS = 3  # px at the official size
 _HAND_COLORS = tuple(
     tuple(int(255 * value) for value in colorsys.hsv_to_rgb(bone / len(HAND_BONES), 1.0, 1.0))
     for bone in range(len(HAND_BONES))
@@ -32,6 +35,7 @@ CONFIDENCE = 0.3
 def draw_pose(
     body: np.ndarray,
     hands: np.ndarray | None = None,
+    face: np.ndarray | None = None,
     *,
     size: tuple[int, int],
     head: bool = False,
@@ -45,6 +49,8 @@ def draw_pose(
     Args:
         body: (18, 3) x px, y px, confidence, OpenPose-18.
         hands: (2, 21, 3), or None for no hands.
+        face: (68, 3) landmarks, or None for none (as published; the paper's w/lmk draws them): white dots whose radius
+            scales with the shorter side of the image (512 px: 3 px; below 171 px they are single pixels).
         size: (H, W) of the image, px.
         head: whether eyes and ears are drawn too.
         threshold: points of lower confidence are not drawn, nor the limbs that end there; in (0, 1].
@@ -56,7 +62,7 @@ def draw_pose(
     Raises:
         PerceptionError: wrong shapes, size, threshold or width.
 
-    Source: X-Dyna's pose maps (DWPose drawing of OpenPose bodies).
+    Source: X-Dyna's pose maps (DWPose drawing of OpenPose bodies; OpenPose's drawing of faces).
     """
     body = _checked(body, shape=(18, 3), name="body")
     rows, columns = int(size[0]), int(size[1])
@@ -86,7 +92,30 @@ def draw_pose(
                 cv2.line(canvas, _pixel(hand[start]), _pixel(hand[end]), color, thickness=_px(_HAND_LINE, scale))
         for joint in np.flatnonzero(seen):
             _draw_dot(canvas, hand[joint, :2], color=_HAND_DOT, radius=_px(_DOT, scale))
+    for x, y, confidence in () if face is None else _checked(face, shape=(68, 3), name="face").tolist():
+        if confidence >= threshold:
+            radius = int(_LANDMARK_RADIUS * min(rows, columns) / _OFFICIAL_SIDE)
+            _draw_dot(canvas, np.array([x, y]), color=_LANDMARK_DOT, radius=radius)
     return canvas
+
+
+def draw_styled(
+    body: np.ndarray, hands: np.ndarray, face: np.ndarray, *, size: tuple[int, int], style: PoseStyle
+) -> np.ndarray:
+    """Draw one person in a model's style, as `draw_pose` does.
+
+    Args:
+        body: (18, 3) x px, y px, confidence.
+        hands: (2, 21, 3).
+        face: (68, 3).
+        size: (H, W) of the image, px.
+        style: what is drawn, and how wide.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    shown = hands if style.hands else None, face if style.landmarks else None
+    return draw_pose(body, *shown, size=size, head=style.head, width=style.width)
 
 
 def draw_track(track: PoseTrack, *, head: bool = False, threshold: float = CONFIDENCE) -> np.ndarray:

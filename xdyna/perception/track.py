@@ -30,7 +30,7 @@ _SAME = 0.5  # overlap from which on two boxes are one person found twice
 _PATIENCE = 8  # frames without the person after which whoever is N-th largest is followed (the scene was cut)
 
 
-def perceive(
+def track_person(
     path: str | os.PathLike[str],
     *,
     frame_indices: Sequence[int] | np.ndarray | None = None,

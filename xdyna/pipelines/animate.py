@@ -23,20 +23,22 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.atomic import write_file
 from xdyna.core.errors import FileError
-from xdyna.core.files import file_sha256
+from xdyna.core.files import path_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Progress, Watch
+from xdyna.media.folder import frame_files
+from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.model import Model, load
-from xdyna.pipelines.outputs import OutputFiles, as_mp4, reserve
+from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
 from xdyna.pipelines.resume import PartialRun, fingerprint
 from xdyna.pipelines.writing import write_outputs
@@ -47,12 +49,13 @@ class Frames(Sequence[np.ndarray]):
     """The frames of a video file, read when they are asked for: uint8 (H, W, 3) RGB each.
 
     Args:
-        path: the video.
+        path: the video, or a folder of frames.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._count = probe(path).frame_count
+        self._files = frame_files(path) if path.is_dir() else None
+        self._count = probe(path).frame_count if self._files is None else len(self._files)
 
     def __len__(self) -> int:
         return self._count
@@ -67,12 +70,15 @@ class Frames(Sequence[np.ndarray]):
         chosen = range(self._count)[index]  # an IndexError where it is out of range
         if isinstance(chosen, range):
             wanted = sorted(chosen)
-            found = dict(zip(wanted, read_frames(self.path, wanted), strict=True))
+            found = dict(zip(wanted, self._read(wanted), strict=True))
             return [found[number] for number in chosen]
-        return next(read_frames(self.path, [chosen]))
+        return next(self._read([chosen]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return read_frames(self.path)
+        return self._read(range(self._count))
+
+    def _read(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+        return read_frames(self.path, wanted) if self._files is None else (read_image(self._files[k]) for k in wanted)
 
     def numpy(self) -> np.ndarray:
         """All frames at once, uint8 (T, H, W, 3)."""
@@ -122,7 +128,7 @@ class Animation:
             FileError: a file is in the way.
             UsageError: the name is of another kind of file.
         """
-        files = OutputFiles(as_mp4(Path(path)))
+        files = OutputFiles.named(Path(path), self.files.save)
         if (taken := files.taken()) and not overwrite:
             raise FileError(f"{taken[0]} exists already; choose another name, or give overwrite=True")
         files.video.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +157,7 @@ def animate(
     *,
     out: str | Path | None = None,
     settings: InferConfig | None = None,
-    model: Model | str | Path | None = None,
+    model: Model | DiffusionPipeline | str | Path | None = None,
     kind: str = "auto",
     face_video: str | Path | None = None,
     ref_keypoints: str | Path | None = None,
@@ -163,13 +169,15 @@ def animate(
 
     Args:
         reference: the person: a file, a PIL image or uint8 (H, W, 3).
-        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.perception.perceive`.
+        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.track_person`.
         out: the video to write, beside which the other files go; None: temporary files, which `Animation.save` moves.
         settings: all settings; None for those of the `model`, or the published ones.
-        model: what `xdyna.load` gave, for several animations with the same weights; or a pipeline folder, or its name.
+        model: what `xdyna.load` gave, for several animations with the same weights; a loaded `XDynaPipeline`, used as
+            it is (on its device, with its scheduler and LoRA weights); a pipeline folder, or its name.
         kind: what the driving file is: "auto" (by its ending), "video", "pose" or "keypoints".
         face_video: for pose videos and keypoints: the video they were made from.
-        ref_keypoints: keypoints of the person in the reference, where no detector sees it.
+        ref_keypoints: keypoints of the person in the reference, where no detector sees it: for `align`, for
+            `crop="person"`, and to tell what of the person the published crop cuts.
         overwrite: whether existing files may be replaced.
         progress: called as (stage, done, total).
         cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
@@ -194,7 +202,7 @@ def animate(
     target, faces, points = (Path(path) if path is not None else None for path in (out, face_video, ref_keypoints))
     request = Request(reference, driving, target, folder, kind, faces, points)
     watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
-    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch)
+    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
 
@@ -207,6 +215,7 @@ def make(
     watch: Watch | None = None,
     cache_dir: Path | None = None,
     argv: Sequence[str] = (),
+    resumable: bool = True,
 ) -> Animation:
     """Make one animation; what `animate` and the programs call.
 
@@ -218,6 +227,7 @@ def make(
         watch: the caller's callbacks.
         cache_dir: where keypoints are cached; None for the default folder.
         argv: arguments of the program, for the manifest.
+        resumable: whether a partial result is kept for the next call; not of use for temporary files.
 
     Returns:
         Animation: complete.
@@ -227,13 +237,14 @@ def make(
     """
     start, watch = time.perf_counter(), watch or Watch()
     model.check_fits(settings)
-    with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **request.names()) as files:
+    names = {**request.names(), "save": settings.save}
+    with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **names) as files:
         plan = plan_animation(request, settings, model.checkpoint, files=files, overwrite=overwrite)
         for note in plan.notes:
             watch.say(note)
         plan, conditions = _controls(plan, cache_dir, watch)
         result, inputs = _deciding(plan, conditions, model, watch)
-        partial = PartialRun(files.video, fingerprint(result))
+        partial = PartialRun(files.video, fingerprint(result)) if resumable else None
         fitted = plan.fitted()
         try:
             before = time.perf_counter()
@@ -250,10 +261,11 @@ def make(
                 watch=watch,
             )
         except BaseException:
-            if partial.save():
+            if partial is not None and partial.save():
                 watch.say(f"partial result kept in {partial.path}; the same command goes on from there")
             raise
-        partial.remove()
+        if partial is not None:
+            partial.remove()
         written = files.all(keypoints=plan.driving.kind == "video")
         cost = {
             "seconds": round(time.perf_counter() - start, 2),
@@ -296,6 +308,7 @@ def _deciding(
         "face": conditions.face is not None,
         "conditions": conditions.digest(),
         "inputs": without_paths,
+        "contract": dataclasses.asdict(plan.checkpoint.contract),
         "weights": model.hashes(watch),
         "dtype": str(model.dtype),
     }
@@ -311,7 +324,7 @@ def _circumstances(plan: Plan, conditions: Conditions, model: Model, written: Se
         "driving_fps": plan.driving.source_fps,
         "alignment": dataclasses.asdict(alignment) if alignment else None,
         "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
-        "outputs": {path.name: file_sha256(path) for path in written[:-1]},
+        "outputs": {path.name: path_sha256(path) for path in written[:-1]},
     }
 
 
@@ -339,15 +352,16 @@ def sample(
     """
     settings, watch = plan.settings, watch or Watch()
     assert settings.guidance is not None, "the checkpoint's own was put in"
+    assert settings.steps is not None, "the checkpoint's own were put in"
     generator = torch.Generator("cpu").manual_seed(settings.seed)
-    # Other schedulers keep a history of steps, which is not stored: their runs start over.
-    resumable = partial is not None and isinstance(pipeline.scheduler, DDIMScheduler)
-    done, latents = (partial.load() if resumable and partial is not None else None) or (0, None)
+    if not isinstance(pipeline.scheduler, DDIMScheduler):
+        partial = None  # others keep a history of steps, which is not stored: their runs start over
+    done, latents = (partial.load() if partial is not None else None) or (0, None)
     if done and partial is not None:
         watch.say(f"going on after step {done} of {settings.steps} (found {partial.path})")
 
     def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if resumable and partial is not None:
+        if partial is not None:
             partial.update(step + 1, state["latents"])
         return state
 

@@ -17,11 +17,11 @@ from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.base import get_backend
-from xdyna.perception.draw import draw_pose
+from xdyna.perception.draw import draw_styled
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.face_patch import iter_face_patches
 from xdyna.perception.smooth import OneEuro
-from xdyna.perception.track import perceive as perceive_video
+from xdyna.perception.track import track_person
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.plan import Plan
@@ -118,7 +118,7 @@ def face_source(name: str) -> FaceSource:
 
 
 def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None = None) -> PoseTrack | None:
-    """The person in the driving file, frame by frame; detections are cached under the video's hash.
+    """The track that an animation is driven by: that of its keypoint file, or of `track_person` in its driving video.
 
     Args:
         plan: the animation.
@@ -138,7 +138,7 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
         return driving.track.select(rows)
     if driving.face_video is None or (driving.kind == "pose" and not plan.face):
         return None
-    return perceive_video(
+    return track_person(
         driving.face_video,
         frame_indices=rows,
         backend=settings.pose_backend,
@@ -217,8 +217,8 @@ def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows:
             yield placement.image(frame, interpolation="bilinear")
         return
     assert placed is not None
-    for body, hands in zip(placed.body, placed.hands, strict=True):
-        yield draw_pose(body, hands, size=plan.size, head=plan.settings.head)
+    for person in zip(placed.body, placed.hands, placed.face, strict=True):
+        yield draw_styled(*person, size=plan.size, style=plan.checkpoint.contract.pose)
 
 
 def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Iterator[np.ndarray]:

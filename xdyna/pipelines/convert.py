@@ -1,6 +1,5 @@
 """Published files -> one pipeline folder."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from xdyna.core.resources import weights_folder
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.folder import SAMPLING, find_checkpoint, load_pipeline, save_pipeline
+from xdyna.pipelines.folder import find_checkpoint, load_pipeline, save_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 
@@ -43,9 +42,7 @@ def repack(folder: Path, out: Path, *, dtype: torch.dtype) -> None:
         raise UsageError(f"--pipeline {folder} is no pipeline folder: it has no model_index.json")
     checkpoint = find_checkpoint(folder, build_untrained)
     pipeline = load_pipeline(checkpoint, device=torch.device("cpu"), dtype=torch.float32, face=True)
-    save_pipeline(pipeline.to(dtype), out, untrained=checkpoint.untrained)
-    if (folder / SAMPLING).is_file():
-        shutil.copy(folder / SAMPLING, out / SAMPLING)
+    save_pipeline(pipeline.to(dtype), out, untrained=checkpoint.untrained, contract=checkpoint.contract)
 
 
 def download(folder: Path, *, use: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from safetensors import SafetensorError
 
 from xdyna.checkpoints.component import load_component
 from xdyna.checkpoints.io import check_folder
+from xdyna.config.contract import ConditionContract, read_contract
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import pretrained
-from xdyna.pipelines.options import PUBLISHED_GUIDANCE
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 OFFICIAL, TINY = pretrained("xdyna"), pretrained("xdyna-tiny")
-SAMPLING = "sampling.json"  # optional file in a checkpoint folder: {"guidance": scale}
 UNTRAINED_MARK = "UNTRAINED"  # file in a checkpoint folder whose weights are random or unfinished; says which
 
 
@@ -35,8 +34,7 @@ class Checkpoint:
         untrained: whether its weights are random, or their training is not finished.
         vae_scale: pixels per latent.
         max_context: largest number of generated frames in one window.
-        guidance: classifier-free guidance scale to use where none is asked for: that of `sampling.json`, if the folder
-            has one, else the published 7.5.
+        contract: what it was trained with and is sampled with, see there.
     """
 
     folder: Path
@@ -45,7 +43,7 @@ class Checkpoint:
     untrained: bool
     vae_scale: int
     max_context: int
-    guidance: float = PUBLISHED_GUIDANCE
+    contract: ConditionContract = field(default_factory=ConditionContract)
 
     def weight_files(self) -> list[Path]:
         """All weight files, in a fixed order."""
@@ -106,20 +104,36 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     height, width = (side * scale for side in unet["sample_size"])
     has_face = index.get("face_controlnet", [None, None])[1] is not None
     untrained = (folder / UNTRAINED_MARK).is_file()
-    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _guidance(folder))
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _contract(folder))
 
 
-def _guidance(folder: Path) -> float:
-    path = folder / SAMPLING
-    if not path.is_file():
-        return PUBLISHED_GUIDANCE
-    try:
-        scale = float(json.loads(path.read_text())["guidance"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f'{path} is damaged ({error}); expected {{"guidance": 2.0}}, or no such file') from error
-    if not 0 <= scale <= 100:
-        raise WeightsError(f"{path}: guidance is {scale}, expected 0 to 100")
-    return scale
+def _contract(folder: Path) -> ConditionContract:
+    """The contract, which must not contradict the folder's scheduler."""
+    contract = read_contract(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    predicts = json.loads(path.read_text()).get("prediction_type", "epsilon") if path.is_file() else None
+    if None not in (contract.prediction_type, predicts) and contract.prediction_type != predicts:
+        raise WeightsError(
+            f"{folder}: conditions.json says prediction_type={contract.prediction_type}, its scheduler {predicts}; "
+            "expected the same: mend the one that is wrong"
+        )
+    return contract
+
+
+def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
+    """What a loaded pipeline is, in the words of its folder.
+
+    Args:
+        pipeline: what `from_pretrained` gave, or one that was put together.
+
+    Returns:
+        Checkpoint: of the pipeline as it is now; its folder is only a name where there is none.
+    """
+    folder = Path(str(getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__))
+    unet, scale = pipeline.unet.config, pipeline.vae_scale_factor
+    height, width = (side * scale for side in unet.sample_size)
+    has_face, untrained = pipeline.face_controlnet is not None, (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, _contract(folder))
 
 
 def load_pipeline(
@@ -157,13 +171,16 @@ def load_pipeline(
     return pipeline
 
 
-def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool = False) -> None:
+def save_pipeline(
+    pipeline: DiffusionPipeline, folder: Path, *, untrained: bool = False, contract: ConditionContract | None = None
+) -> None:
     """Write a pipeline folder completely or not at all.
 
     Args:
         pipeline: what to write.
         folder: must not exist.
         untrained: mark the weights as random.
+        contract: written beside the weights; None for the published one.
 
     Raises:
         WeightsError: the folder exists already, or cannot be written (full disk, ...).
@@ -183,6 +200,8 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, *, untrained: bool 
                 (temporary / UNTRAINED_MARK).write_text(
                     "the weights are untrained; the video will show noise, not a person.\n"
                 )
+            if contract is not None:
+                contract.write(temporary)
             temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{folder} cannot be written: {error}; nothing of it was kept") from error

@@ -48,7 +48,7 @@ def as_images(images: ImageInput) -> list[Image.Image]:
 
 
 def as_videos(videos: VideoInput, name: str, *, channels: int) -> list[Tensor]:
-    """Videos in any form -> one uint8 tensor each; uint8 arrays are not copied.
+    """Videos in any form -> one uint8 tensor each; uint8 arrays are not copied, but for read-only ones.
 
     Args:
         videos: see the head of this file.
@@ -72,22 +72,32 @@ def as_videos(videos: VideoInput, name: str, *, channels: int) -> list[Tensor]:
     return [_as_video(entry, name, channels) for entry in entries]
 
 
-def repeated(entries: Sequence[Item], count: int, name: str) -> list[Item]:
+def repeated(entries: Sequence[Item], count: int, name: str, *, each: int = 1) -> list[Item]:
     """One entry per video: a single one serves all.
+
+    Args:
+        entries: what was given.
+        count: videos, without those that `each` adds.
+        name: of the argument, for messages.
+        each: how often every entry is used, one after the other.
 
     Raises:
         ValueError: neither one entry nor `count`.
     """
     if len(entries) not in (1, count):
         raise ValueError(f"{name} has {len(entries)} entries for {count} videos; give one per video, or one for all")
-    return list(entries) * (count if len(entries) == 1 else 1)
+    return [entry for entry in list(entries) * (count if len(entries) == 1 else 1) for _ in range(each)]
 
 
-def count_videos(counts: Mapping[str, int | None]) -> int:
-    """How many videos a call makes: the largest number of entries that any argument has.
+def count_videos(
+    counts: Mapping[str, int | None], own: Mapping[str, int | None] | None = None, *, each: int = 1
+) -> int:
+    """How many videos a call makes: the largest number of entries that any argument has, times `each`.
 
     Args:
         counts: entries of each argument; None where it was not given.
+        own: the same of arguments that have an entry for every video, those that `each` adds included.
+        each: videos per entry.
 
     Returns:
         int: at least 1.
@@ -95,10 +105,13 @@ def count_videos(counts: Mapping[str, int | None]) -> int:
     Raises:
         ValueError: arguments with different numbers of entries, none of them 1.
     """
-    count = max(value for value in (1, *counts.values()) if value is not None)
-    for name, value in counts.items():
-        if value is not None and value not in (1, count):
-            raise ValueError(f"{name} has {value} entries for {count} videos; give one per video, or one for all")
+    own = own or {}
+    largest = [max(value for value in (1, *given.values()) if value is not None) for given in (counts, own)]
+    count = max(largest) if each == 1 else largest[0] * each
+    for name, value in [*counts.items(), *own.items()]:
+        wanted = count if name in own else count // each
+        if value is not None and value not in (1, wanted):
+            raise ValueError(f"{name} has {value} entries for {wanted} videos; give one per video, or one for all")
     return count
 
 
@@ -110,7 +123,7 @@ def _as_image(image: Any) -> Image.Image:
     array = rearrange(image.cpu(), "c h w -> h w c").numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
     if array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(f"the image has shape {tuple(image.shape)}, expected an array (H, W, 3) or a tensor (3, H, W)")
-    return Image.fromarray(_as_uint8(torch.as_tensor(np.ascontiguousarray(array)), "the image").numpy())
+    return Image.fromarray(_as_uint8(_as_tensor(np.asarray(array)), "the image").numpy())
 
 
 def _as_video(video: Any, name: str, channels: int) -> Tensor:
@@ -118,13 +131,18 @@ def _as_video(video: Any, name: str, channels: int) -> Tensor:
         video = _stacked(video, name)
     if not isinstance(video, np.ndarray | Tensor):
         raise ValueError(f"{name} is {_kind(video)}; expected the frames of a video")
-    frames = video if isinstance(video, Tensor) else torch.as_tensor(np.ascontiguousarray(video))
+    frames = video if isinstance(video, Tensor) else _as_tensor(video)
     layout = f"a tensor (frames, {channels}, H, W)" if isinstance(video, Tensor) else f"(frames, H, W, {channels})"
     if frames.ndim == 4 and isinstance(video, np.ndarray):
         frames = rearrange(frames, "t h w c -> t c h w")
     if frames.ndim != 4 or frames.shape[1] != channels or not frames.shape[0]:
         raise ValueError(f"{name} has shape {tuple(video.shape)}, expected {layout} with at least one frame")
     return _as_uint8(frames, name)
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory, or a copy of what may not be written to: tensors know no read-only memory."""
+    return torch.as_tensor(np.require(array, requirements=["C", "W"]))
 
 
 def _stacked(frames: Sequence[Any], name: str) -> np.ndarray | Tensor:

@@ -1,11 +1,15 @@
 """What animates: a pipeline folder on a device, with the scheduler and the LoRA weights that were asked for."""
 
 import difflib
+import hashlib
+import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.device import pick_device, pick_dtype
@@ -13,7 +17,7 @@ from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.core.progress import Watch
 from xdyna.models.attention import require_xformers
-from xdyna.pipelines.folder import Checkpoint, find_checkpoint, load_pipeline
+from xdyna.pipelines.folder import Checkpoint, checkpoint_of, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 
@@ -33,11 +37,12 @@ SCHEDULERS = {
 
 
 class Model:
-    """Weights that are loaded when the first animation needs them.
+    """Weights that are loaded when the first animation needs them, or a pipeline that is loaded already.
 
     Args:
-        checkpoint: the pipeline folder.
+        checkpoint: the pipeline folder, or that of the pipeline.
         settings: device, dtype, attention, face, scheduler and lora count.
+        pipeline: a loaded one, used as it is: device, dtype, attention, scheduler and LoRA are its own.
 
     Attributes:
         checkpoint: as given.
@@ -45,11 +50,19 @@ class Model:
         dtype: of the networks.
 
     Raises:
-        UsageError: a device, scheduler or LoRA file that is not there.
+        UsageError: a device, scheduler or LoRA file that is not there; a scheduler or LoRA for a loaded pipeline.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: InferConfig) -> None:
-        self.checkpoint, self.settings = checkpoint, settings
+    def __init__(self, checkpoint: Checkpoint, settings: InferConfig, *, pipeline: XDynaPipeline | None = None) -> None:
+        self.checkpoint, self.settings, self.given = checkpoint, settings, pipeline
+        if pipeline is not None:
+            if settings.scheduler is not None or settings.lora:
+                raise UsageError(
+                    f"scheduler={settings.scheduler} and lora={settings.lora} are asked for with a loaded pipeline, "
+                    "which has its own; set pipeline.scheduler and call pipeline.load_lora_weights instead"
+                )
+            self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
+            return
         if settings.attention == "xformers":
             require_xformers()
         self.device = pick_device(settings.device)
@@ -77,7 +90,9 @@ class Model:
 
     @cached_property
     def pipeline(self) -> XDynaPipeline:
-        """The pipeline itself, loaded strictly."""
+        """The pipeline itself: the one that was given, or loaded strictly."""
+        if self.given is not None:
+            return self.given
         settings = self.settings
         face = self.checkpoint.has_face and settings.face is not False
         pipeline = load_pipeline(
@@ -93,9 +108,12 @@ class Model:
         return pipeline
 
     def hashes(self, watch: Watch | None = None) -> dict[str, str]:
-        """SHA-256 of every weight file, LoRA files included."""
+        """SHA-256 of every weight file, LoRA files included; of a given pipeline, of each part as it is now."""
+        watch = watch or Watch()
+        if self.given is not None:
+            return dict(_part_hashes(self.given, watch))
         if not hasattr(self, "_hashes"):
-            files, watch = self.checkpoint.weight_files(), watch or Watch()
+            files = self.checkpoint.weight_files()
 
             def told() -> Any:
                 for number, path in enumerate(files):
@@ -108,23 +126,65 @@ class Model:
         return self._hashes
 
 
-def load(checkpoint: str | Path | None = None, settings: InferConfig | None = None) -> Model:
+def load(
+    checkpoint: str | Path | diffusers.DiffusionPipeline | None = None, settings: InferConfig | None = None
+) -> Model:
     """Choose the weights of one or many animations.
 
     Args:
-        checkpoint: pipeline folder, or the name of one in pretrained/ ("xdyna-tiny"); None takes the converted official
-            weights where they are, else xdyna-tiny.
+        checkpoint: pipeline folder, or the name of one in pretrained/ ("xdyna-tiny"), or a loaded pipeline; None takes
+            the converted official weights where they are, else xdyna-tiny.
         settings: see `Model`.
 
     Returns:
         Model: checked for completeness; loaded when it is first used.
 
     Raises:
-        UsageError: no such folder.
+        UsageError: no such folder, or another kind of pipeline.
         WeightsError: the folder is incomplete or holds another kind of pipeline.
     """
+    if isinstance(checkpoint, diffusers.DiffusionPipeline) and type(checkpoint).__name__ == XDynaPipeline.__name__:
+        found = checkpoint_of(checkpoint)
+        if not isinstance(checkpoint, XDynaPipeline):  # diffusers' custom_pipeline=FILE makes a copy of the class
+            checkpoint = XDynaPipeline(**checkpoint.components)
+        return Model(found, settings or InferConfig(), pipeline=checkpoint)
+    if not isinstance(checkpoint, str | Path | None):
+        raise UsageError(
+            f"the model is a {type(checkpoint).__name__}; expected a pipeline folder, its name, an XDynaPipeline or "
+            "what xdyna.load gave"
+        )
     folder = Path(checkpoint) if checkpoint is not None else None
     return Model(find_checkpoint(folder, build_untrained), settings or InferConfig())
+
+
+def _part_hashes(pipeline: XDynaPipeline, watch: Watch) -> Iterator[tuple[str, str]]:
+    """SHA-256 of what each part of a pipeline computes with: tensors, strengths of adapters, the scheduler."""
+    parts = sorted(pipeline.components.items())
+    for number, (name, part) in enumerate(parts):
+        watch.step("hashing weights", number, len(parts))
+        digest = hashlib.sha256()
+        if isinstance(part, torch.nn.Module):
+            for key, tensor in sorted(part.state_dict().items()):
+                if tensor.is_meta:
+                    raise UsageError(
+                        "the pipeline is offloaded part by part, so its weights cannot be told; use "
+                        "enable_model_cpu_offload or enable_group_offload, or give the folder as the model"
+                    )
+                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            adapters = [
+                (key, module.scaling, module.active_adapters)
+                for key, module in part.named_modules()
+                if hasattr(module, "scaling") and hasattr(module, "active_adapters")
+            ]
+            digest.update(repr(adapters).encode())
+        elif isinstance(part, diffusers.SchedulerMixin):
+            entries = {"class": type(part).__name__, **part.config}
+            digest.update(json.dumps(entries, sort_keys=True, default=str).encode())
+        else:
+            continue
+        yield name, digest.hexdigest()
+    watch.step("hashing weights", len(parts), len(parts))
 
 
 def scheduler_class(name: str) -> type[Any]:

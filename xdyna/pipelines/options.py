@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-PUBLISHED_GUIDANCE = 7.5
-
 
 @dataclass(frozen=True)
 class Precomputed:

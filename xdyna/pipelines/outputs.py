@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import UsageError
@@ -16,31 +17,62 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+ENDINGS = {"mp4": ".mp4", "ffv1": ".mkv", "frames": ""}
+_KINDS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".mpg", ".ts")
+
+
 @dataclass(frozen=True)
 class OutputFiles:
-    """Names of the files of one animation, all beside each other."""
+    """Names of the files of one animation, all beside each other.
+
+    Attributes:
+        video: the video; with `save` "frames" a folder.
+        save: how it is saved, one of `xdyna.config.infer.SAVES`.
+    """
 
     video: Path
+    save: str = "mp4"
+
+    @classmethod
+    def named(cls, path: Path, save: str) -> "OutputFiles":
+        """The files of a video, whose ending is added where it is missing.
+
+        Raises:
+            UsageError: the name has the ending of another kind of file.
+        """
+        ending = ENDINGS[save]
+        if path.suffix.lower() in _KINDS and path.suffix.lower() != ending:
+            makes = f"{ending} files" if ending else "folders"
+            raise UsageError(
+                f"--out '{path}' names another kind of file: save={save} makes {makes}; give "
+                f"'{path.with_suffix(ending)}', and convert that"
+            )
+        return cls(path if path.suffix.lower() == ending or not ending else path.with_name(path.name + ending), save)
+
+    @property
+    def stem(self) -> str:
+        """What all names begin with."""
+        return self.video.stem if ENDINGS[self.save] else self.video.name
 
     @property
     def grid(self) -> Path:
         """Side-by-side video."""
-        return self.video.with_name(f"{self.video.stem}.grid.mp4")
+        return self.video.with_name(f"{self.stem}.grid.mp4")
 
     @property
     def sheet(self) -> Path:
         """Contact sheet."""
-        return self.video.with_name(f"{self.video.stem}.sheet.png")
+        return self.video.with_name(f"{self.stem}.sheet.png")
 
     @property
     def manifest(self) -> Path:
         """Run manifest."""
-        return self.video.with_name(f"{self.video.stem}.run.json")
+        return self.video.with_name(f"{self.stem}.run.json")
 
     @property
     def keypoints(self) -> Path:
         """Keypoints of the driving video, as `--drive` takes them; written when perception ran."""
-        return self.video.with_name(f"{self.video.stem}.keypoints.npz")
+        return self.video.with_name(f"{self.stem}.keypoints.npz")
 
     def all(self, *, keypoints: bool) -> tuple[Path, ...]:
         """Every file of a run, the manifest last."""
@@ -70,7 +102,7 @@ class OutputFiles:
             ValueError: it cannot.
         """
         try:
-            with atomic_output(self.video, overwrite=True):
+            with atomic_output(self.manifest, overwrite=True):
                 raise _OnlyProbing
         except _OnlyProbing:
             pass
@@ -80,50 +112,39 @@ class _OnlyProbing(Exception):
     """Leaves `atomic_output` without writing."""
 
 
-_OTHER_KINDS = (".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".mpg", ".ts")
-
-
-def as_mp4(out: Path) -> Path:
-    """The name of a video: ".mp4" is added where there is no ending of another kind of file.
-
-    Raises:
-        UsageError: there is one.
-    """
-    if out.suffix.lower() in _OTHER_KINDS:
-        raise UsageError(f"--out '{out}': videos are written as mp4; give '{out.with_suffix('.mp4')}', and convert it")
-    return out if out.suffix.lower() == ".mp4" else out.with_name(f"{out.name}.mp4")
-
-
-def output_names(out: Path | None, *, reference: Path, driving: Path, folder: Path) -> Iterator[OutputFiles]:
+def output_names(
+    out: Path | None, *, reference: Path, driving: Path, folder: Path, save: str = "mp4"
+) -> Iterator[OutputFiles]:
     """Where the results may go, in order of preference.
 
     Args:
-        out: the video's name (".mp4" is added where it is missing), or None for REFERENCE_DRIVING.mp4 in `folder`, then
-            REFERENCE_DRIVING_2.mp4, and so on.
+        out: the video's name (its ending is added where it is missing), or None for REFERENCE_DRIVING.mp4 in `folder`,
+            then REFERENCE_DRIVING_2.mp4, and so on.
         reference: image, for the name.
         driving: driving file, for the name.
         folder: for `out` = None.
+        save: how the video is saved.
 
     Raises:
-        UsageError: `out` is a folder, empty, or of another kind.
+        UsageError: `out` is a folder, empty, or has the ending of another kind of video.
     """
     if out is None:
         stem = f"{reference.stem}_{driving.stem}"
-        yield OutputFiles(folder / f"{stem}.mp4")
-        yield from (OutputFiles(folder / f"{stem}_{number}.mp4") for number in itertools.count(2))
-    elif not out.name or out.is_dir():
+        yield OutputFiles.named(folder / f"{stem}{ENDINGS[save]}", save)
+        yield from (OutputFiles(folder / f"{stem}_{number}{ENDINGS[save]}", save) for number in itertools.count(2))
+    elif not out.name or (out.is_dir() and ENDINGS[save]):
         raise UsageError(f"--out '{out}' is a folder; give a file name, for example '{out / 'out.mp4'}'")
     else:
-        yield OutputFiles(as_mp4(out))
+        yield OutputFiles.named(out, save)
 
 
-def free_names(out: Path | None, **names: Path) -> OutputFiles:
+def free_names(out: Path | None, **names: Any) -> OutputFiles:
     """The names a run would take now; arguments as in `output_names`."""
     return next(files for files in output_names(out, **names) if out is not None or not files.taken())
 
 
 @contextmanager
-def reserve(out: Path | None, *, overwrite: bool, inputs: Sequence[Path], **names: Path) -> Iterator[OutputFiles]:
+def reserve(out: Path | None, *, overwrite: bool, inputs: Sequence[Path], **names: Any) -> Iterator[OutputFiles]:
     """Names that no other run takes while the block runs, checked to be free and writable.
 
     Args:
@@ -140,7 +161,7 @@ def reserve(out: Path | None, *, overwrite: bool, inputs: Sequence[Path], **name
             continue
         files.check_free(overwrite=overwrite, inputs=inputs)
         files.check_writable()
-        with _lock(files.video.with_name(f".{files.video.stem}.lock")) as held:
+        with _lock(files.video.with_name(f".{files.stem}.lock")) as held:
             if held:
                 yield files
                 return

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from xdyna.config.contract import PoseStyle
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
@@ -41,7 +42,8 @@ class Request:
         folder: for `out` = None.
         kind: what the driving file is, see `DRIVE_KINDS`.
         face_video: for pose videos and keypoints: where the faces come from.
-        ref_keypoints: keypoints of the person in the reference; None looks for it where it is needed.
+        ref_keypoints: keypoints of the person in the reference, for alignment, the crop and its check; None looks for
+            the person where it is needed.
         prompt: text; None takes that of the settings.
     """
 
@@ -157,6 +159,33 @@ def read_reference(reference: ImageLike) -> np.ndarray:
     return array
 
 
+def complete_settings(settings: InferConfig, request: Request, checkpoint: Checkpoint) -> InferConfig:
+    """The settings with what the checkpoint and the request decide.
+
+    Args:
+        settings: as they are given.
+        request: the animation.
+        checkpoint: the weights, with their contract.
+
+    Raises:
+        UsageError: pose maps of another style than the model was trained with.
+    """
+    contract = checkpoint.contract
+    if settings.head is not None and settings.head != contract.pose.head:
+        knows = "with" if contract.pose.head else "without"
+        raise UsageError(
+            f"head={str(settings.head).lower()}, but {checkpoint.folder} was trained {knows} eyes and ears in its pose "
+            "maps; leave head out"
+        )
+    return dataclasses.replace(
+        settings,
+        head=contract.pose.head,
+        guidance=contract.guidance if settings.guidance is None else settings.guidance,
+        steps=contract.steps if settings.steps is None else settings.steps,
+        prompt=settings.prompt if request.prompt is None else request.prompt,
+    )
+
+
 def plan_animation(
     request: Request, settings: InferConfig, checkpoint: Checkpoint, *, files: OutputFiles | None = None,
     overwrite: bool = False,
@@ -165,7 +194,7 @@ def plan_animation(
 
     Args:
         request: the animation.
-        settings: all settings; a guidance of None takes the checkpoint's own.
+        settings: all settings; guidance, steps and head of None take the checkpoint's own.
         checkpoint: the weights.
         files: names that were reserved for it; None takes those that are free now.
         overwrite: whether existing outputs may be replaced.
@@ -174,10 +203,7 @@ def plan_animation(
         UsageError: a missing file or options that contradict each other.
         ValueError: an unreadable reference or driving file, an output that is in the way.
     """
-    if settings.guidance is None:
-        settings = dataclasses.replace(settings, guidance=checkpoint.guidance)
-    if request.prompt is not None:
-        settings = dataclasses.replace(settings, prompt=request.prompt)
+    settings = complete_settings(settings, request, checkpoint)
     reference = read_reference(request.reference)
     driving = open_driving(
         request.driving,
@@ -193,24 +219,36 @@ def plan_animation(
             f"context_frames is {context}, but the motion modules of {checkpoint.folder} know "
             f"{checkpoint.max_context} frames; use at most that"
         )
-    person = None
-    if request.ref_keypoints is not None:
-        if settings.align == "none" and settings.crop != "person":
-            raise UsageError(
-                "--ref-keypoints tell what to align to, or what to keep (--crop person); give --align too, or leave "
-                "them out"
-            )
-        person = read_person(request.ref_keypoints, reference.shape[:2])
-    files = files or free_names(request.out, **request.names())
+    person = _known_person(request, settings, reference)
+    files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
     face = _use_face(driving, settings, checkpoint)
     size = _size(settings, reference, checkpoint)
     look = _Look(reference, settings.pose_backend)
     crop, person = choose_crop(settings.crop, reference, size, face=face, person=person, look=look)
-    notes = [*look.notes, *_crop_notes(crop, settings.crop, reference, person)]
+    notes = [
+        *look.notes,
+        *_crop_notes(crop, settings.crop, reference, person),
+        *_contract_notes(settings, driving, checkpoint),
+    ]
+    if request.ref_keypoints is not None and settings.align == "none" and crops.is_whole(crop, reference.shape):
+        notes.append("note: --ref-keypoints changed nothing: all of the reference is kept and nothing aligned to it")
     return Plan(
         request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
     )
+
+
+def _contract_notes(settings: InferConfig, driving: Driving, checkpoint: Checkpoint) -> Iterator[str]:
+    """Where an animation leaves what the model was trained on."""
+    contract, fps = checkpoint.contract, float(driving.fps)
+    window = min(len(driving.rows), settings.context_frames)
+    if contract.frames is not None and window > contract.frames:
+        yield f"windows of {window} frames; the model was trained on {contract.frames}"
+    if contract.fps is not None and not 0.99 * contract.fps[0] <= fps <= 1.01 * contract.fps[1]:
+        low, high = contract.fps
+        yield f"{fps:.4g} frames per second; the model was trained on {low:g} to {high:g} (--fps)"
+    if contract.pose != PoseStyle() and driving.kind == "pose":
+        yield "the pose video is taken as it is; the model was trained on pose maps of another style than the published"
 
 
 def choose_crop(
@@ -236,6 +274,18 @@ def choose_crop(
     if policy == "person" and person is not None:
         crop = crops.person_crop(reference.shape, size, crops.person_box(person, reference.shape))
     return crop, person
+
+
+def _known_person(request: Request, settings: InferConfig, reference: np.ndarray) -> Person | None:
+    """The person in the reference, where keypoints were given."""
+    if request.ref_keypoints is None:
+        return None
+    if settings.align == "none" and settings.crop == "none":
+        raise UsageError(
+            "--ref-keypoints show the person to align to, or to keep in the crop; with crop=none and no --align there "
+            "is neither: give --align or another crop, or leave them out"
+        )
+    return read_person(request.ref_keypoints, reference.shape[:2])
 
 
 class _Look:
@@ -334,6 +384,7 @@ def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> It
     """
     settings, driving, checkpoint = plan.settings, plan.driving, plan.checkpoint
     assert settings.guidance is not None, "the checkpoint's own was put in"
+    assert settings.steps is not None, "the checkpoint's own were put in"
     frames, windows = len(driving.rows), plan.windows()
     work = Workload(
         frames=frames,

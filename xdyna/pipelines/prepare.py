@@ -1,31 +1,142 @@
-"""What `XDynaPipeline` gets ready before the first step: control images, random numbers, latents, windows.
+"""What `XDynaPipeline` gets ready before the first step: embeddings, control images, random numbers, latents, windows.
 
-Shape legend: N videos, T generated frames, H W pixels, h w latent grid.
+Videos are encoded one at a time: a batch could round differently, and each video is to be the one made alone.
+
+Shape legend: N videos, S text or image tokens, c their channels, T generated frames, H W pixels, h w latent grid.
 """
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, SchedulerMixin
+from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from xdyna.diffusion.prior import similarity_prior as mix_prior
 from xdyna.diffusion.windows import window_schedule
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.denoiser import Denoiser
+from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.crop import fit_image, published_crop
-from xdyna.pipelines.denoise import Condition
-from xdyna.pipelines.encode import EncodersMixin
+from xdyna.pipelines.denoise import Condition, VideoSampler
 from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated
 from xdyna.pipelines.options import Draws, Precomputed, Windows
-from xdyna.pipelines.sampler import VideoSampler
+
+
+class EncodersMixin:
+    """What `XDynaPipeline` encodes with; a part of it."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel | None
+    tokenizer: CLIPTokenizer | None
+    image_encoder: CLIPVisionModelWithProjection | None
+    feature_extractor: Any
+    image_projection: ImageTokenResampler | None
+    image_processor: VaeImageProcessor
+    _execution_device: torch.device
+
+    @torch.no_grad()
+    def encode_reference(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+        """Latents of the reference: a sample of the VAE's posterior, scaled.
+
+        Args:
+            image: at the video's size.
+            generator: of the sample.
+
+        Returns:
+            Tensor: (1, 4, h, w) float32.
+        """
+        pixels = self.image_processor.preprocess(image).to(self._execution_device, self.vae.dtype)
+        posterior = self.vae.encode(pixels).latent_dist
+        return posterior.sample(generator).float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        *,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """CLIP text tokens of prompts.
+
+        Args:
+            prompt: one text, or one per video; None is "".
+            negative_prompt: of the unconditional branch; None is "".
+            do_classifier_free_guidance: whether that branch is wanted.
+            prompt_embeds: (N, S, c) to use instead of `prompt`.
+            negative_prompt_embeds: (N, S, c) to use instead of `negative_prompt`.
+
+        Returns:
+            tuple: (N, S, c) tokens of the prompts, and of the negative prompts (or None).
+
+        Raises:
+            ValueError: texts without a text encoder, or another number of negative prompts.
+        """
+        texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else list(prompt)
+        negatives = (
+            [negative_prompt or ""]
+            if negative_prompt is None or isinstance(negative_prompt, str)
+            else list(negative_prompt)
+        )
+        wants_negative = do_classifier_free_guidance and negative_prompt_embeds is None
+        if prompt_embeds is None:
+            texts = repeated(texts, max(len(texts), len(negatives)), "prompt")
+            rows = zip(repeated(negatives, len(texts), "negative_prompt"), texts, strict=True)
+            # Always both: one row alone rounds differently, and the tokens are not to depend on guidance.
+            pairs = [self._embed_text([negative, positive]) for negative, positive in rows]
+            prompt_embeds = torch.stack([pair[1] for pair in pairs])
+            if wants_negative:
+                negative_prompt_embeds = torch.stack([pair[0] for pair in pairs])
+        elif wants_negative:
+            negatives = repeated(negatives, len(prompt_embeds), "negative_prompt")
+            negative_prompt_embeds = torch.cat([self._embed_text([text]) for text in negatives])
+        return prompt_embeds, negative_prompt_embeds
+
+    def _embed_text(self, texts: Sequence[str]) -> Tensor:
+        return Denoiser.of(self).encode_text(texts, device=self._execution_device)
+
+    @torch.no_grad()
+    def encode_image(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """Image tokens of the whole image.
+
+        Args:
+            image: of any size.
+
+        Returns:
+            tuple: `image_embeds`, (1, S, c) tokens of the image; `negative_image_embeds`, (1, S, c) those of an
+            all-zero input, for the unconditional branch.
+
+        Raises:
+            ValueError: this pipeline has no image encoder.
+        """
+        both = torch.tensor([False, True])
+        tokens = Denoiser.of(self).encode_image([image], keep=both, device=self._execution_device)
+        negative, positive = tokens.chunk(2)
+        return positive, negative
+
+    def _image_embeds(
+        self, images: Sequence[Image.Image] | None, embeds: Tensor | None, negative_embeds: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens of the images, or the ones that were given; None for both in a pipeline without image tokens."""
+        if embeds is not None or self.image_projection is None:
+            return embeds, negative_embeds
+        if images is None:
+            raise ValueError("no reference image given; it is needed unless its latents and image tokens are given")
+        encoded = [self.encode_image(image) for image in images]
+        positive, negative = (torch.cat(rows) for rows in zip(*encoded, strict=True))
+        return positive, negative if negative_embeds is None else negative_embeds
 
 
 class PreparationMixin(EncodersMixin):
@@ -40,9 +151,13 @@ class PreparationMixin(EncodersMixin):
     _num_timesteps: int
 
     def _controls(
-        self, pose_video: VideoInput, face_video: VideoInput | None, num_frames: int | None
+        self,
+        pose_video: VideoInput,
+        face_video: VideoInput | None,
+        num_frames: int | None,
+        size: tuple[int | None, int | None],
     ) -> list[list[Condition]]:
-        """The ControlNets that run, with the control images of each video."""
+        """The ControlNets that run, with the control images of each video; at `size`, where one is asked for."""
         videos = [(self.pose_controlnet, "pose_video", as_videos(pose_video, "pose_video", channels=POSE_CHANNELS))]
         if face_video is not None:
             if self.face_controlnet is None:
@@ -50,12 +165,21 @@ class PreparationMixin(EncodersMixin):
             face = as_videos(face_video, "face_video", channels=FACE_CHANNELS)
             videos.append((self.face_controlnet, "face_video", face))
         count = count_videos({name: len(entries) for _, name, entries in videos})
+        factor, asked = self.vae_scale_factor, size != (None, None)
+        if asked:
+            _, height, width = _frames_size(videos[0][2][0])
+            height, width = size[0] or height, size[1] or width
+            if height % factor or width % factor:
+                raise ValueError(f"height is {height} and width {width}; both must be multiples of {factor}")
+            with_face = face_video is not None
+            videos = [
+                (net, name, [_fit(v, (height, width), with_face) for v in entries]) for net, name, entries in videos
+            ]
         shapes = {(name, _frames_size(entry)) for _, name, entries in videos for entry in entries}
         if len({shape for _, shape in shapes}) > 1:
             told = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes))
             raise ValueError(f"the control videos are (T, H, W) = {told}; they must agree")
         [(frames, height, width)] = {shape for _, shape in shapes}
-        factor = self.vae_scale_factor
         if height % factor or width % factor:
             raise ValueError(f"pose_video is {height}x{width} (HxW); both must be multiples of {factor}")
         if num_frames is not None and not 1 <= num_frames <= frames:
@@ -85,7 +209,7 @@ class PreparationMixin(EncodersMixin):
         eta: float,
     ) -> tuple[list[VideoSampler], Tensor]:
         """What takes the steps of each video, and the latents (N, C, T, h, w) to begin with."""
-        frames, height, width = _frames_size(controls[0][0].pictures)
+        frames, height, width = _frames_size(controls[0][0].images)
         grid = height // self.vae_scale_factor, width // self.vae_scale_factor
         given.check(latents, shape=(len(images), self.unet.config.in_channels, frames, *grid), steps=steps)
         schedule = window_schedule(windows.context_schedule)
@@ -170,6 +294,16 @@ class PreparationMixin(EncodersMixin):
             return noise * self.scheduler.init_noise_sigma
         clean = prior.to(reference.device) if prior is not None else mix_prior(reference[:, :, 0], draws.blurred)
         return self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[:1])
+
+
+def _fit(video: Tensor, size: tuple[int, int], face: bool) -> Tensor:
+    """Control images (T, C, H, W) at another size, cut and resized as those of a driving file are."""
+    if tuple(video.shape[2:]) == size:
+        return video
+    crop = published_crop(tuple(video.shape[2:]), size, face=face)
+    frames = rearrange(video.cpu(), "t c h w -> t h w c").numpy()
+    fitted = [crop.image(frame, interpolation="bilinear") for frame in frames]
+    return rearrange(torch.from_numpy(np.stack(fitted)), "t h w c -> t c h w")
 
 
 def _frames_size(video: Tensor) -> tuple[int, int, int]:

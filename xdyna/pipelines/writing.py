@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from xdyna.core.progress import Watch
+from xdyna.media.folder import FrameFolderWriter, frame_files
 from xdyna.media.image import write_png
 from xdyna.media.sheet import contact_sheet, grid_frame
 from xdyna.media.video import probe, read_frames
@@ -50,9 +51,19 @@ def write_outputs(
     picked = set(np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int).tolist())
     rows: dict[str, list[np.ndarray]] = {}
     with ExitStack() as stack:
-        video = stack.enter_context(
-            VideoWriter(files.video, fps=driving.fps, size=(height, width), audio_from=audio, overwrite=overwrite)
-        )
+        video: VideoWriter | FrameFolderWriter
+        if files.save == "frames":
+            video = FrameFolderWriter(files.video, size=(height, width), overwrite=overwrite)
+        else:
+            video = VideoWriter(
+                files.video,
+                fps=driving.fps,
+                size=(height, width),
+                audio_from=audio,
+                overwrite=overwrite,
+                lossless=files.save == "ffv1",
+            )
+        stack.enter_context(video)
         grid: VideoWriter | None = None
         shown = zip(
             driving_pictures(driving, conditions.placement), conditions.pose, _faces(conditions), frames, strict=True
@@ -94,6 +105,8 @@ def _faces(conditions: Conditions) -> Iterator[np.ndarray | None]:
 
 def describe(files: OutputFiles) -> str:
     """One line about the finished video."""
+    if files.save == "frames":
+        return f"{len(frame_files(files.video))} frames as PNG images"
     info = probe(files.video)
     sound = "with sound" if info.has_audio else "silent"
     return f"{info.frame_count} frames, {info.width}x{info.height}, {info.fps:.4g} fps, {info.duration:.2f} s, {sound}"

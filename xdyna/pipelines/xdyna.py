@@ -19,16 +19,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from xdyna.config.contract import PUBLISHED_GUIDANCE, PUBLISHED_STEPS
 from xdyna.config.infer import InferConfig
+from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Tokens
+from xdyna.pipelines.denoise import Embeddings, VideoSampler
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
 from xdyna.pipelines.lora import LoraLoaderMixin
-from xdyna.pipelines.options import PUBLISHED_GUIDANCE, Precomputed, Windows
+from xdyna.pipelines.options import Precomputed, Windows
 from xdyna.pipelines.prepare import PreparationMixin
-from xdyna.pipelines.sampler import Embeddings, VideoSampler
 
 __all__ = ["Precomputed", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
 
@@ -146,8 +147,11 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         *,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
         num_frames: int | None = None,
-        num_inference_steps: int = PUBLISHED.steps,
+        num_videos_per_prompt: int = 1,
+        num_inference_steps: int = PUBLISHED_STEPS,
         guidance_scale: float = PUBLISHED_GUIDANCE,
         context_frames: int = PUBLISHED.context_frames,
         context_overlap: int = PUBLISHED.context_overlap,
@@ -170,17 +174,21 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         """Generate one frame per frame of the pose video.
 
         Several videos: give lists of images, pose videos, face videos, prompts, generators, or embeddings with several
-        rows. One entry serves all videos. Each video is the one that would be made alone.
+        rows. One entry serves all videos. Each video is the one that would be made alone. N counts all of them.
 
         Args:
             image: the person, in any of diffusers' forms (`pipelines/inputs.py`). Image tokens are those of the whole
                 image; for the latents, another size than the video's is cut as published (`pipelines/crop.py`; give
                 `Precomputed(reference_latents=...)` for another crop). None only when both are given.
-            pose_video: pose maps, 3 channels; their size is the video's size, a multiple of 8.
+            pose_video: pose maps, 3 channels; their size is the video's size, a multiple of 8, unless one is given.
             face_video: face patches, 6 channels: local patches, global patch. Switches the face ControlNet on.
             prompt: text; the published setting is "", as None is.
             negative_prompt: text of the unconditional branch; None is "".
+            height: H; None for that of the pose video. Control images of another size are cut as the image is, and
+                resized.
+            width: W, likewise.
             num_frames: T; None for all frames of the pose video.
+            num_videos_per_prompt: videos of each entry, one after the other; generators and latents are those of all.
             num_inference_steps: denoising steps.
             guidance_scale: of classifier-free guidance; at 1 or below only the conditional branch runs.
             context_frames: generated frames per window.
@@ -221,12 +229,15 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                 "num_inference_steps": num_inference_steps,
                 "context_frames": context_frames,
                 "decode_chunk_size": decode_chunk_size,
+                "num_videos_per_prompt": num_videos_per_prompt,
+                "height": 1 if height is None else height,
+                "width": 1 if width is None else width,
             },
         )
         given = precomputed or Precomputed()
         self._guidance_scale, self._interrupt = guidance_scale, False
         images = as_images(image) if image is not None else None
-        controls = self._controls(pose_video, face_video, num_frames)
+        controls = self._controls(pose_video, face_video, num_frames, (height, width))
         timesteps = self._timesteps(num_inference_steps)
         count = count_videos(
             {
@@ -237,10 +248,11 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                     negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
                 ),
                 "image_embeds": _count(image_embeds),
-                "latents": _count(latents),
-                "generator": _count(generator) if isinstance(generator, list) else None,
-            }
+            },
+            {"latents": _count(latents), "generator": len(generator) if isinstance(generator, list) else None},
+            each=num_videos_per_prompt,
         )
+        entries, each = count // num_videos_per_prompt, num_videos_per_prompt
         embeddings = Embeddings(
             *self.encode_prompt(
                 prompt,
@@ -250,10 +262,10 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                 negative_prompt_embeds=negative_prompt_embeds,
             ),
             *self._image_embeds(images, image_embeds, negative_image_embeds),
-        ).repeated(count)
+        ).repeated(entries, each=each)
         samplers, latents = self._start(
-            repeated(images, count, "image") if images is not None else [None] * count,
-            repeated(controls, count, "pose_video"),
+            repeated(images, entries, "image", each=each) if images is not None else [None] * count,
+            repeated(controls, entries, "pose_video", each=each),
             repeated(generator if isinstance(generator, list) else [generator], count, "generator"),
             windows=Windows(context_frames, context_overlap, context_schedule),
             steps=len(timesteps),

@@ -13,7 +13,7 @@ import numpy as np
 
 from xdyna.data.records import ClipArrays
 from xdyna.media import CropResize, read_frames
-from xdyna.perception import MaskBackend, Person, PoseBackend, PoseTrack, get_backend, perceive
+from xdyna.perception import MaskBackend, Person, PoseBackend, PoseTrack, get_backend, track_person
 from xdyna.perception.draw import CONFIDENCE
 from xdyna.perception.track import detect_frames
 from xdyna.preprocess.frames import Box
@@ -176,7 +176,7 @@ def person_track(
         PerceptionError: nobody in any frame.
         MediaError: the video cannot be read.
     """
-    track = perceive(video, frame_indices=rows, backend=backend, cache_dir=cache, max_gap=_MAX_GAP)
+    track = track_person(video, frame_indices=rows, backend=backend, cache_dir=cache, max_gap=_MAX_GAP)
     found = detect_frames(video, rows=rows, backend=backend, size=size, cache_dir=cache)
     others = float(np.mean([len(counted(people)) > 1 for people in found]))
     return track.transform(CropResize(box=crop, size=(crop[3], crop[2]))), others

@@ -14,8 +14,9 @@ from xdyna.evaluation.store import ArrayCache
 from xdyna.puppets.expression import ExpressionReader
 from xdyna.puppets.metrics import Places, PuppetFaceCos, PuppetFaceExp, dtfvd
 from xdyna.puppets.networks import PuppetDynamics, PuppetIdentity
+from xdyna.puppets.segmenter import PuppetSegmenter
 
-FOLDERS = ("puppet-dynamics", "puppet-identity", "puppet-expression")
+FOLDERS = ("puppet-dynamics", "puppet-identity", "puppet-expression", "puppet-segmenter")
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,19 @@ class PuppetNets:
         dynamics: puppet-dynamics.
         identity: puppet-identity.
         expression: puppet-expression.
+        segmenter: puppet-segmenter.
         hashes: sha256 of the weight files, by "folder/file".
     """
 
     dynamics: PuppetDynamics
     identity: PuppetIdentity
     expression: ExpressionReader
+    segmenter: PuppetSegmenter
     hashes: dict[str, str]
 
     @classmethod
     def load(cls, folder: Path) -> PuppetNets:
-        """Read all three.
+        """Read all of them.
 
         Args:
             folder: that holds `FOLDERS` (pretrained/).
@@ -44,10 +47,15 @@ class PuppetNets:
         Raises:
             ValueError: one is missing or damaged.
         """
-        dynamics, identity, expression = (folder / name for name in FOLDERS)
-        nets = PuppetDynamics.load(dynamics), PuppetIdentity.load(identity), ExpressionReader.load(expression)
+        dynamics, identity, expression, segmenter = (folder / name for name in FOLDERS)
         files = sorted(path for name in FOLDERS for path in (folder / name).glob("*.safetensors"))
-        return cls(*nets, {str(p.relative_to(folder)): file_sha256(p) for p in files})
+        return cls(
+            PuppetDynamics.load(dynamics),
+            PuppetIdentity.load(identity),
+            ExpressionReader.load(expression),
+            PuppetSegmenter.load(segmenter),
+            {str(p.relative_to(folder)): file_sha256(p) for p in files},
+        )
 
 
 def puppet_metrics(nets: PuppetNets, places: Places, masker: Masker, cache: ArrayCache | None = None) -> list[Metric]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from xdyna.config.contract import PoseStyle
 from xdyna.core.resources import resource
 from xdyna.data.conditions import face_pictures, pose_pictures
 from xdyna.perception.align import AlignmentReport, align_track
@@ -21,6 +22,7 @@ from xdyna.puppets.world import EXPRESSIONS, SPLITS, PuppetClip, render_clip
 HELD_OUT = resource("configs", "puppets", "heldout.yaml")
 VIDEO_FRAMES = 48  # length of the videos, as in training
 _SMALL = (64, 64)  # px, where only the pose is looked at
+PUBLISHED = PoseStyle()
 DISTANCE = 12  # world frames between a clip and its reference, at least
 
 
@@ -138,15 +140,16 @@ def furthest_pose(body: np.ndarray, *, start: int, frames: int) -> int:
     return int(np.argmax(np.where(away >= DISTANCE, distance, -1)))
 
 
-def self_driven(entry: HeldOut, *, frames: int, size: tuple[int, int]) -> Task:
-    """The person's own video drives it."""
+def self_driven(entry: HeldOut, *, frames: int, size: tuple[int, int], style: PoseStyle = PUBLISHED) -> Task:
+    """The person's own video drives it. Args: as of `cross_driven`."""
     clip = entry.clip(frames=frames, size=size)
-    return Task(
-        entry.reference(frames=frames, size=size).frames[0], *_conditions(clip.frames, clip.track()), truth=clip
-    )
+    reference = entry.reference(frames=frames, size=size).frames[0]
+    return Task(reference, *_conditions(clip.frames, clip.track(), style), truth=clip)
 
 
-def cross_driven(entry: HeldOut, *, frames: int, size: tuple[int, int], aligned: bool) -> Task:
+def cross_driven(
+    entry: HeldOut, *, frames: int, size: tuple[int, int], aligned: bool, style: PoseStyle = PUBLISHED
+) -> Task:
     """Another identity's image is driven.
 
     Args:
@@ -156,6 +159,7 @@ def cross_driven(entry: HeldOut, *, frames: int, size: tuple[int, int], aligned:
         aligned: True takes the driving person's keypoints and images, fitted to the reference by
             `xdyna.perception.align_track`, as `scripts/infer.py --align` does; False takes the exact keypoints of the
             truth, and the driving person's face on the other identity.
+        style: of the pose maps: that of the model's contract.
 
     Returns:
         Task: its truth is the motion on the other identity.
@@ -165,13 +169,13 @@ def cross_driven(entry: HeldOut, *, frames: int, size: tuple[int, int], aligned:
     if not aligned:
         driving = entry.clip(frames=frames, size=size, other=True, face=entry.identity)
         # The body's keypoints are the truth's; the landmarks are those of the face that is seen.
-        return Task(still.frames[0], *_conditions(driving.frames, driving.track()), truth=truth)
+        return Task(still.frames[0], *_conditions(driving.frames, driving.track(), style), truth=truth)
     driving = entry.clip(frames=frames, size=size)
     track, report = align_track(driving.track(), _person(still), size=size)
     moved = np.stack([report.image(frame) for frame in driving.frames])
     both = (track.body[..., 2] > 0) & (truth.body[..., 2] > 0)
     distance = float(np.linalg.norm(track.body[both, :2] - truth.body[both, :2], axis=-1).mean())
-    return Task(still.frames[0], *_conditions(moved, track), truth=truth, alignment=report, distance=distance)
+    return Task(still.frames[0], *_conditions(moved, track, style), truth=truth, alignment=report, distance=distance)
 
 
 def true_readings(clip: PuppetClip) -> np.ndarray:
@@ -179,9 +183,9 @@ def true_readings(clip: PuppetClip) -> np.ndarray:
     return clip.expression[:, [EXPRESSIONS.index(name) for name in READINGS]].astype(np.float64)
 
 
-def _conditions(frames: np.ndarray, track: PoseTrack) -> tuple[np.ndarray, np.ndarray]:
+def _conditions(frames: np.ndarray, track: PoseTrack, style: PoseStyle) -> tuple[np.ndarray, np.ndarray]:
     """Pose maps and face patches, drawn by the functions that draw them in training."""
-    return pose_pictures(track), face_pictures(frames, track.face)
+    return pose_pictures(track, style), face_pictures(frames, track.face)
 
 
 def _person(still: PuppetClip) -> Person:

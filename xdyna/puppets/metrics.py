@@ -94,7 +94,7 @@ class PuppetFaceCos(Metric):
 
     def measure(self, case: Case) -> Record:
         """See `Metric.measure`."""
-        truth, generated = case.paired
+        truth, generated = (frames[:] for frames in case.paired)
         faces = self._places(case)[: len(truth)]
         cosine = (self._network.embed(truth, faces) * self._network.embed(generated, faces)).sum(axis=1)
         if np.isnan(cosine).all():
@@ -127,7 +127,7 @@ class PuppetFaceExp(Metric):
 
     def measure(self, case: Case) -> Record:
         """See `Metric.measure`."""
-        truth, generated = case.paired
+        truth, generated = (frames[:] for frames in case.paired)
         faces = self._places(case)[: len(truth)]
         seen = seen_faces(faces)
         if not seen.any():

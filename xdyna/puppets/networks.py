@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from xdyna.core.atomic import atomic_output
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.puppets.expression import cut_face
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _WEIGHTS, _CONFIG = "weights.safetensors", "config.json"
 class _Shipped(nn.Module):
     """A network that is kept in a folder with config.json and weights.safetensors (float16)."""
 
-    kind = ""
+    kind, made_by = "", "train-extractors"
     preprocessing = "1"  # changes whenever the same frames would give other features
 
     def __init__(self) -> None:
@@ -95,7 +96,7 @@ class _Shipped(nn.Module):
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"{folder} holds no usable {cls.kind} ({reason}); expected {_CONFIG} and {_WEIGHTS}, which "
-                "scripts/puppets.py train-extractors makes"
+                f"scripts/puppets.py {cls.made_by} makes"
             ) from error
 
 
@@ -161,7 +162,7 @@ class PuppetDynamics(_Shipped):
         return Answers(self.scene(active), self.motion(active), rearrange(self.order(active), "b 1 -> b"))
 
     @torch.no_grad()
-    def features(self, frames: np.ndarray) -> np.ndarray:
+    def features(self, frames: FrameSequence | np.ndarray) -> np.ndarray:
         """Features of one clip (see `Extractor.features`).
 
         Args:
@@ -173,6 +174,7 @@ class PuppetDynamics(_Shipped):
         Raises:
             ValueError: another shape or type.
         """
+        frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (CLIP_FRAMES, 3):
             raise ValueError(
                 f"a clip has shape {frames.shape} and type {frames.dtype}, expected uint8 ({CLIP_FRAMES}, H, W, 3)"

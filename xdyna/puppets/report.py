@@ -241,7 +241,7 @@ def _bench(checkpoint: Checkpoint, config: TinyReportConfig, args: argparse.Name
         weights=hashlib.sha256(json.dumps(checkpoint.hashes(), sort_keys=True).encode()).hexdigest(),
         dtype=str(dtype).removeprefix("torch."),
     )
-    return Bench(pipeline, settings, args.out / "clips")
+    return Bench(pipeline, settings, args.out / "clips", style=checkpoint.contract.pose)
 
 
 def _facts(

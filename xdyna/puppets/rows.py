@@ -71,7 +71,7 @@ def chosen_metrics(names: Sequence[str], points: Path, store: Store) -> list[Met
         ConfigError: an unknown name, or none.
     """
     nets = PuppetNets.load(resource("pretrained"))
-    every = {m.name: m for m in puppet_metrics(nets, given_places(points), Masker(None), store)}
+    every = {m.name: m for m in puppet_metrics(nets, given_places(points), Masker(nets.segmenter), store)}
     unknown = [name for name in names if name not in every]
     if unknown or not names:
         raise ConfigError(f"metrics: got {unknown or 'none'}, expected some of {', '.join(every)}")
@@ -121,10 +121,10 @@ def measure_rows(
 
 
 def write_inputs(folder: Path, bench: Bench, held_out: Sequence[HeldOut]) -> dict[str, list[Entry]]:
-    """Write every video as a folder of PNG images, with true masks and keypoints.
+    """Write every video as a folder of PNG images, with the truth's keypoints.
 
     Args:
-        folder: gets ROW/NN, truth/NN, masks/NN and points/NN.npz.
+        folder: gets ROW/NN, truth/NN and points/NN.npz.
         bench: generates what is not kept.
         held_out: the clips.
 
@@ -135,10 +135,8 @@ def write_inputs(folder: Path, bench: Bench, held_out: Sequence[HeldOut]) -> dic
     for number, entry in enumerate(tqdm(held_out, desc="generating", unit="clip", smoothing=0)):
         truth, name = bench.task(entry, "self").truth, f"{number:02d}"
         _write_frames(folder / "truth" / name, truth.frames)
-        _write_frames(folder / "masks" / name, np.repeat(truth.mask[..., None].astype(np.uint8) * 255, 3, axis=-1))
         (folder / "points").mkdir(exist_ok=True)
         truth.track().save(folder / "points" / f"{name}.npz", overwrite=True)
-        mask = folder / "masks" / name
         for row in ROWS:
             if row in VARIANTS:
                 frames = bench.kept(number, row, entry)
@@ -147,7 +145,7 @@ def write_inputs(folder: Path, bench: Bench, held_out: Sequence[HeldOut]) -> dic
                 late = replace(entry, start=entry.start + 1)
                 frames = late.clip(frames=bench.settings.frames, size=bench.settings.size).frames
             _write_frames(folder / row / name, frames)
-            entries[row].append(Entry(name, folder / row / name, folder / "truth" / name, None, mask, mask))
+            entries[row].append(Entry(name, folder / row / name, folder / "truth" / name))
     return entries
 
 
@@ -203,12 +201,14 @@ def _notes(report: Report) -> list[str]:
         "- *reference copied* is what a model does that ignores motion; *truth, one frame late* is nearly right in "
         "every respect but the time, a floor for distances; *truth through the VAE* is the best that sampling in its "
         "latents can reach.",
-        "- Figure and background halves use the puppet's true masks, in generated videos too; heads are looked for "
-        "where the truth has them.",
+        "- Figure and background halves, and the drift, use each video's own figure masks, found by "
+        "`pretrained/puppet-segmenter` in generated and true videos alike; heads are looked for where the truth has "
+        "them.",
         "- [puppet] metrics go through `pretrained/puppet-*`, which know puppets only; they do not compare with the "
         "published metrics of the same names. [sensitivity.md](metrics/sensitivity.md) shows what each reacts to.",
-        "- Temporal energy ratio: 1 is as lively as the truth, 0 is a still picture. Warping error and flicker are low "
-        "for still pictures, too.",
+        "- Temporal energy ratio: 1 is as lively as the truth, 0 is a still picture. Flicker is low for still "
+        "pictures, too. The warping error moves pictures by the truth's motion: it does not reward stillness, and a "
+        "blurred video improves it.",
     ]
     few = []
     for result in report.results:

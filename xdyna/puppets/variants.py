@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 
 from xdyna import __version__
+from xdyna.config.contract import PoseStyle
 from xdyna.core.atomic import atomic_output
 from xdyna.models.attention import DynamicsAdapterAttention
 from xdyna.models.unet import XDynaUNet
@@ -95,11 +96,13 @@ class Bench:
         pipeline: the model.
         settings: see there.
         folder: where results are kept.
+        style: of the pose maps: that of the model's contract.
     """
 
     pipeline: XDynaPipeline
     settings: Settings
     folder: Path
+    style: PoseStyle = field(default_factory=PoseStyle)
     _tasks: dict[tuple[HeldOut, Driving], Task] = field(default_factory=dict)
 
     def task(self, entry: HeldOut, driving: Driving) -> Task:
@@ -109,9 +112,9 @@ class Bench:
         if (entry, driving) not in self._tasks:
             frames, size = self.settings.frames, self.settings.size
             if driving == "self":
-                task = self_driven(entry, frames=frames, size=size)
+                task = self_driven(entry, frames=frames, size=size, style=self.style)
             else:
-                task = cross_driven(entry, frames=frames, size=size, aligned=driving == "aligned")
+                task = cross_driven(entry, frames=frames, size=size, aligned=driving == "aligned", style=self.style)
             self._tasks[entry, driving] = task
         return self._tasks[entry, driving]
 

@@ -64,7 +64,7 @@ def bench_training(config: TrainConfig, *, policies: Sequence[str], steps: int, 
     with tempfile.TemporaryDirectory(prefix="xdyna-bench-") as folder:
         trainer = _trainer(config, device, Path(folder))
         data = dataclasses.replace(config.data, workers=0)
-        batch = next(iter(build_loader(data, seed=config.seed, batch_size=config.batch_size)))
+        batch = next(iter(build_loader(data, seed=config.seed, batch_size=trainer.share.micro_batch)))
         print(_head(config, plan, device, steps=steps))
         measured, parts = {}, trainer.objective.components
         for policy in policies:
@@ -144,9 +144,9 @@ def _head(config: TrainConfig, plan: Plan, device: torch.device, *, steps: int) 
     name = f"{device}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    data = config.data
+    data, share = config.data, config.share(1)
     return (
-        f"stage {config.stage}, {config.batch_size} x {config.accumulation} clips of 1 + {data.frames} frames, "
+        f"stage {config.stage}, {share.micro_batch} x {share.accumulation} clips of 1 + {data.frames} frames, "
         f"{data.height} x {data.width} px, {config.precision}, {config.optim.name}, on {name}\n"
         f"random weights, {sum(plan.trainable.values()) / 1e6:.2f} M of them trained; {steps} steps after {WARM_UP}\n\n"
         f"{'policy':<10} {'s/step: median':>14} {'least':>8} {'most':>8} {'steps/s':>8} {'peak':>10} {'estimated':>10}"

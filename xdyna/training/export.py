@@ -13,7 +13,7 @@ from xdyna.core.errors import UsageError
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.training.components import Components, as_pipeline
 from xdyna.training.stages import STAGES
-from xdyna.training.state import Progress
+from xdyna.training.state import Progress, refuse_non_finite
 from xdyna.training.validation import held_out_images
 
 
@@ -31,16 +31,19 @@ def export(
 
     Raises:
         UsageError: the folder exists.
+        CheckpointError: a network has NaN or infinity in it.
         WeightsError: it cannot be written.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another folder")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed here
+    networks = {name: dict(module.named_parameters()) for name, module in components.modules().items()}
+    refuse_non_finite(networks, what=f"the pipeline of step {progress.step}")
     stage = STAGES[config.stage]
     trained = stage.chosen_groups(config.appearance, config.train)
     measured = stage.hand_over(components, held_out_images(config, components), trained=trained)
-    save_pipeline(as_pipeline(components), unfinished)
+    save_pipeline(as_pipeline(components), unfinished, contract=stage.contract(config, components))
     done = dataclasses.asdict(progress)
     note = {"stage": config.stage, "progress": done, **measured, **extra, "config": dataclasses.asdict(config)}
     (unfinished / "training.json").write_text(json.dumps(note, indent=1, default=str) + "\n")

@@ -2,13 +2,13 @@
 ten thousand short kernels a step; a graph launches them at once ("Accelerating PyTorch with CUDA Graphs", PyTorch blog,
 2021).
 
-Two graphs, so that a loss can be looked at before it changes anything: forward and backward pass; clipping and
-optimizer.
+Two graphs, so that losses and gradients can be looked at before they change anything: forward and backward pass and
+the gradients' norm; clipping and optimizer.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from xdyna.data.samples import Batch
 from xdyna.training.draws import Inputs
 from xdyna.training.errors import TrainingError
+from xdyna.training.optim import gradient_norm, scale_to_norm
 
+Result = TypeVar("Result")
 WARM_UP = 3  # steps before the recording: lazy initialisations must be over
 
 
@@ -40,11 +42,10 @@ class StepGraph:
         self._update: torch.cuda.CUDAGraph | None = None
         self._batch: Batch
         self._inputs: Inputs
-        self._loss: Tensor
-        self._norm: Tensor
+        self._told: tuple[Tensor, Tensor]
 
-    def forward_backward(self, batch: Batch, inputs: Inputs) -> Tensor:
-        """Loss of a batch, (); its gradients are then in the parameters.
+    def forward_backward(self, batch: Batch, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Losses of a batch, (B,), and the norm of its gradients, (), which are then in the parameters.
 
         Args:
             batch: on the GPU, with latents and image tokens; the shapes are the same in every step.
@@ -61,37 +62,38 @@ class StepGraph:
             torch.cuda.empty_cache()
             self._forward = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._forward, stream=self._stream, capture_error_mode="thread_local"):
-                self._loss = self._run(self._batch, self._inputs)
+                self._told = self._run(self._batch, self._inputs)
         _copy(batch, self._batch)
         _copy(inputs, self._inputs)
         self._forward.replay()
-        return self._loss
+        return self._told
 
-    def update(self) -> Tensor:
-        """Clip the gradients and take a step. Returns: their norm before, ()."""
+    def update(self) -> None:
+        """Clip the gradients and take a step."""
         self._done += 1
         if self._done <= WARM_UP:
-            return self._beside(self._step)
+            self._beside(self._step)
+            return
         if self._update is None:
             self._update = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._update, stream=self._stream, capture_error_mode="thread_local"):
-                self._norm = self._step()
+                self._step()
         self._update.replay()
-        return self._norm
 
-    def _run(self, batch: Batch, inputs: Inputs) -> Tensor:
+    def _run(self, batch: Batch, inputs: Inputs) -> tuple[Tensor, Tensor]:
         for parameter in self.parameters:
             parameter.grad = None  # the backward pass then writes new ones, in a graph always to the same place
-        loss = self.model(batch, inputs=inputs).mean()
-        loss.backward()
-        return loss.detach()
+        losses = self.model(batch, inputs=inputs)
+        losses.mean().backward()
+        self._norm = gradient_norm(self.parameters)
+        return losses.detach(), self._norm
 
-    def _step(self) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or float("inf"))
+    def _step(self) -> None:
+        if self.clip:
+            scale_to_norm(self.parameters, self._norm, self.clip)
         self.optimizer.step()
-        return norm
 
-    def _beside(self, work: Callable[[], Tensor]) -> Tensor:
+    def _beside(self, work: Callable[[], Result]) -> Result:
         """Do it on the stream of the recording, which what is recorded later may depend on."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

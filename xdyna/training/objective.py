@@ -10,6 +10,7 @@ Shape legend: B clips, F = 1 + T frames (frame 0 is the reference), C channels, 
 import abc
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,10 @@ class Objective(nn.Module, abc.ABC):
     def num_timesteps(self) -> int:
         """Timesteps of the noise schedule; 0 for an objective without noise."""
         return 0
+
+    def timesteps(self, indices: Sequence[int], stream: int = TRAINING) -> list[int]:
+        """Timesteps that are drawn for samples, by their indices; [] for an objective without noise."""
+        return []
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that train, by "component.name"."""
@@ -181,6 +186,14 @@ class DiffusionObjective(Objective):
         """Timesteps of the noise schedule."""
         return len(self.alphas_cumprod)
 
+    def timesteps(self, indices: Sequence[int], stream: int = TRAINING) -> list[int]:
+        """See `Objective.timesteps`."""
+        steps = self.num_timesteps
+        if self.loss.timesteps == "spread" and stream == TRAINING:
+            return [spread_timestep(self.seed, index, steps) for index in indices]
+        generators = (sample_generator(self.seed, index, stream) for index in indices)
+        return [int(torch.randint(steps, (), generator=generator)) for generator in generators]
+
     @property
     def alphas_cumprod(self) -> Tensor:
         """a_t, float32 (steps,). The scheduler holds it: DeepSpeed would round a buffer to 16 bit, in which 1 - a of
@@ -271,17 +284,14 @@ class DiffusionObjective(Objective):
     # --- the inputs -----------------------------------------------------------------------------------------------
 
     def _draw(self, batch: Batch, stream: int) -> Draw:
-        steps = self.num_timesteps
         channels = self.components.unet.config.in_channels
         frames = batch.pose.shape[1]
         factor = 2 ** (len(self.components.vae.config.block_out_channels) - 1)
         grid = (batch.pose.shape[-2] // factor, batch.pose.shape[-1] // factor)
-        timesteps, noises, offsets, posteriors = [], [], [], []
+        noises, offsets, posteriors = [], [], []
         for index in batch.index.tolist():
             generator = sample_generator(self.seed, index, stream)
-            t = torch.randint(steps, (), generator=generator)
-            spread = self.loss.timesteps == "spread" and stream == TRAINING
-            timesteps.append(torch.tensor(spread_timestep(self.seed, index, steps)) if spread else t)
+            torch.randint(self.num_timesteps, (), generator=generator)  # the first number is that of `timesteps`
             if self._draws_on_gpu(stream):
                 generator = sample_generator(self.seed, index, stream, self.device)
             draw = functools.partial(torch.randn, generator=generator, device=generator.device)
@@ -289,7 +299,8 @@ class DiffusionObjective(Objective):
             offsets.append(draw((channels,)))
             posteriors.append(draw((channels, frames + 1, *grid)))
         noise = losses.offset_noise(torch.stack(noises), torch.stack(offsets), self.loss.noise_offset)
-        return Draw(torch.stack(timesteps), noise, torch.stack(posteriors))
+        timesteps = torch.tensor(self.timesteps(batch.index.tolist(), stream))
+        return Draw(timesteps, noise, torch.stack(posteriors))
 
     def _latents(self, batch: Batch, normal: Tensor) -> Tensor:
         """Scaled latents of reference and frames, (B, C, F, h, w): a sample of the posterior."""

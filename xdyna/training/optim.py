@@ -2,11 +2,11 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xdyna.config.train import OptimConfig
 from xdyna.core.errors import ConfigError
@@ -84,3 +84,27 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients together, (), on their device; nobody waits for it.
+
+    Source: the first half of torch.nn.utils.clip_grad_norm_ (torch.nn.utils.get_total_norm from PyTorch 2.6 on).
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def scale_to_norm(parameters: Iterable[nn.Parameter], norm: Tensor, largest: float) -> None:
+    """Scale gradients down to a norm; smaller ones stay.
+
+    Args:
+        parameters: whose gradients are scaled, all on one device.
+        norm: `gradient_norm` of them.
+        largest: norm that they have at most afterwards, > 0.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))

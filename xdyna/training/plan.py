@@ -170,7 +170,7 @@ def describe(config: TrainConfig) -> str:
     lines += [f"  {name:<18}{_gb(size)}" for name, size in {**state, "together": plan.state}.items()]
     lines += [
         "",
-        f"activations, {config.batch_size} x (1 + {data.frames}) frames of {data.height} x {data.width} px, "
+        f"activations, {config.share(1).micro_batch} x (1 + {data.frames}) frames of {data.height} x {data.width} px, "
         f"precision {config.precision}",
         f"  {'checkpointing':<18}{'saved':>13}{'recomputed':>13}{'peak with all':>15}",
     ]
@@ -234,7 +234,7 @@ def _published(model: ModelConfig, section: str, make: Callable[..., Any]) -> An
 
 def _forward(config: TrainConfig, objective: Objective) -> Tensor:
     """The stage's forward pass on meta tensors; inputs are computed without gradient."""
-    b, t, parts = config.batch_size, config.data.frames, objective.components
+    b, t, parts = config.share(1).micro_batch, config.data.frames, objective.components
     height, width = config.data.height, config.data.width
     if not isinstance(objective, DiffusionObjective):
         pixels = torch.empty(b * (1 + t), 3, height, width)

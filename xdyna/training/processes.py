@@ -1,11 +1,14 @@
 """The processes of a run: accelerate's view of them, and what the main one does alone."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import FAILURE
@@ -15,13 +18,45 @@ WAIT_FOR_MAIN = timedelta(hours=2)  # of the processes that wait while the main 
 
 
 def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
-    """accelerate's, for a run. Args: config: settings; cpu: use the CPU even where there is a GPU."""
-    return Accelerator(
+    """accelerate's, for a run.
+
+    Args:
+        config: settings.
+        cpu: use the CPU even where there is a GPU.
+
+    Raises:
+        ConfigError: the batch cannot be shared evenly among the processes.
+    """
+    accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulation,
         cpu=cpu,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_MAIN)],
     )
+    on_main(accelerator, lambda: config.share(accelerator.num_processes))
+    accelerator.gradient_accumulation_steps = config.share(accelerator.num_processes).accumulation
+    return accelerator
+
+
+def describe_processes(accelerator: Accelerator) -> dict[str, Any]:
+    """The processes of this start, for its record; every process must call it."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "world_size": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
+        "devices": gather_object([name]),
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, as Linux tells it."""
+    try:
+        found = re.search(r"Kernel Module\D*(\d[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result | None:

@@ -14,7 +14,7 @@ from xdyna.core.manifest import versions
 from xdyna.training.errors import RunError
 
 CONFIG, MANIFEST = "config.yaml", "run.json"
-FORMAT = 2  # of the folder's contents; runs of another one are not continued
+FORMAT = 3  # of the folder's contents, checkpoints included; runs of another one are not continued
 _ABSENT = "(absent)"
 # Settings that a resumed run may change: they do not alter what is computed at a given step.
 FREE_TO_CHANGE = (
@@ -29,21 +29,29 @@ FREE_TO_CHANGE = (
     "checkpointing",
 )
 FREE_TO_CHANGE_DATA = ("data.workers", "data.prefetch")
+# Settings that even --change leaves: which parameters a checkpoint holds follows from them.
+FIXED = ("stage", "appearance", "face", "train", "init", "model", "optim.name", "replay")
 
 
-def start_run(config: TrainConfig, about: dict[str, Any], *, resume: bool) -> None:
+def start_run(config: TrainConfig, about: dict[str, Any], *, resume: bool, change: Collection[str] = ()) -> None:
     """Make the folder of a run, `config.out`, or check that it may be continued.
 
     Args:
         config: of the run.
         about: of this start, for the manifest.
         resume: go on with the run in the folder.
+        change: settings, or sections of them, that this start changes on purpose.
 
     Raises:
-        RunError: see `prepare_run_dir`.
+        RunError: see `prepare_run_dir`; or a setting that cannot be changed.
     """
+    if fixed := [key for key in change if any(_allowed(key, [name]) or _allowed(name, [key]) for name in FIXED)]:
+        raise RunError(
+            f"--change {fixed[0]}: the checkpoint's parameters follow from it; start a run of its own from this one's "
+            f"weights (init={config.out}/final, or an --export of it)"
+        )
     path = Path(config.out)
-    may_differ = (*paths_free_to_change(config), *_newer(path, config))
+    may_differ = (*paths_free_to_change(config), *_newer(path, config), *change)
     manifest = {"versions": versions(), **about}
     prepare_run_dir(path, dataclasses.asdict(config), manifest=manifest, resume=resume, may_differ=may_differ)
 
@@ -51,7 +59,8 @@ def start_run(config: TrainConfig, about: dict[str, Any], *, resume: bool) -> No
 def paths_free_to_change(config: TrainConfig) -> tuple[str, ...]:
     """Settings that a resumed run may change, as dotted keys."""
     longer = ("max_steps",) if config.optim.schedule == "constant" else ()  # a cosine depends on its end
-    return (*FREE_TO_CHANGE, *FREE_TO_CHANGE_DATA, *longer)
+    smaller = () if config.replay.clips else ("micro_batch",)  # what is replayed are a process's own clips
+    return (*FREE_TO_CHANGE, *FREE_TO_CHANGE_DATA, *longer, *smaller)
 
 
 def _newer(run_dir: Path, config: TrainConfig) -> list[str]:
@@ -117,8 +126,9 @@ def prepare_run_dir(
             if wrong := [key for key in changed if not _allowed(key, may_differ)]:
                 listed = "; ".join(f"{key}: {changed[key][0]} there, {changed[key][1]} now" for key in wrong)
                 raise RunError(
-                    f"run folder {path} has another configuration ({listed}). Resume with the same one, or start a "
-                    f"new run in another folder. What may change: {', '.join(sorted(may_differ)) or 'nothing'}"
+                    f"run folder {path} has another configuration ({listed}). Resume with the same one, start a new "
+                    f"run in another folder, or change it on purpose with --change {wrong[0]}={changed[wrong[0]][1]}. "
+                    f"What may change without: {', '.join(sorted(may_differ)) or 'nothing'}"
                 )
         write_file(path / CONFIG, yaml.safe_dump(new, sort_keys=False, allow_unicode=True).encode())
         starts.append({**(manifest or {}), **({"changed": changed} if changed else {})})
@@ -171,7 +181,7 @@ def _plain(value: Any, where: str) -> Any:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):  # an empty one says nothing
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

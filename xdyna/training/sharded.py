@@ -22,7 +22,7 @@ from xdyna.core.atomic import flush
 from xdyna.core.errors import WeightsError
 from xdyna.training.errors import CheckpointError
 from xdyna.training.folders import path_of, read_progress, usable, writing
-from xdyna.training.state import Progress, load_tree, plain, rng_state, save_tree, set_rng_state
+from xdyna.training.state import Progress, load_tree, plain, refuse_non_finite, rng_state, save_tree, set_rng_state
 
 PARTS = "accelerate"
 
@@ -53,6 +53,7 @@ def save_sharded(
     extra: dict[str, Any],
     keep_last: int,
     is_best: bool,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint; every process must call it.
 
@@ -64,16 +65,18 @@ def save_sharded(
         extra: anything else of this process, such as the data's position.
         keep_last: checkpoints to keep, >= 1.
         is_best: whether this is the best so far.
+        weights: what trains, as far as this process has it: nothing is written where it has NaN or infinity.
 
     Returns:
         Path: the checkpoint's folder.
 
     Raises:
-        CheckpointError: in every process, when one of them cannot write its part.
+        CheckpointError: in every process, when one of them cannot write its part or must not.
     """
     average = None if ema is None else {name: tensor.detach().cpu() for name, tensor in ema.items()}
     own = plain({"ema": average, "rng": rng_state(), "extra": extra}, where="extra of this process")
     final = path_of(run_dir, progress.step)
+    _refuse_together(weights or {}, ema or {}, step=progress.step)
     context = writing(run_dir, progress=progress, keep_last=keep_last, is_best=is_best)
     problem, temporary = "", None
     if accelerator.is_main_process:
@@ -97,6 +100,17 @@ def save_sharded(
     if problem:
         raise CheckpointError(problem)
     return final
+
+
+def _refuse_together(weights: Mapping[str, Tensor], ema: Mapping[str, Tensor], *, step: int) -> None:
+    """Raise in every process what one of them finds in its part."""
+    problem = ""
+    try:
+        refuse_non_finite({"weights": weights, "ema": ema}, what=f"the state of step {step}")
+    except CheckpointError as error:
+        problem = str(error)
+    if problems := [text for text in gather_object([problem]) if text]:
+        raise CheckpointError(problems[0])
 
 
 def _write_part(accelerator: Accelerator, temporary: Path, own: dict[str, Any]) -> str:

@@ -19,10 +19,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from xdyna.config.contract import ConditionContract
 from xdyna.config.train import LossConfig, TrainConfig
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.training.components import Components, load_components, use_channels_last, without_adapter
+from xdyna.training.contract import run_contract
 from xdyna.training.groups import GROUPS
 from xdyna.training.handover import copy_encoder, latent_scale
 from xdyna.training.objective import DiffusionObjective, Objective, VAEObjective
@@ -91,9 +93,23 @@ class Stage(abc.ABC):
         components = self.fit(components, config)
         if config.face != "sface":
             components.face_controlnet = None
+        self.contract(config, components)  # a contradiction is said before anything is trained
         if config.channels_last:
             use_channels_last(components)
         return components
+
+    def contract(self, config: TrainConfig, components: Components) -> ConditionContract:
+        """What the model that a run hands on is drawn and sampled by.
+
+        Raises:
+            UsageError: the clips contradict what does not train.
+        """
+        return run_contract(
+            config,
+            moves=self.moves,
+            trained=self.chosen_groups(config.appearance, config.train),
+            prediction_type=components.scheduler.config.get("prediction_type"),
+        )
 
     def fit(self, components: Components, config: TrainConfig) -> Components:
         """The networks of an ablation; in most stages those that were given."""
@@ -206,7 +222,11 @@ class ClipStage(Stage):
 
     def sampler(self, config: TrainConfig, components: Components) -> Callable[[int], Sampled] | None:
         """Videos of held-out clips."""
-        return sampled_videos(config, components) if config.validation.videos else None
+        return (
+            sampled_videos(config, components, contract=self.contract(config, components))
+            if config.validation.videos
+            else None
+        )
 
 
 class DynamicsStage(ClipStage):

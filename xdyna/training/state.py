@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,40 @@ def plain(tree: Any, *, where: str) -> Any:
         f"{where} is a {type(tree).__module__}.{type(tree).__qualname__}, which cannot be read back safely; "
         "expected None, bool, int, float, str, bytes, tensors, and dicts, lists and tuples of these"
     )
+
+
+def refuse_non_finite(tree: Mapping[str, Any], *, what: str) -> None:
+    """See that no tensor has NaN or infinity in it.
+
+    Args:
+        tree: tensors in nested dicts and lists.
+        what: they are of, for the message.
+
+    Raises:
+        CheckpointError: names the first.
+    """
+    named = [(name, t.detach()) for name, t in _tensors(tree) if t.is_floating_point() and t.numel()]
+    finite = [torch.isfinite(t if t.element_size() > 1 else t.float()).all().reshape(1) for _, t in named]
+    if not finite:
+        return
+    device = finite[-1].device  # read once, not tensor by tensor; an optimizer may count its steps on the host
+    good = torch.cat([flag.to(device, non_blocking=True) for flag in finite]).tolist()
+    if bad := [name for (name, _), is_good in zip(named, good, strict=True) if not is_good]:
+        raise CheckpointError(
+            f"{what} has NaN or infinity in {bad[0]} ({len(bad)} of {len(named)} tensors), so nothing is written; the "
+            "checkpoints before are as they were: resume from one with a lower learning rate, or in float32 or bfloat16"
+        )
+
+
+def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            yield from _tensors(value, f"{name}.{number}")
 
 
 def save_tree(tree: dict[str, Any], path: Path) -> None:

@@ -5,16 +5,17 @@ that a resumed run continues exactly where it was.
 """
 
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from xdyna.config.data import DataError
@@ -25,21 +26,19 @@ from xdyna.core.stop import StopSignal
 from xdyna.data.cache import token_digest, vae_digest
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
-from xdyna.training import checkpoint, sharded
+from xdyna.training import checkpoint
 from xdyna.training.checkpointing import set_checkpointing
 from xdyna.training.components import Components, initial_hashes
-from xdyna.training.errors import CheckpointError
-from xdyna.training.export import export, whole_components
-from xdyna.training.graph import make_capturable
 from xdyna.training.groups import count, select_trainable
 from xdyna.training.logs import RunLog, plot_curves, read_metrics
 from xdyna.training.objective import Objective
-from xdyna.training.processes import make_accelerator, on_main
+from xdyna.training.processes import describe_processes, make_accelerator, on_main
 from xdyna.training.replay import Replay
+from xdyna.training.resumable import ResumableStepper
 from xdyna.training.run import CONFIG, start_run
 from xdyna.training.stages import STAGES
-from xdyna.training.state import Progress, rng_state, set_rng_state
-from xdyna.training.step import Stepper, Values
+from xdyna.training.state import Progress
+from xdyna.training.step import Values
 from xdyna.training.validation import Sampled, band_losses
 
 VIDEO_FPS = 12  # of validation videos in the tracker
@@ -54,6 +53,7 @@ def train(
     max_minutes: float | None = None,
     export_to: Path | None = None,
     cpu: bool = False,
+    change: Collection[str] = (),
 ) -> bool:
     """Train one stage, or go on with it, in every process of the launcher.
 
@@ -65,6 +65,7 @@ def train(
         max_minutes: save and stop after so many minutes.
         export_to: write the pipeline of the run's checkpoint into this folder, and do not train.
         cpu: use the CPU even where there is a GPU.
+        change: settings that differ from the run's on purpose, as dotted keys.
 
     Returns:
         bool: whether the run is finished.
@@ -88,8 +89,17 @@ def train(
     set_checkpointing(components.unet, components.beside_unet(), config.checkpointing)
     objective = stage.objective(components, config.loss, seed=config.seed)
     resume = resume or export_to is not None
-    about = {"command": list(command), "trainable": count(groups)}
-    on_main(accelerator, lambda: start_run(config, about | {"initial_weights": initial_hashes(config)}, resume=resume))
+    about: dict[str, Any] = {
+        "command": list(command),
+        "processes": describe_processes(accelerator),
+        "trainable": count(groups),
+    }
+    from_step = checkpoint.find(run_dir, which) if resume else None
+    about |= {"from": None if from_step is None else from_step.name}
+    on_main(
+        accelerator,
+        lambda: start_run(config, about | {"initial_weights": initial_hashes(config)}, resume=resume, change=change),
+    )
     trainer = Trainer(
         config,
         objective,
@@ -137,11 +147,18 @@ def _announce(config: TrainConfig, groups: Any, trainer: "Trainer", *, resumed: 
     print(
         f"stage {config.stage} {where}: {numbers}; {config.max_steps} steps "
         f"{'' if config.minutes is None else f'or {config.minutes:g} minutes '}of "
-        f"{config.batch_size * config.accumulation * trainer.accelerator.num_processes} clips -> {config.out}"
+        f"{config.batch} clips{_shares(trainer)} -> {config.out}"
     )
 
 
-class Trainer(Stepper):
+def _shares(trainer: "Trainer") -> str:
+    share, processes = trainer.share, trainer.accelerator.num_processes
+    if processes == share.accumulation == 1:
+        return ""
+    return f" ({processes} process{'es' if processes > 1 else ''} x {share.accumulation} x {share.micro_batch})"
+
+
+class Trainer(ResumableStepper):
     """Trains an objective: steps, and what is due between them.
 
     Args:
@@ -202,7 +219,7 @@ class Trainer(Stepper):
                     self.save(is_best=False)  # the signal reached the workers too: this step has no data any more
                     break
                 self.progress.step += 1
-                self.progress.samples += config.batch_size * config.accumulation * self.accelerator.num_processes
+                self.progress.samples += config.batch
                 self.progress.seconds = before + time.monotonic() - began
                 bar.update()
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
@@ -240,25 +257,28 @@ class Trainer(Stepper):
         return self.max_minutes is not None and time.monotonic() - began > 60 * self.max_minutes
 
     def _batches(self) -> Iterator[Batch]:
-        config, step = self.config, self.progress.step
+        config, progress = self.config, self.progress
+        micro, passes = self.share.micro_batch, self.share.accumulation
         place: dict[str, Any] = {
             "rank": self.accelerator.process_index,
             "world_size": self.accelerator.num_processes,
-            "accumulation": config.accumulation,
         }
         encoders: dict[str, Any] = self._encoders() if config.data.source == "cache" else {}
-        replay = None
+        replay, start, fresh = None, progress.samples, micro
         if config.replay.clips:
-            replay = Replay(**vars(config.replay), batch_size=config.batch_size, seed=config.seed, **place)
+            replay = Replay(**vars(config.replay), batch_size=micro, seed=config.seed, accumulation=passes, **place)
+            fresh = config.replay.fresh
+            start = replay.first_step(progress.step) * passes * fresh * self.accelerator.num_processes
         loader = build_loader(
             config.data,
             seed=config.seed,
-            batch_size=config.replay.fresh if replay else config.batch_size,
-            start_step=replay.first_step(step) if replay else step,
+            batch_size=fresh,
+            start=start,
+            step=passes * fresh * self.accelerator.num_processes,
             **place,
             **encoders,
         )
-        return replay.batches(iter(loader), step=step, prepare=self._prepare) if replay else iter(loader)
+        return replay.batches(iter(loader), step=progress.step, prepare=self._prepare) if replay else iter(loader)
 
     def _prepare(self, batch: Batch) -> Batch:
         with self.accelerator.autocast(), self.autocast():
@@ -274,11 +294,15 @@ class Trainer(Stepper):
         return digests
 
     def _log(self, log: RunLog | None, values: Values) -> None:
+        """Means since the last line, where one is due; a step that was left out at once."""
         step = self.progress.step
-        if log is not None and (step % self.config.log_every == 0 or step == 1 or "skipped" in values):
-            log.scalars(step, {f"train/{name}": float(value) for name, value in values.items()})
+        told = {"skipped": 1.0} if "skipped" in values else {}
+        if step % self.config.log_every == 0 or step == 1 or self.finished:
+            told |= {**self.meter.line(), "lr": values["lr"]}
+        if log is not None and told:
+            log.scalars(step, {f"train/{name}": value for name, value in told.items()})
 
-    # --- validation and state -------------------------------------------------------------------------------------
+    # --- validation ---------------------------------------------------------------------------------------------
 
     def _validate(self, log: RunLog | None, *, last: bool) -> bool:
         """Measure when it is time. Returns: whether a checkpoint was written."""
@@ -301,108 +325,8 @@ class Trainer(Stepper):
                     log.video(step, f"val/{name}", video, VIDEO_FPS)
         loss = scalars["loss"]
         best = self.progress.best_metric
-        is_best = best is None or loss < best
+        is_best = math.isfinite(loss) and (best is None or loss < best)
         if is_best:
             self.progress.best_metric, self.progress.best_step = loss, step
             self.save(is_best=True)
         return is_best
-
-    def averaged(self) -> Any:
-        """Context in which the networks hold the EMA weights."""
-        return self.ema.applied() if self.ema is not None else torch.no_grad()
-
-    def gathered(self) -> dict[str, Tensor] | None:
-        """Whole weights of a model that is divided among the processes (FSDP); every process must call it.
-
-        Returns:
-            dict[str, Tensor] | None: by "component.name", empty but in the main process; None where the networks
-            themselves are whole.
-        """
-        if self.accelerator.distributed_type != DistributedType.FSDP:
-            return None
-        whole = self.accelerator.get_state_dict(self.model)
-        return {name.removeprefix("networks."): tensor for name, tensor in whole.items()}
-
-    def export(self, components: Components, folder: Path, extra: dict[str, Any] | None = None) -> None:
-        """Write the pipeline folder of the present weights; every process must call it.
-
-        Args:
-            components: the networks of the run; left with the EMA weights, prepared for the next stage.
-            folder: must not exist.
-            extra: more entries for its `training.json`.
-        """
-        weights = self.gathered()
-        if self.accelerator.is_main_process:
-            with self.averaged():
-                parts = whole_components(components, weights, self.config)
-                export(parts, folder, config=self.config, progress=self.progress, extra=extra or {})
-
-    def save(self, *, is_best: bool) -> None:
-        """Write a checkpoint."""
-        if self.sharded:
-            sharded.save_sharded(
-                self.accelerator,
-                self.run_dir,
-                progress=self.progress,
-                ema=self.ema.state_dict() if self.ema is not None else None,
-                extra={"guard": self.guard.state_dict()},
-                keep_last=self.config.keep,
-                is_best=is_best,
-            )
-            return
-        if self.accelerator.is_main_process:
-            scaler = getattr(self.accelerator, "scaler", None)
-            checkpoint.save(
-                self.run_dir,
-                progress=self.progress,
-                weights={name: p.detach() for name, p in self.parameters.items()},
-                ema=self.ema.state_dict() if self.ema is not None else None,
-                optimizer=self.optimizer.state_dict(),
-                scheduler={},
-                rng=rng_state(),
-                extra={
-                    "guard": self.guard.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else {},
-                },
-                keep_last=self.config.keep,
-                is_best=is_best,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def resume(self, which: str | int = "latest") -> bool:
-        """Continue from a checkpoint. Returns: whether there was one."""
-        if self.sharded:
-            shard = sharded.load_sharded(self.accelerator, self.run_dir, which)
-            if shard is None:
-                return False
-            self.progress = shard.progress
-            if self.ema is not None and shard.ema is not None:
-                self.ema.load_state_dict(shard.ema)
-            self.guard.load_state_dict(shard.extra["guard"])
-            return True
-        loaded = checkpoint.load(self.run_dir, which)
-        if loaded is None:
-            return False
-        self._check_names(loaded.weights)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(loaded.weights[name])
-        self.optimizer.load_state_dict(loaded.optimizer)
-        make_capturable(self.optimizer.optimizer, self.accelerator.device if self.graph is not None else None)
-        if self.ema is not None and loaded.ema is not None:
-            self.ema.load_state_dict(loaded.ema)
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and loaded.extra.get("scaler"):
-            scaler.load_state_dict(loaded.extra["scaler"])
-        set_rng_state(loaded.rng)
-        self.guard.load_state_dict(loaded.extra["guard"])
-        self.progress = loaded.progress
-        return True
-
-    def _check_names(self, weights: Mapping[str, Tensor]) -> None:
-        missing, unexpected = sorted(set(self.parameters) - set(weights)), sorted(set(weights) - set(self.parameters))
-        if missing or unexpected:
-            raise CheckpointError(
-                f"the checkpoint in {self.run_dir} trains other parameters: missing {missing[:3]}, not expected "
-                f"{unexpected[:3]}; resume with the configuration it was made with, or use another --out"
-            )

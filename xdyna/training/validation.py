@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.config.contract import ConditionContract
 from xdyna.config.data import DataConfig
 from xdyna.config.train import TrainConfig
 from xdyna.data.cached import read_header
@@ -21,6 +22,7 @@ from xdyna.evaluation.metrics.regions import RegionQuality
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.training.components import Components, as_pipeline
 from xdyna.training.draws import VALIDATION
+from xdyna.training.meter import band_middles
 from xdyna.training.objective import Objective
 
 SEED = 0  # of validation clips and noise: independent of the run's, so that runs can be compared
@@ -83,10 +85,7 @@ def band_losses(
     """
     settings = config.validation
     dataset = build_dataset(validation_data(config.data), seed=SEED)
-    steps = objective.num_timesteps
-    middles: list[int | None] = [None]
-    if steps:
-        middles = [int((band + 0.5) * steps / settings.bands) for band in range(settings.bands)]
+    middles: list[int | None] = [*band_middles(objective.num_timesteps, settings.bands)] or [None]
     sums = torch.zeros(len(middles), dtype=torch.float64)
     share = range(accelerator.process_index, settings.clips, accelerator.num_processes)
     # Every process runs the model equally often, as sharded models need it; the surplus counts nothing.
@@ -102,14 +101,18 @@ def band_losses(
     return {"loss": sum(means) / len(means), **bands}
 
 
-def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int], Sampled]:
+def sampled_videos(
+    config: TrainConfig, components: Components, *, contract: ConditionContract
+) -> Callable[[int], Sampled]:
     """What makes videos of held-out clips and measures them.
 
     Args:
         config: settings of the run.
         components: the networks, with the weights that are looked at.
+        contract: of the model; gives the guidance scale where the configuration gives none.
     """
     settings = config.validation
+    guidance = contract.guidance if settings.guidance is None else settings.guidance
     data = validation_data(config.data)
     people_only = data.source == "puppet" or data.scene_ratio < 1  # footage of scenes alone has nobody to show
     dataset = build_dataset(dataclasses.replace(data, scene_ratio=0.0 if people_only else 1.0), seed=SEED)
@@ -119,7 +122,7 @@ def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int
         psnr, whole, rows = [], [], []
         for index in range(settings.videos):
             clip, mask = dataset.masked(index)
-            frames = _generate(pipeline, clip, config, index)
+            frames = _generate(pipeline, clip, config, seed=index, guidance=guidance)
             target = _images(clip.pixels[1:])
             psnr.append(RegionQuality.of(target, frames, mask).psnr)
             whole.append(RegionQuality.of(target, frames).psnr)
@@ -136,8 +139,8 @@ def sampled_videos(config: TrainConfig, components: Components) -> Callable[[int
     return sample
 
 
-def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: int) -> np.ndarray:
-    settings, shown = config.validation, collate([clip])
+def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
+    shown = collate([clip])
     face = _images(shown.face[0]) if config.stage == "face" else None
     generator = torch.Generator().manual_seed(seed)
     reference = _images(clip.pixels[:1])[0]
@@ -145,8 +148,8 @@ def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, seed: 
         reference,
         _images(shown.pose[0]),
         face,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
+        num_inference_steps=config.validation.steps,
+        guidance_scale=guidance,
         decode_chunk_size=16,
         generator=generator,
         output_type="pt",

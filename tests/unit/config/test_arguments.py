@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from xdyna.cli import infer_args, main, multirun
+from xdyna.cli import main, multirun
 from xdyna.cli.arguments import Command, Program
-from xdyna.cli.infer_args import PROGRAM, numbered, parser, prepare
+from xdyna.cli.infer import PROGRAM, numbered, parser, prepare
 from xdyna.config.infer import InferConfig
 from xdyna.config.preprocess import PreprocessConfig
 from xdyna.config.settings import descriptions
@@ -71,7 +71,7 @@ def test_every_scalar_setting_is_a_flag_with_its_description(capsys: pytest.Capt
     for name, told in descriptions(InferConfig).items():
         assert f"--{name.replace('_', '-')}" in text
         assert told.split(";")[0].split(" (")[0].rstrip(".") in text
-    assert "1 to 1000 (default: 25)" in text
+    assert "published: 25); 1 to 1000" in text
 
 
 def test_files_that_look_like_settings_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +135,9 @@ def test_cfg_prints_what_hydra_composes(capsys: pytest.CaptureFixture[str]) -> N
     assert "steps: 4\n" in shown("--cfg", "job", "preset=preview", "--steps", "4")
     assert "hydra:\n" not in shown("--cfg", "job")
     assert shown("--cfg", "hydra").startswith("hydra:\n")
-    assert "\nsteps: 25\n" in (both := shown("--cfg", "all"))
+    assert "\nsteps: null\n" in (both := shown("--cfg", "all"))
     assert "hydra:\n" in both
-    assert shown("--cfg", "job", "--package", "steps") == "25\n"
+    assert shown("--cfg", "job", "--package", "seed") == "42\n"
     assert "${seed}" in shown("--cfg", "job", "prompt=${seed}")
     assert "prompt: '42'" in shown("--cfg", "job", "prompt=${seed}", "--resolve")
 
@@ -176,7 +176,7 @@ def test_no_multirun_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_drive_kinds_are_flags_not_settings() -> None:
-    assert infer_args.parser().parse_args(["--drive-kind", "pose"]).drive_kind == "pose"
+    assert parser().parse_args(["--drive-kind", "pose"]).drive_kind == "pose"
 
 
 def test_the_console_command(capsys: pytest.CaptureFixture[str]) -> None:

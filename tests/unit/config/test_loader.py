@@ -61,7 +61,7 @@ def test_defaults_are_the_published_settings() -> None:
     config, tree = compose(InferConfig, "infer")
     assert config == InferConfig()
     assert tree == asdict(config)
-    assert (config.steps, config.guidance, config.seed) == (25, None, 42)
+    assert (config.steps, config.guidance, config.seed) == (None, None, 42)
     assert (config.context_frames, config.context_overlap, config.context_schedule) == (16, 4, "uniform")
     assert config.similarity_prior
 
@@ -157,7 +157,7 @@ def test_exponents_are_numbers_in_untyped_sections(tmp_path: Path) -> None:
         ("steps=many", "steps: got 'many', expected a whole number"),
         ("steps=2.5", "expected a whole number"),
         ("steps=true", "expected a whole number"),
-        ("steps=null", "expected a whole number"),
+        ("seed=null", "expected a whole number"),
         ("guidance=strong", "guidance: got 'strong', expected a number or null"),
         ("face=perhaps", "expected true or false or null"),
         ("prompt={a: 1}", "expected text"),
@@ -263,7 +263,7 @@ def test_sweeps_are_hydras() -> None:
         sweep(InferConfig, "infer", ["guidance=interval(1,2)"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")) | st.sampled_from("'\"\\${}[],=#"), max_size=12)
 )

@@ -150,8 +150,8 @@ def test_scenes_have_blank_conditions(small: Small) -> None:
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5])
 def test_exact_share_of_scenes(small: Small, ratio: float) -> None:
     dataset = build_dataset(small(scene_ratio=ratio), seed=0)
-    kinds = Counter(dataset.take(index).kind for index in range(10, 50))
-    assert kinds["scene"] == round(40 * ratio)
+    kinds = Counter(dataset.take(index).kind for index in range(16, 64))
+    assert kinds["scene"] == round(48 * ratio)
 
 
 def test_rates_of_dropping(small: Small) -> None:

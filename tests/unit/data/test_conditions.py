@@ -1,7 +1,8 @@
 import numpy as np
 
-from xdyna.data.conditions import draw_landmarks, face_pictures, pose_pictures
-from xdyna.perception import PoseTrack, draw_track, face_patches
+from xdyna.config.contract import PoseStyle
+from xdyna.data.conditions import face_pictures, pose_pictures
+from xdyna.perception import PoseTrack, draw_pose, draw_track, face_patches
 
 
 def track(rng: np.random.Generator, size: tuple[int, int] = (128, 96)) -> PoseTrack:
@@ -14,7 +15,7 @@ def track(rng: np.random.Generator, size: tuple[int, int] = (128, 96)) -> PoseTr
 
 def test_poses_are_those_of_inference() -> None:
     people = track(np.random.default_rng(0))
-    np.testing.assert_array_equal(pose_pictures(people), draw_track(people))
+    np.testing.assert_array_equal(pose_pictures(people, PoseStyle()), draw_track(people))
 
 
 def test_face_patches_are_those_of_inference() -> None:
@@ -29,8 +30,7 @@ def test_landmarks_grow_with_the_picture() -> None:
     landmarks[0] = 0.5, 0.5, 1
     landmarks[1] = 0.25, 0.25, 0.2  # not seen
     for side, pixels in ((128, 1), (512, 29)):  # a disc of radius 3 has 29 pixels
-        picture = np.zeros((side, side + 20, 3), np.uint8)
-        draw_landmarks(picture, landmarks * [side, side, 1])
+        picture = draw_pose(np.zeros((18, 3)), None, landmarks * [side, side, 1], size=(side, side + 20))
         white = np.argwhere((picture == 255).all(axis=-1))
         assert len(white) == pixels
         np.testing.assert_allclose(white.mean(axis=0), side / 2)

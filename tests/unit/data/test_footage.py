@@ -217,7 +217,7 @@ def test_workers_change_nothing(master: Path) -> None:
 def test_resuming_within_an_epoch_continues_exactly(master: Path, workers: int) -> None:
     config = options(master, workers=workers)
     whole = batches(config, 3)
-    for one, other in zip(whole[1:], batches(config, 2, start_step=1), strict=True):
+    for one, other in zip(whole[1:], batches(config, 2, start=2), strict=True):
         assert_equal(one, other)
     with pytest.raises(AssertionError):
         assert_equal(whole[0], whole[1])

@@ -27,7 +27,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(footage: Path) -> ClipDataset:
-    return build_dataset(DataConfig(source="footage", manifests=[str(footage)], **PLAIN), seed=7)  # type: ignore[arg-type]
+    return build_dataset(DataConfig(source="footage", manifests=[str(footage)], **PLAIN), seed=8)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

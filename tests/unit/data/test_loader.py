@@ -68,7 +68,7 @@ def test_absent_conditions_are_not_carried(small: Small, workers: int) -> None:
 def test_resuming_continues_exactly(small: Small, workers: int) -> None:
     config = small(num_clips=5, workers=workers)  # step 3 is in the middle of an epoch
     whole = batches(config, 5)
-    for one, other in zip(whole[3:], batches(config, 2, start_step=3), strict=True):
+    for one, other in zip(whole[3:], batches(config, 2, start=6), strict=True):
         assert_equal(one, other)
     with pytest.raises(AssertionError):
         assert_equal(whole[0], whole[3])
@@ -82,8 +82,8 @@ def test_two_ranks_see_what_one_of_twice_the_batch_sees(small: Small) -> None:
 
 
 def test_accumulation_sees_what_a_larger_batch_sees(small: Small) -> None:
-    alone = batches(small(), 2, batch_size=4, start_step=1)
-    parts = batches(small(), 4, batch_size=2, start_step=1, accumulation=2)
+    alone = batches(small(), 2, batch_size=4, start=4)
+    parts = batches(small(), 4, batch_size=2, start=4)
     for one, pair in zip(alone, (parts[:2], parts[2:]), strict=True):
         assert_equal(one, joined(pair))
 
@@ -94,8 +94,8 @@ def test_indices_of_the_sampler() -> None:
 
     assert steps(3) == [[0, 1], [2, 3], [4, 5]]
     assert steps(2, rank=1, world_size=3) == [[2, 3], [8, 9]]
-    assert steps(2, rank=1, world_size=2, accumulation=2, start_step=5) == [[42, 43], [46, 47]]
-    together = [steps(4, rank=r, world_size=3, accumulation=2, start_step=1) for r in range(3)]
+    assert steps(2, rank=1, world_size=2, start=40) == [[42, 43], [46, 47]]
+    together = [steps(4, rank=r, world_size=3, start=12) for r in range(3)]
     assert sorted(np.ravel(together).tolist()) == list(range(12, 36))
 
 
@@ -104,8 +104,7 @@ def test_indices_of_the_sampler() -> None:
     [
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"rank": 2, "world_size": 2}, "rank: got 2, expected 0 to world_size - 1 = 1"),
-        ({"start_step": -1}, "start_step: got -1"),
-        ({"accumulation": 0}, "accumulation: got 0"),
+        ({"start": -1}, "start: got -1"),
         ({"world_size": 0}, "world_size: got 0"),
     ],
 )

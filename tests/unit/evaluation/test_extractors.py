@@ -151,6 +151,7 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> Non
     assert after - before in (0, 1)
 
 
+@pytest.mark.long
 def test_i3d_features_of_short_and_long_clips() -> None:
     state = random_weights(I3D(classes=18).state_dict())
     frames = random_pictures(16)

@@ -1,13 +1,18 @@
 """Pairing: folders, lists, frame folders, and what is said when they do not fit."""
 
 import json
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from xdyna.evaluation.inputs import counted, from_folders, from_list, read_case, read_video, videos_in
+from xdyna.evaluation.inputs import Entry, counted, from_folders, from_list, read_case, read_video, videos_in
+from xdyna.evaluation.masks import read_masks
+from xdyna.evaluation.metrics.dynamics import TemporalRatio, WarpingError
+from xdyna.evaluation.metrics.pictures import FrameMetric
 from xdyna.media.writer import VideoWriter
 
 
@@ -44,6 +49,26 @@ def test_folders_are_paired_by_name_and_the_rest_is_listed(tmp_path: Path) -> No
     assert found.unpaired == {"generated": ["only_here"], "truth": ["only_there"]}
 
 
+def test_what_infer_writes_beside_its_videos_is_no_result(tmp_path: Path) -> None:
+    g = tmp_path / "g"
+    for name in ("a.mp4", "a.grid.mp4", "sub/b.mp4", "sub/b.grid.mp4", "own.grid.mp4"):
+        write(g / name, frames(1))
+    for name in ("a.sheet.png", "sub/b.sheet.png"):
+        cv2.imwrite(str(g / name), frames(1)[0])
+    assert sorted(videos_in(g)) == ["a", "own.grid", "sub/b"]  # own.grid: there is no video "own"
+    assert from_folders(g).companions == 4
+
+
+@pytest.mark.parametrize("form", ["{}.png", "{:03d}.png", "frame{}.png", "f_{}_x.png", "2_{:02d}.png"])
+def test_frames_are_ordered_by_number(tmp_path: Path, form: str) -> None:
+    """Twelve grey levels in time: by text 10 and 11 come before 2."""
+    for k in (11, 3, 10, 0, 1, 2, 9, 4, 5, 8, 6, 7):
+        cv2.imwrite(str(tmp_path / form.format(k)), np.full((32, 32, 3), 20 * k, np.uint8))
+    assert read_video(tmp_path).frames[:][:, 0, 0, 0].tolist() == [20 * k for k in range(12)]
+    masks = read_masks(tmp_path, frames=12)
+    assert masks[:, 0, 0].tolist() == [20 * k >= 128 for k in range(12)]
+
+
 def test_single_files(tmp_path: Path) -> None:
     one, other = write(tmp_path / "x.mp4", frames(1)), write(tmp_path / "y.mp4", frames(2))
     found = from_folders(one, other)
@@ -59,6 +84,28 @@ def test_frame_folders_are_read_exactly(tmp_path: Path) -> None:
     (tmp_path / "clip" / "002.png").write_bytes((tmp_path / "clip" / "001.png").read_bytes())
     assert read_video(tmp_path / "clip").digest != video.digest
     assert len(read_video(tmp_path / "clip", max_frames=2).frames) == 2
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded block by block where the video is larger than what is kept; the numbers are those of arrays."""
+    truth, generated = (frames(seed, count=160, size=(96, 128)) for seed in (1, 2))  # 5.9 MB each
+    paths = [write(tmp_path / f"{k}.mp4", pixels) for k, pixels in enumerate((generated, truth[:, :64, :80]))]
+    case, _ = read_case(Entry("a", *paths))
+    whole = replace(
+        case, **{k: replace(v, frames=v.frames[:]) for k, v in (("generated", case.generated), ("truth", case.truth))}
+    )
+    metrics = [FrameMetric("mae"), TemporalRatio(), WarpingError()]
+    expected = [metric.measure(whole) for metric in metrics]
+    monkeypatch.setattr("xdyna.evaluation.frames.KEPT_BYTES", 2**20)
+    case, _ = read_case(Entry("a", *paths))
+    tracemalloc.start()
+    try:
+        found = [metric.measure(case) for metric in metrics]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == expected
+    assert peak < 5 * 2**20
 
 
 def test_a_part_of_a_video_is_another_video(tmp_path: Path) -> None:

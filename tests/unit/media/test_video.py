@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.tiers import long
 from xdyna.media import (
     MediaError,
     MediaWarning,
@@ -44,7 +45,7 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("case", STORED)
+@pytest.mark.parametrize("case", [*list(STORED)[::3], *long(*(case for k, case in enumerate(STORED) if k % 3))])
 def test_every_frame_is_found_by_its_position(make_video, number_of, case):
     name, kwargs = STORED[case]
     path = make_video(name, **kwargs)
@@ -64,6 +65,7 @@ def test_every_frame_is_found_by_its_position(make_video, number_of, case):
     assert [number_of(next(read_pyav(index, [k]))) for k in range(40)] == list(range(40))
 
 
+@pytest.mark.long
 def test_decord_and_pyav_give_the_same_pixels(make_video):
     served = 0
     for name, kwargs in STORED.values():
@@ -392,7 +394,7 @@ def _refused(path):
     return ""
 
 
-@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv", "cut.ts", "cut.webm", "cut.avi"])
+@pytest.mark.parametrize("name", ["cut.mp4", *long("cut.mkv", "cut.ts", "cut.webm", "cut.avi")])
 def test_cut_tail_keeps_what_can_be_read(make_video, number_of, name):
     kwargs = {"options": {"g": "5", "bf": "2"}}
     if name.endswith("webm"):

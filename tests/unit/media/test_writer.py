@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from av.audio.resampler import AudioResampler
 
+from tests.tiers import long
 from xdyna.core.errors import FileError
 from xdyna.media import MediaError, MediaWarning, VideoWriter, probe, read_frames, unique_path
 
@@ -101,6 +102,7 @@ def test_rates(tmp_path, fps):
     assert info.duration == pytest.approx(10 / float(fps), rel=1e-6)
 
 
+@pytest.mark.long
 def test_same_input_same_bytes(tmp_path, make_sound):
     source = make_sound("source.mkv", codec="pcm_s16le")
     first = write(tmp_path / "first.mp4", smooth(30), audio_from=source).read_bytes()
@@ -318,7 +320,7 @@ NOISE = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a POSIX feature")
-@pytest.mark.parametrize("share", [0.002, 0.1, 0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("share", [0.002, 0.9, *long(0.1, 0.5, 0.99, 0.999)])
 def test_full_disk(tmp_path, share):
     """Writing fails at many points (header, frames, trailer, moving the index): never a file, always a message."""
     code = (

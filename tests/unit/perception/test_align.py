@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xdyna.media import read_image
-from xdyna.perception import PerceptionError, Person, PoseTrack, align_track, get_backend, perceive
+from xdyna.perception import PerceptionError, Person, PoseTrack, align_track, get_backend, track_person
 from xdyna.perception.align import _weighted_quantile
 from xdyna.perception.topology import BODY_LIMBS
 
@@ -586,13 +586,14 @@ def test_report_in_words():
 
 
 @pytest.mark.parametrize(("name", "scale"), [("person_1.jpg", 0.955), ("person_2.jpg", 0.94)])
+@pytest.mark.long
 def test_real_pictures(shared_dir, tmp_path, name: str, scale: float):
     """Neck and feet of the dancer come to those of a photograph and of a painting."""
     pytest.importorskip("mediapipe")
     backend = get_backend("mediapipe")
     picture = read_image(shared_dir / "data" / name)
     reference = backend.detect(picture)[0]
-    driving = perceive(
+    driving = track_person(
         shared_dir / "data" / "dance_1.mp4",
         frame_indices=np.linspace(0, 560, 30).astype(int),
         backend=backend,

@@ -16,7 +16,8 @@ def make_body(joints: dict[int, tuple[float, float]], confidence: float = 1.0) -
 
 
 def colors(picture: np.ndarray) -> set[tuple[int, ...]]:
-    return {tuple(color) for color in np.unique(picture.reshape(-1, 3), axis=0).tolist()} - {(0, 0, 0)}
+    packed = np.unique(picture.reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1]))
+    return {(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in packed} - {(0, 0, 0)}
 
 
 def test_known_limbs_and_colours():

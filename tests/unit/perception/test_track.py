@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xdyna.media import frame_times
-from xdyna.perception import OneEuro, PerceptionError, PerceptionWarning, perceive
+from xdyna.perception import OneEuro, PerceptionError, PerceptionWarning, track_person
 from xdyna.perception.cache import default_cache_dir
 from xdyna.perception.track import follow
 
@@ -29,7 +29,7 @@ def center_x(track) -> np.ndarray:
 
 def test_all_frames_of_one_person(make_video, color_backend, tmp_path: Path):
     path = make_video(walk(12))
-    track = perceive(path, backend=color_backend, cache_dir=tmp_path / "cache")
+    track = track_person(path, backend=color_backend, cache_dir=tmp_path / "cache")
     assert len(track) == 12
     assert track.size == (160, 240)
     assert track.source == "drive.mp4"
@@ -42,7 +42,7 @@ def test_all_frames_of_one_person(make_video, color_backend, tmp_path: Path):
 
 def test_repeated_frames_are_detected_once(make_video, color_backend, tmp_path: Path):
     path = make_video(walk(6))
-    track = perceive(path, frame_indices=[0, 0, 3, 3, 3, 5], backend=color_backend, cache_dir=tmp_path)
+    track = track_person(path, frame_indices=[0, 0, 3, 3, 3, 5], backend=color_backend, cache_dir=tmp_path)
     assert color_backend.calls == 3
     assert track.frame_index.tolist() == [0, 0, 3, 3, 3, 5]
     assert (track.summary.frames, track.summary.found) == (6, 6)
@@ -56,7 +56,7 @@ def test_the_summary_counts_the_given_frames(make_video, color_backend, tmp_path
     for k in (2, 4, 5):
         frames[k] = []
     asked = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 7]
-    track = perceive(make_video(frames), frame_indices=asked, backend=color_backend, cache_dir=tmp_path, max_gap=1)
+    track = track_person(make_video(frames), frame_indices=asked, backend=color_backend, cache_dir=tmp_path, max_gap=1)
     summary = track.summary
     assert (summary.frames, summary.found, summary.filled, summary.missing) == (13, 7, 3, 3)
     assert color_backend.calls == 8
@@ -65,13 +65,17 @@ def test_the_summary_counts_the_given_frames(make_video, color_backend, tmp_path
 def test_cache_is_reused_extended_and_equal(make_video, color_backend, tmp_path: Path):
     path, cache = make_video(walk(10)), tmp_path / "cache"
     calls = []
-    perceive(path, frame_indices=[2, 4], backend=color_backend, cache_dir=cache, progress=lambda *n: calls.append(n))
+    track_person(
+        path, frame_indices=[2, 4], backend=color_backend, cache_dir=cache, progress=lambda *n: calls.append(n)
+    )
     assert calls == [(1, 2), (2, 2)]
-    first = perceive(path, backend=color_backend, cache_dir=cache)
+    first = track_person(path, backend=color_backend, cache_dir=cache)
     assert color_backend.calls == 10, "frames 2 and 4 came from the cache"
-    again = perceive(path, backend=color_backend, cache_dir=cache, progress=lambda *n: pytest.fail("nothing to detect"))
+    again = track_person(
+        path, backend=color_backend, cache_dir=cache, progress=lambda *n: pytest.fail("nothing to detect")
+    )
     assert color_backend.calls == 10
-    fresh = perceive(path, backend=color_backend, cache_dir=tmp_path / "other")
+    fresh = track_person(path, backend=color_backend, cache_dir=tmp_path / "other")
     for track in (again, fresh):
         for name in ("body", "hands", "face", "times", "frame_index"):
             np.testing.assert_array_equal(getattr(track, name), getattr(first, name))
@@ -81,31 +85,31 @@ def test_cache_is_reused_extended_and_equal(make_video, color_backend, tmp_path:
 def test_cache_knows_video_and_version(make_video, color_backend, tmp_path: Path):
     cache = tmp_path / "cache"
     first, second = make_video(walk(3)), make_video(walk(3, step=9), name="other.mp4")
-    perceive(first, backend=color_backend, cache_dir=cache)
-    perceive(second, backend=color_backend, cache_dir=cache)
+    track_person(first, backend=color_backend, cache_dir=cache)
+    track_person(second, backend=color_backend, cache_dir=cache)
     assert color_backend.calls == 6
     os.rename(first, tmp_path / "renamed.mp4")
-    perceive(tmp_path / "renamed.mp4", backend=color_backend, cache_dir=cache)
+    track_person(tmp_path / "renamed.mp4", backend=color_backend, cache_dir=cache)
     assert color_backend.calls == 6, "the content counts, not the name"
     color_backend.version = "2"
-    perceive(second, backend=color_backend, cache_dir=cache)
+    track_person(second, backend=color_backend, cache_dir=cache)
     assert color_backend.calls == 9
 
 
 def test_cache_of_another_video_is_not_believed(make_video, color_backend, tmp_path: Path):
     first, second = make_video(walk(3)), make_video(walk(3, start=90), name="other.mp4")
-    perceive(first, backend=color_backend, cache_dir=tmp_path / "a")
-    want = perceive(second, backend=color_backend, cache_dir=tmp_path / "b")
+    track_person(first, backend=color_backend, cache_dir=tmp_path / "a")
+    want = track_person(second, backend=color_backend, cache_dir=tmp_path / "b")
     wrong, right = next((tmp_path / "a").iterdir()), next((tmp_path / "b").iterdir())
     right.write_bytes(wrong.read_bytes())
     with pytest.warns(PerceptionWarning, match="belongs to another video"):
-        track = perceive(second, backend=color_backend, cache_dir=tmp_path / "b")
+        track = track_person(second, backend=color_backend, cache_dir=tmp_path / "b")
     np.testing.assert_array_equal(track.body, want.body)
 
 
 def test_damaged_cache_is_made_anew_with_one_warning(make_video, color_backend, tmp_path: Path):
     path, cache = make_video(walk(4)), tmp_path / "cache"
-    want = perceive(path, backend=color_backend, cache_dir=cache)
+    want = track_person(path, backend=color_backend, cache_dir=cache)
     file = next(cache.iterdir())
     good = file.read_bytes()
     rng = np.random.default_rng(0)
@@ -116,14 +120,14 @@ def test_damaged_cache_is_made_anew_with_one_warning(make_video, color_backend, 
         file.write_bytes(bad)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            track = perceive(path, backend=color_backend, cache_dir=cache)
+            track = track_person(path, backend=color_backend, cache_dir=cache)
         assert [entry.category for entry in caught] in ([], [PerceptionWarning])
         np.testing.assert_array_equal(track.body, want.body)
     file.write_bytes(good[: len(good) // 2])
     with pytest.warns(PerceptionWarning, match="damaged and will be detected again"):
-        perceive(path, backend=color_backend, cache_dir=cache)
+        track_person(path, backend=color_backend, cache_dir=cache)
     calls = color_backend.calls
-    perceive(path, backend=color_backend, cache_dir=cache)
+    track_person(path, backend=color_backend, cache_dir=cache)
     assert color_backend.calls == calls, "it was mended"
 
 
@@ -135,15 +139,15 @@ def test_interrupted_detection_keeps_what_was_done(make_video, color_backend, tm
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        perceive(path, backend=color_backend, cache_dir=tmp_path / "cache", progress=stop)
-    perceive(path, backend=color_backend, cache_dir=tmp_path / "cache")
+        track_person(path, backend=color_backend, cache_dir=tmp_path / "cache", progress=stop)
+    track_person(path, backend=color_backend, cache_dir=tmp_path / "cache")
     assert color_backend.calls == 8
 
 
 def test_unwritable_cache_costs_a_warning(make_video, color_backend, tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     with pytest.warns(PerceptionWarning, match="cannot be cached"):
-        track = perceive(make_video(walk(3)), backend=color_backend, cache_dir=tmp_path / "file" / "cache")
+        track = track_person(make_video(walk(3)), backend=color_backend, cache_dir=tmp_path / "file" / "cache")
     assert track.summary.found == 3
 
 
@@ -158,7 +162,7 @@ def test_gaps_are_filled_and_counted(make_video, color_backend, tmp_path: Path):
     frames = walk(24)
     for k in (5, 6, *range(12, 20)):
         frames[k] = []
-    track = perceive(make_video(frames), backend=color_backend, cache_dir=tmp_path, max_gap=3)
+    track = track_person(make_video(frames), backend=color_backend, cache_dir=tmp_path, max_gap=3)
     summary = track.summary
     assert (summary.frames, summary.found, summary.filled, summary.missing) == (24, 14, 2, 8)
     assert track.found.tolist() == [k not in range(12, 20) for k in range(24)]
@@ -178,7 +182,7 @@ def test_filled_hands_go_with_the_wrist(make_video, color_backend, tmp_path: Pat
     color_backend.detect = without_hand
     frames = walk(5, step=0)
     frames[2] = [(RED, 75, 40, 115, 130)]  # a jerk of 35 px
-    track = perceive(make_video(frames), backend=color_backend, cache_dir=tmp_path)
+    track = track_person(make_video(frames), backend=color_backend, cache_dir=tmp_path)
     assert track.summary.found == 5
     np.testing.assert_allclose(
         track.hands[2, 0, :, :2] - track.body[2, 7, :2], track.hands[1, 0, :, :2] - track.body[1, 7, :2], atol=1e-3
@@ -188,7 +192,7 @@ def test_filled_hands_go_with_the_wrist(make_video, color_backend, tmp_path: Pat
 def test_the_largest_is_followed_when_others_grow(make_video, color_backend, tmp_path: Path):
     big = walk(10, step=2)
     passer = [[(GREEN, 230 - 22 * k, 10, min(239, 270 - 22 * k), 60 + 9 * k)] for k in range(10)]
-    track = perceive(make_video(merged(big, passer)), backend=color_backend, cache_dir=tmp_path)
+    track = track_person(make_video(merged(big, passer)), backend=color_backend, cache_dir=tmp_path)
     # Of who is covered an edge is seen: half a width beside the middle.
     np.testing.assert_allclose(center_x(track), 59.5 + 2 * np.arange(10), atol=20)
     assert np.abs(np.diff(center_x(track))).max() < 22
@@ -196,12 +200,12 @@ def test_the_largest_is_followed_when_others_grow(make_video, color_backend, tmp
 
 def test_person_n(make_video, color_backend, tmp_path: Path):
     path = make_video(merged(walk(6), walk(6, color=GREEN, start=150, step=3, height=60)))
-    left, right = (perceive(path, backend=color_backend, cache_dir=tmp_path, person=n) for n in (0, 1))
+    left, right = (track_person(path, backend=color_backend, cache_dir=tmp_path, person=n) for n in (0, 1))
     np.testing.assert_allclose(center_x(left), 59.5 + 4 * np.arange(6), atol=1.5)
     np.testing.assert_allclose(center_x(right), 169.5 + 3 * np.arange(6), atol=1.5)
     assert color_backend.calls == 6, "both people come from one detection"
     with pytest.raises(PerceptionError, match=r"person 2 was asked for, but at most 2 people.*--person 0 to 1"):
-        perceive(path, backend=color_backend, cache_dir=tmp_path, person=2)
+        track_person(path, backend=color_backend, cache_dir=tmp_path, person=2)
 
 
 @pytest.mark.parametrize("hidden", [0, 8, 16], ids=lambda px: f"hidden below {px} px")
@@ -238,8 +242,8 @@ def test_follow_goes_to_both_ends_and_over_cuts(make_people):
 def test_smooth_is_off_by_default(make_video, color_backend, tmp_path: Path):
     frames = [[(RED, 60 + 6 * (k % 2), 40, 100 + 6 * (k % 2), 130)] for k in range(10)]
     path = make_video(frames)
-    raw = perceive(path, backend=color_backend, cache_dir=tmp_path)
-    smooth = perceive(path, backend=color_backend, cache_dir=tmp_path, smooth=OneEuro(min_cutoff=0.5, beta=0))
+    raw = track_person(path, backend=color_backend, cache_dir=tmp_path)
+    smooth = track_person(path, backend=color_backend, cache_dir=tmp_path, smooth=OneEuro(min_cutoff=0.5, beta=0))
     assert np.abs(np.diff(center_x(raw))).min() > 4
     assert np.abs(np.diff(center_x(smooth))).max() < 3
     np.testing.assert_array_equal(raw.body[..., 2], smooth.body[..., 2])
@@ -248,13 +252,13 @@ def test_smooth_is_off_by_default(make_video, color_backend, tmp_path: Path):
 def test_errors(make_video, color_backend, tmp_path: Path):
     path = make_video(walk(4))
     with pytest.raises(PerceptionError, match=r"from 0 to 4; expected ascending numbers from 0 to 3"):
-        perceive(path, frame_indices=[0, 4], backend=color_backend, cache_dir=tmp_path)
+        track_person(path, frame_indices=[0, 4], backend=color_backend, cache_dir=tmp_path)
     with pytest.raises(PerceptionError, match="ascending"):
-        perceive(path, frame_indices=[2, 1], backend=color_backend, cache_dir=tmp_path)
+        track_person(path, frame_indices=[2, 1], backend=color_backend, cache_dir=tmp_path)
     with pytest.raises(PerceptionError, match="whole numbers"):
-        perceive(path, frame_indices=[0.5], backend=color_backend, cache_dir=tmp_path)
+        track_person(path, frame_indices=[0.5], backend=color_backend, cache_dir=tmp_path)
     with pytest.raises(PerceptionError, match="0 or more"):
-        perceive(path, person=-1, backend=color_backend, cache_dir=tmp_path)
+        track_person(path, person=-1, backend=color_backend, cache_dir=tmp_path)
     empty = make_video([[]] * 4, name="empty.mp4")
     with pytest.raises(PerceptionError, match=r"no person was found in any of 4 frames.*large and well lit"):
-        perceive(empty, backend=color_backend, cache_dir=tmp_path)
+        track_person(empty, backend=color_backend, cache_dir=tmp_path)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from diffusers import (
 from diffusers.hooks import apply_group_offloading
 from PIL import Image
 
+from tests.tiers import long
 from tests.unit.pipelines.test_xdyna import FRAMES, OPTIONS, SIDE, clip, make_pipeline, run, seeded  # noqa: F401
 from xdyna.pipelines.inputs import as_images, as_videos
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
@@ -49,7 +51,9 @@ def batch(clips: list[Clip]) -> dict[str, list[np.ndarray]]:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler])
+@pytest.mark.parametrize(
+    "scheduler", [*long(DDIMScheduler, DPMSolverMultistepScheduler), EulerAncestralDiscreteScheduler]
+)
 def test_each_video_of_a_batch_is_the_one_made_alone(pipeline: XDynaPipeline, clips: list[Clip], scheduler) -> None:
     """Bit for bit, also where a scheduler keeps a history or draws noise in its steps."""
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
@@ -108,6 +112,63 @@ def test_every_form_of_a_video_is_the_same_video() -> None:
     for form in (Image.fromarray(image), [image], image[None], image / 255, first, first[None] / 255):
         [converted] = as_images(form)
         np.testing.assert_array_equal(np.asarray(converted), image)
+    pose.flags.writeable = False
+    before, image = pose.copy(), pose[0]
+    as_videos(pose, "pose_video", channels=3)[0].zero_()
+    np.testing.assert_array_equal(pose, before)
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_images(image)
+    torch.set_warn_always(False)
+
+
+def test_several_videos_of_each_entry(pipeline: XDynaPipeline, clips: list[Clip]) -> None:
+    """Two prompts, three videos each: in order, each the one made alone; one of no use is told."""
+    call = {**batch(clips[:2]), "prompt": ["a person", "nobody"], **OPTIONS, "output_type": "pt"}
+    videos = pipeline(**call, num_videos_per_prompt=3, generator=[seeded(seed) for seed in range(6)]).frames
+    for number in range(6):
+        alone = run(
+            pipeline, clips[number // 3], seed=number, prompt=call["prompt"][number // 3], output_type="pt"
+        )  # fmt: skip
+        assert torch.equal(videos[number], alone), number
+    one = clips[0]
+    noise = torch.randn(2, 4, FRAMES, SIDE // 2, SIDE // 2, generator=seeded(7))
+    pair = pipeline(
+        **one, **OPTIONS, output_type="pt", num_videos_per_prompt=2, latents=noise, generator=[seeded(0), seeded(0)]
+    ).frames
+    for number in range(2):
+        alone = run(pipeline, one, latents=noise[number : number + 1], output_type="pt")
+        assert torch.equal(pair[number], alone)
+    with pytest.raises(ValueError, match=r"generator has 4 entries for 6 videos; give one per video"):
+        pipeline(**call, num_videos_per_prompt=3, generator=[seeded() for _ in range(4)])
+    with pytest.raises(ValueError, match="num_videos_per_prompt is 0, expected 1 or more"):
+        pipeline(**call, num_videos_per_prompt=0)
+
+
+@pytest.mark.parametrize("face", [False, True])
+def test_height_and_width_cut_and_resize_as_published(pipeline: XDynaPipeline, clips: list[Clip], face: bool) -> None:
+    """Against control images that Pillow has cut and resized before: centred, with faces a quarter from above."""
+    wide = {"image": clips[0]["image"]}
+    draw = np.random.default_rng(6)
+    for name, channels in [("pose_video", 3), *([("face_video", 6)] if face else [])]:
+        wide[name] = draw.integers(0, 256, (FRAMES, 40, 24, channels), dtype=np.uint8)
+    top = (40 - 24) // 4 if face else (40 - 24) // 2
+
+    def resized(frame: np.ndarray) -> np.ndarray:
+        planes = [Image.fromarray(frame[top : top + 24, :, channel]) for channel in range(frame.shape[-1])]
+        return np.stack([plane.resize((16, 16), Image.Resampling.BILINEAR) for plane in planes], axis=-1)
+
+    ready = {name: value if name == "image" else np.stack([resized(f) for f in value]) for name, value in wide.items()}
+    expected = run(pipeline, ready, output_type="pt")
+    assert expected.shape[-2:] == (16, 16)
+    assert torch.equal(run(pipeline, wide, height=16, width=16, output_type="pt"), expected)
+    assert torch.equal(run(pipeline, ready, height=16, output_type="pt"), expected), "the pose video's width"
+    factor = pipeline.vae_scale_factor
+    with pytest.raises(ValueError, match=f"height is {factor + 1} and width 24; both must be multiples of {factor}"):
+        run(pipeline, wide, height=factor + 1)
+    with pytest.raises(ValueError, match="width is 0, expected 1 or more"):
+        run(pipeline, wide, width=0)
 
 
 def test_num_frames_takes_the_first_ones(pipeline: XDynaPipeline, clip: Clip) -> None:  # noqa: F811

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.process.small import SMALL
 from xdyna.models.denoiser import Tokens
-from xdyna.pipelines import prepare, sampler
+from xdyna.pipelines import denoise, prepare
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline
 
@@ -75,7 +75,7 @@ def spy_on_tokens(monkeypatch: pytest.MonkeyPatch) -> list[Tokens]:
         values = torch.arange(1.0, tokens.text.shape[0] + 1)[:, None, None, None, None]
         return values.expand(-1, *latents.shape[1:])
 
-    monkeypatch.setattr(sampler, "predict_noise", predict)
+    monkeypatch.setattr(denoise, "predict_noise", predict)
     return seen
 
 
@@ -246,7 +246,7 @@ def test_window_offsets_reach_both_schedules(pipeline, wide, monkeypatch):
         planned.append(windows)
         return torch.zeros(2, *latents.shape[1:])
 
-    monkeypatch.setattr(sampler, "predict_noise", predict)
+    monkeypatch.setattr(denoise, "predict_noise", predict)
     given = Precomputed(offsets=[0, 1])
     for schedule in ("uniform", "uniform_open"):
         options = {**OPTIONS, "num_inference_steps": 2, "context_schedule": schedule}

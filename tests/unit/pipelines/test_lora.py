@@ -112,6 +112,7 @@ def test_every_spelling_changes_the_video_by_the_formula_and_unloads_to_the_same
         assert torch.equal(run(pipeline, clip), plain), name
 
 
+@pytest.mark.long
 def test_adapters_are_weighted_fused_and_unfused(
     pipeline: XDynaPipeline,
     clip: dict[str, np.ndarray],  # noqa: F811

@@ -121,7 +121,7 @@ def test_window_offsets_follow_the_seed(pipeline, clip, monkeypatch):
         drawn.append(windows)
         return original(*args, windows=windows, **kwargs)
 
-    monkeypatch.setattr("xdyna.pipelines.sampler.predict_noise", spy)
+    monkeypatch.setattr("xdyna.pipelines.denoise.predict_noise", spy)
     plans = []
     for seed in (0, 0, 1):
         drawn.clear()

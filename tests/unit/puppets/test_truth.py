@@ -80,7 +80,7 @@ def test_inner_lips_part_with_the_opening() -> None:
 def test_open_eyes_are_white_between_their_lids() -> None:
     for side, points_of in (("left", slice(42, 48)), ("right", slice(36, 42))):
         opened, white = [], []
-        for seed in (1, 2, 3, 6, 8, 12):
+        for seed in (1, 2, 6):
             clip = render_clip(seed, seed, 0, frames=12, stride=3, size=(384, 384), scene_kind="gradient")
             for frame, points, values in zip(clip.frames, clip.face, clip.expression, strict=True):
                 low, high = points[points_of, :2].min(0), points[points_of, :2].max(0)

@@ -9,7 +9,6 @@ import torch
 from xdyna.config.loader import read_yaml
 from xdyna.config.model import ModelConfig
 from xdyna.data.samples import Batch
-from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.untrained import build_pipeline
 from xdyna.training.stages import Components
 
@@ -21,20 +20,6 @@ def components() -> Components:
     pipeline = build_pipeline(ModelConfig(**read_yaml(MICRO)), seed=0)
     parts = {name: getattr(pipeline, name) for name in Components.__dataclass_fields__ if hasattr(pipeline, name)}
     return Components(**parts)
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A micro pipeline without zero layers: behind those nothing gets a gradient, and no run could go wrong."""
-    pipeline = build_pipeline(ModelConfig(**read_yaml(MICRO)), seed=3)
-    generator = torch.Generator().manual_seed(1)
-    for part in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet):
-        for p in part.parameters():
-            if not p.any():
-                p.data = 0.1 * torch.randn(p.shape, generator=generator)
-    folder = tmp_path_factory.mktemp("start") / "pipeline"
-    save_pipeline(pipeline, folder)
-    return str(folder)
 
 
 @pytest.fixture

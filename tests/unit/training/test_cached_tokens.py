@@ -85,13 +85,14 @@ def test_a_plain_autoencoder_has_no_tokens(start: str, tmp_path: Path, capsys) -
     assert "is no pipeline folder" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_takes_them(folder: Path, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run with kept tokens never computes any but the unconditional ones, and learns the same."""
     config = tmp_path / "experiment" / "run.yaml"
     config.parent.mkdir()
     config.write_text(
         f"# @package _global_\ndefaults: [_self_, override /data: puppet]\n"
-        f"stage: dynamics\ninit: {start}\nmax_steps: 2\nbatch_size: 2\n"
+        f"stage: dynamics\ninit: {start}\nmax_steps: 2\nbatch: 2\n"
         f"validation: {{every: 0}}\nlog_every: 1\noptim: {{ema: 0.0}}\n"
         f"data: {{source: cache, cache: {folder}, height: 64, width: 64, frames: 2, stride: [1, 1], video_frames: 6,"
         f" scene_ratio: 0.25}}\n"

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tiers import long
 from xdyna.checkpoints import io
 from xdyna.core.files import file_sha256
 from xdyna.training import checkpoint, state
@@ -351,7 +352,7 @@ def test_full_disk_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("step", [1, 2], ids=["same step", "next step"])
+@pytest.mark.parametrize("step", [1, *long(2)], ids=["same step", "next step"])
 def test_killed_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     outcomes = set()
     for at in range(1, operations(tmp_path, monkeypatch, step) + 1):

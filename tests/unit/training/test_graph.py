@@ -28,7 +28,7 @@ SETTINGS = {"stage": "face", "cuda_graph": True, "replay": ReplayConfig(clips=8,
         ({"stage": "vae"}, "stage=vae has none"),
         ({"train": ["motion", "resampler"]}, "must be frozen"),
         ({"replay": ReplayConfig()}, r"replay\.clips above 0"),
-        ({"accumulation": 2}, "accumulation=2 must be 1"),
+        ({"batch": 2, "micro_batch": 1}, "micro_batch=1 adds gradients up"),
         ({"precision": "fp16"}, "use bf16"),
         (
             {"data": DataConfig(source="footage", manifests=["a"], buckets=[[64, 64], [64, 128]])},
@@ -75,7 +75,7 @@ def test_equal_to_plain_steps(
         components.unet.load_state_dict(start)
         config = TrainConfig(
             **{**SETTINGS, "cuda_graph": graph},  # type: ignore[arg-type]
-            batch_size=2,
+            batch=2,
             optim=OptimConfig(name=name, lr=1e-3, warmup=5, ema=0.9),
         )
         groups = select_trainable(components, ["motion", "adapter"])

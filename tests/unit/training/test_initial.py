@@ -57,6 +57,7 @@ def test_the_seed_decides(components: Components) -> None:
     assert not torch.equal(first, components.unet.conv_in.weight)
 
 
+@pytest.mark.long
 def test_the_tiny_autoencoder_begins_with_the_colours() -> None:
     """Before any training: smooth images come back in their colours, which random weights do not do."""
     config = load_model("tiny")

@@ -162,6 +162,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert events.Images("val/v")[0].encoded_image_string.startswith(b"GIF8")
 
 
+@pytest.mark.long
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)

@@ -214,6 +214,7 @@ def test_single_frames_run_neither_motion_nor_control(components: Components, ma
         assert torch.equal(before, objective(batch))
 
 
+@pytest.mark.long
 def test_overfitting_one_clip(components: Components, make_batch: MakeBatch) -> None:
     """Gradient, optimizer and objective fit together: the loss on one clip falls below 5 % of its start."""
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.tiers import long
 from xdyna.config.data import DataConfig
 from xdyna.config.loader import load_model
 from xdyna.config.train import OptimConfig, TrainConfig
@@ -38,6 +39,7 @@ def test_trainable_counts_are_the_papers(full_size):
     assert full_size.frozen + sum(full_size.trainable.values()) == pytest.approx(published - positions, rel=1e-3)
 
 
+@pytest.mark.long
 def test_state_is_bytes_per_value(full_size):
     trained = sum(full_size.trainable.values())
     assert full_size.weights == 4 * (trained + full_size.frozen)
@@ -68,6 +70,7 @@ def test_checkpointing_shrinks_activations(full_size):
     assert none.layer == 0 < full.layer < 0.1 * none.saved
 
 
+@pytest.mark.long
 def test_full_size_unet_in_half_precision():
     """Independent count for the UNet alone, all of it trained, in 16 bit: 52.8 GB, with per-layer checkpointing 3.4."""
     with torch.device("meta"):
@@ -139,14 +142,16 @@ def test_meta_count_is_what_the_allocator_holds():
     ("stage", "appearance", "groups"),
     [
         ("vae", "dynamics_adapter", {"vae_encoder", "vae_decoder"}),
-        ("base", "dynamics_adapter", {"unet", "image_encoder", "resampler"}),
-        ("dynamics", "reference_net", {"reference_net", "motion", "pose_controlnet"}),
-        ("dynamics", "ip_adapter", {"motion", "pose_controlnet"}),
-        ("face", "dynamics_adapter", {"face_controlnet"}),
+        *long(
+            ("base", "dynamics_adapter", {"unet", "image_encoder", "resampler"}),
+            ("dynamics", "reference_net", {"reference_net", "motion", "pose_controlnet"}),
+            ("dynamics", "ip_adapter", {"motion", "pose_controlnet"}),
+            ("face", "dynamics_adapter", {"face_controlnet"}),
+        ),
     ],
 )
 def test_every_stage_has_a_plan(stage, appearance, groups):
-    config = config_of("tiny", stage=stage, appearance=appearance, checkpointing="full", batch_size=2)
+    config = config_of("tiny", stage=stage, appearance=appearance, checkpointing="full", batch=2)
     plan = make_plan(config)
     assert set(plan.trainable) == groups
     assert 0 < plan.activations["full"].saved <= plan.activations["none"].saved

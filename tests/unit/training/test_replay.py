@@ -97,8 +97,8 @@ def test_an_autoencoder_that_trains_is_not_asked(components: Components, make_ba
 def test_settings() -> None:
     with pytest.raises(ConfigError, match="less than replay"):
         ReplayConfig(clips=3, fresh=4)
-    with pytest.raises(ConfigError, match="does not fit into batch_size=2"):
-        TrainConfig(replay=ReplayConfig(clips=8, fresh=4), batch_size=2)
+    with pytest.raises(ConfigError, match="does not fit into the 2 clips that each of 1 processes"):
+        TrainConfig(replay=ReplayConfig(clips=8, fresh=4), batch=2)
     with pytest.raises(ConfigError, match=r"loss\.face"):
         TrainConfig(stage="dynamics", loss=LossConfig(face=2.0))
     assert TrainConfig(stage="vae", loss=LossConfig(face=2.0)).data.face == "self"

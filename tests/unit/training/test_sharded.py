@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import long
+
 WORKER = """
 import sys, warnings
 from pathlib import Path
 import torch
 from accelerate import Accelerator
+from tests.tiers import long
 from xdyna.training import checkpoint as c
 
 run, what = Path(sys.argv[1]), sys.argv[2]
@@ -121,7 +124,7 @@ def start(run: Path, what: str, *, processes: int) -> list[str]:
     return outs
 
 
-@pytest.mark.parametrize("what", ["good", "none"])
+@pytest.mark.parametrize("what", ["good", *long("none")])
 def test_one_process(tmp_path: Path, what: str) -> None:
     start(tmp_path, what, processes=1)
 

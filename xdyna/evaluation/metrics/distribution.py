@@ -96,12 +96,15 @@ class FrechetMetric(Metric):
                 key += f"|{case.digest}|{which}"
         if self._cache is not None and (known := self._cache.get(key)) is not None:
             return known
-        frames = video.frames if masks is None else cut(video.frames, masks, self._region)
+        frames = video.frames
         if self._protocol is None:
-            features = self._extractor.features(frames)
+            features = self._extractor.features(frames if masks is None else cut(frames[:], masks, self._region))
         else:
-            clips = clip_indices(self._protocol, len(frames))
-            features = np.concatenate([self._extractor.features(frames[clip]) for clip in clips])
+            parts = []
+            for clip in clip_indices(self._protocol, len(frames)):
+                pixels = frames[clip] if masks is None else cut(frames[clip], masks[clip], self._region)
+                parts.append(self._extractor.features(pixels))
+            features = np.concatenate(parts)
         features = np.asarray(features, dtype=np.float32)
         if self._cache is not None:
             self._cache.put(key, features)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.metric import HIGHER, Case, Column, Metric, Record, Video, pooled, pooled_means
 from xdyna.evaluation.store import ArrayCache
 
@@ -30,7 +31,7 @@ class FaceEmbedder(Protocol):
     version: str
     dim: int
 
-    def embed(self, frames: np.ndarray) -> np.ndarray:
+    def embed(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) RGB -> float32 (T, D) of length 1; NaN where no face is found."""
         ...
 

@@ -53,6 +53,7 @@ class PeopleReader:
     """
 
     def __init__(self, backend: PoseBackend, *, cache: ArrayCache | None = None) -> None:
+        self.name = backend.name
         self.version = f"{backend.name}-{backend.version}"
         self._backend, self._cache = backend, cache
         self._recent: dict[str, np.ndarray] = {}
@@ -147,10 +148,10 @@ class FaceDetection(Metric):
 
     name = "face_det"
     needs = frozenset[str]()
-    columns = (Column("face_det", "Face-Det %", HIGHER, digits=1),)
 
     def __init__(self, reader: PeopleReader) -> None:
         self._reader, self.version = reader, f"1|{reader.version}"
+        self.columns = (Column("face_det", f"Face-Det % ({reader.name})", HIGHER, digits=1),)
 
     def measure(self, case: Case) -> Record:
         """See `Metric.measure`."""
@@ -172,7 +173,7 @@ class FaceExpression(Metric):
 
     name = "face_exp"
     needs = frozenset({"driving"})
-    columns = (Column("face_exp", "Face-Exp", LOWER, digits=4),)
+    columns = (Column("face_exp", "Face-Exp (68 landmarks)", LOWER, digits=4),)
 
     def __init__(self, reader: PeopleReader) -> None:
         self._reader, self.version = reader, f"1|{reader.version}"

@@ -103,7 +103,7 @@ class _Definition:
 
 
 DEFINITIONS: dict[str, _Definition] = {
-    "l1": _Definition(Column("l1", "L1", LOWER, digits=8), l1_disco),
+    "l1": _Definition(Column("l1", "L1 (DisCo: mean error / pixels)", LOWER, digits=8), l1_disco),
     "mae": _Definition(Column("mae", "MAE", LOWER, digits=3), mean_absolute_error),
     "psnr": _Definition(Column("psnr", "PSNR", HIGHER, digits=2), psnr_float),
     "psnr_uint8wrap": _Definition(Column("psnr_uint8wrap", "PSNR (uint8 bug)", HIGHER, digits=2), psnr_uint8wrap),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.networks.loading import load_published, on_device
 from xdyna.evaluation.networks.mtcnn import MTCNN, SIDE, align
 
@@ -105,7 +106,7 @@ class AdaFace:
         device: where the backbone runs; None: the CPU.
     """
 
-    dim = DIM
+    dim, batch = DIM, CHUNK
 
     def __init__(
         self,
@@ -123,9 +124,9 @@ class AdaFace:
         self._net.to(self._device)
         self._detector = detector
         self.name = f"adaface-{kind}"
-        self.version = f"p1-{weights[:24]}"
+        self.version = f"p1-{weights[:24]}-{detector.version}"
 
-    def embed(self, frames: np.ndarray) -> np.ndarray:
+    def embed(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) RGB -> float32 (T, 512) of length 1; NaN where no face is found."""
         out = np.full((len(frames), DIM), np.nan, np.float32)
         found: list[int] = []
@@ -149,8 +150,8 @@ class AdaFace:
         if faces.dtype != np.uint8 or faces.shape[1:] != (SIDE, SIDE, 3):
             raise ValueError(f"aligned faces are {faces.dtype} {faces.shape}, expected uint8 (N, {SIDE}, {SIDE}, 3)")
         parts = []
-        for start in range(0, len(faces), CHUNK):
-            bgr = np.ascontiguousarray(faces[start : start + CHUNK, :, :, ::-1])
+        for start in range(0, len(faces), self.batch):
+            bgr = np.ascontiguousarray(faces[start : start + self.batch, :, :, ::-1])
             x = rearrange(torch.from_numpy(bgr).to(self._device), "n h w c -> n c h w").float()
-            parts.append(self._net((x / 255 - 0.5) / 0.5).cpu().numpy())
+            parts.append(self._net((x / 255 - 0.5) / 0.5).float().cpu().numpy())
         return np.concatenate(parts)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.networks.loading import load_published, on_device
 
 SIDE = 224  # px
@@ -166,10 +167,10 @@ class I3DExtractor:
         self.version = f"p2-{frames}-{'logits' if logits else 'pool'}-{weights[:12]}"
 
     @torch.no_grad()
-    def features(self, frames: np.ndarray) -> np.ndarray:
+    def features(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (1, dim): [-1, 1], each frame bilinear to 224 px without antialiasing."""
-        x = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
+        x = torch.from_numpy(np.ascontiguousarray(frames[:])).to(self._device)
         x = rearrange(x, "t h w c -> t c h w").float() / 127.5 - 1
         x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=not self._logits)
         x = rearrange(x, "t c h w -> 1 c t h w")
-        return np.asarray((self._net.classify(x) if self._logits else self._net(x)).cpu().numpy())
+        return np.asarray((self._net.classify(x) if self._logits else self._net(x)).float().cpu().numpy())

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.networks.loading import load_published, on_device
 
 SIDE = 299  # px
@@ -175,6 +176,7 @@ class InceptionExtractor:
     """
 
     name, dim = "inception", 2048
+    batch = CHUNK
 
     def __init__(self, state: Mapping[str, Tensor], *, weights: str, device: torch.device | str | None = None) -> None:
         self._net = FIDInception()
@@ -184,12 +186,12 @@ class InceptionExtractor:
         self.version = f"p1-{weights[:12]}"
 
     @torch.no_grad()
-    def features(self, frames: np.ndarray) -> np.ndarray:
+    def features(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (T, 2048): bilinear to 299 px without antialiasing, then 2 x - 1."""
         parts = []
-        for start in range(0, len(frames), CHUNK):
-            x = torch.from_numpy(np.ascontiguousarray(frames[start : start + CHUNK])).to(self._device)
+        for start in range(0, len(frames), self.batch):
+            x = torch.from_numpy(np.ascontiguousarray(frames[start : start + self.batch])).to(self._device)
             x = rearrange(x, "t h w c -> t c h w").float() / 255
             x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-            parts.append(self._net(2 * x - 1).cpu().numpy())
+            parts.append(self._net(2 * x - 1).float().cpu().numpy())
         return np.concatenate(parts)

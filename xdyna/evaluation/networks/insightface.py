@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xdyna.core.errors import WeightsError
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.perception import get_face_backend
 
 NAME = "insightface"
@@ -40,7 +41,7 @@ class InsightFaceEmbedder:
         self.name = NAME
         self.version = f"1-{self._backend.version}"
 
-    def embed(self, frames: np.ndarray) -> np.ndarray:
+    def embed(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (T, H, W, 3) RGB -> float32 (T, 512) of length 1; NaN where no face is found.
 
         Raises:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.metric import LOWER, Case, Column, Metric, Record, pooled, pooled_means
 from xdyna.evaluation.networks.loading import load_published, on_device
 
@@ -78,6 +79,8 @@ class LPIPS:
         device: where it runs; None: the CPU.
     """
 
+    batch = CHUNK
+
     def __init__(
         self,
         backbone: Mapping[str, Tensor],
@@ -103,7 +106,7 @@ class LPIPS:
         self.version = f"{kind}-p1-{weights[:12]}"
 
     @torch.no_grad()
-    def distance(self, truth: np.ndarray, generated: np.ndarray, *, low: float = -1.0) -> np.ndarray:
+    def distance(self, truth: FrameSequence, generated: FrameSequence, *, low: float = -1.0) -> np.ndarray:
         """Distances of frames.
 
         Args:
@@ -115,8 +118,8 @@ class LPIPS:
             float64 (T,), at least 0.
         """
         parts = []
-        for start in range(0, len(truth), CHUNK):
-            pair = [self._maps(frames[start : start + CHUNK], low) for frames in (truth, generated)]
+        for start in range(0, len(truth), self.batch):
+            pair = [self._maps(frames[start : start + self.batch], low) for frames in (truth, generated)]
             total = torch.zeros(len(pair[0][0]), dtype=torch.float64, device=self._device)
             for k, (a, b) in enumerate(zip(*pair, strict=True)):
                 weight = self._lin[f"lin{k}"]["model"][1].weight  # type: ignore[index]
@@ -152,7 +155,9 @@ class LpipsMetric(Metric):
 
     def __init__(self, net: LPIPS, *, disco: bool = False) -> None:
         self.name = "lpips_disco" if disco else "lpips"
-        self.columns = (Column(self.name, "LPIPS (DisCo)" if disco else "LPIPS", LOWER, digits=4),)
+        self.columns = (
+            Column(self.name, "LPIPS (DisCo: VGG on [0, 1])" if disco else "LPIPS (VGG on [-1, 1])", LOWER, digits=4),
+        )
         self._net, self._low = net, 0.0 if disco else -1.0
         self.version = f"1|{net.version}"
 

@@ -1,7 +1,9 @@
 """MTCNN: faces and five landmarks by three small networks on an image pyramid, and alignment by the landmarks.
 
 As AdaFace's programs run it: thresholds 0.6, 0.7, 0.9, faces of 20 px or more, pyramid factor 0.85, the most certain
-face first. Boxes are (x1, y1, x2, y2) in px, both corners inside, so that a side is x2 - x1 + 1.
+face first. One choice is left: P-Net's softmax runs over the two "classes", as in the original MTCNN, or, as the
+published PyTorch code has it by mistake, over the "width" of the map (landmarks differ by up to 1.1 px). Boxes are (x1,
+y1, x2, y2) in px, both corners inside, so that a side is x2 - x1 + 1.
 
 Source: Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks", 2016, arXiv
 1604.02878; details after the PyTorch ports by D. Antoshchenko and TreB1eN, whose tensor names these are.
@@ -44,6 +46,7 @@ TEMPLATE = np.array(
     np.float32,
 )
 NETWORKS = ("pnet", "rnet", "onet")
+SOFTMAX = ("classes", "width")
 # facenet-pytorch's names of the layers that it calls otherwise.
 _FACENET = {"dense4": "conv4", "dense5_": "conv5_", "dense5": "conv5", "dense6_": "conv6_"}
 
@@ -65,10 +68,15 @@ class _Flat(nn.Module):
 
 
 class PNet(nn.Module):
-    """Proposes windows: runs over a whole image, one answer per 12 x 12 window at steps of 2 px."""
+    """Proposes windows: runs over a whole image, one answer per 12 x 12 window at steps of 2 px.
 
-    def __init__(self) -> None:
+    Args:
+        softmax: one of `SOFTMAX`.
+    """
+
+    def __init__(self, softmax: str = "classes") -> None:
         super().__init__()
+        self._axis = {"classes": 1, "width": 3}[softmax]
         self.features = _layers(
             ("conv1", nn.Conv2d(3, 10, 3)), ("prelu1", nn.PReLU(10)), ("pool1", _pool(2)),
             ("conv2", nn.Conv2d(10, 16, 3)), ("prelu2", nn.PReLU(16)),
@@ -79,7 +87,7 @@ class PNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) -> probability of a face (N, H', W'), offsets of the box (N, 4, H', W')."""
         x = self.features(x)
-        return self.conv4_1(x).softmax(dim=1)[:, 1], self.conv4_2(x)
+        return self.conv4_1(x).softmax(dim=self._axis)[:, 1], self.conv4_2(x)
 
 
 class RNet(nn.Module):
@@ -250,6 +258,7 @@ class MTCNN:
         rnet: the same.
         onet: the same.
         thresholds: of the three networks.
+        softmax: what P-Net's runs over, "classes" or "width".
         device: where they run; None: the CPU.
     """
 
@@ -260,10 +269,12 @@ class MTCNN:
         onet: Mapping[str, Tensor],
         *,
         thresholds: tuple[float, float, float] = THRESHOLDS,
+        softmax: str = "classes",
         device: torch.device | str | None = None,
     ) -> None:
         self._device = on_device(device)
-        self._nets: list[nn.Module] = [PNet(), RNet(), ONet()]
+        self.version = f"mtcnn-{softmax}-{'-'.join(map(str, thresholds))}"
+        self._nets: list[nn.Module] = [PNet(softmax), RNet(), ONet()]
         for name, net, state in zip(NETWORKS, self._nets, (pnet, rnet, onet), strict=True):
             load_published(net, from_facenet(state), what=f"MTCNN's {name}")
             net.to(self._device)
@@ -324,7 +335,8 @@ class MTCNN:
         for start in range(0, len(pictures), CHUNK):
             x = torch.from_numpy(pictures[start : start + CHUNK]).to(self._device)
             x = (rearrange(x, "n h w c -> n c h w").float() - 127.5) * 0.0078125
-            parts.append([part.cpu().numpy() for part in self._nets[stage](x)])
+            with torch.autocast(self._device.type, enabled=False):  # thresholds want exact numbers
+                parts.append([part.cpu().numpy() for part in self._nets[stage](x)])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 

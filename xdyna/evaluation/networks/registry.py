@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from xdyna.core.hub import HubFile
 from xdyna.evaluation.networks.adaface import AdaFace
 from xdyna.evaluation.networks.i3d import I3DExtractor
 from xdyna.evaluation.networks.inception import InceptionExtractor
 from xdyna.evaluation.networks.lpips import FILES, LPIPS
-from xdyna.evaluation.networks.mtcnn import MTCNN, NETWORKS
+from xdyna.evaluation.networks.mtcnn import MTCNN, NETWORKS, SOFTMAX
 from xdyna.evaluation.networks.videomae import VideoMAEExtractor
 
 States = Sequence[Mapping[str, Tensor]]
@@ -39,9 +40,13 @@ class WeightFile:
     also: tuple[str, ...] = ()
 
     @property
-    def url(self) -> str | None:
-        """An address that gives the file itself, where there is one."""
-        return self.source if self.source.startswith("https://") and self.source.endswith(self.name) else None
+    def published(self) -> HubFile | None:
+        """What `xdyna.core.hub.fetch` takes, where there is an address that gives the file itself."""
+        if not (self.source.startswith("https://") and self.source.endswith(f"/{self.name}")):
+            return None
+        base = self.source.removesuffix(f"/{self.name}")
+        repo = f"{base.split('/')[2]}/metrics"
+        return HubFile(repo, self.name, "network of a metric", (), self.licence, self.size, self.sha256, base=base)
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,15 @@ _MTCNN = tuple(
 )
 
 
-def _adaface(kind: str, name: str, drive: str) -> ExtractorSpec:
-    """A recognition network behind its detector."""
+def _adaface(kind: str, name: str, drive: str, softmax: str) -> ExtractorSpec:
+    """A recognition network behind its detector, whose softmax runs over "classes" or, as published, "width"."""
     file = WeightFile(name, f"https://drive.google.com/file/d/{drive}/view", "MIT (code); trained on research data")
 
     def build(states: States, weights: str, device: str | None) -> AdaFace:
-        detector = MTCNN(*states[1:], device=device)
+        detector = MTCNN(*states[1:], softmax=softmax, device=device)
         return AdaFace(states[0], detector, kind=kind, what=name, weights=weights, device=device)
 
-    return ExtractorSpec(f"adaface_{kind}", (file, *_MTCNN), build, "face", 512, 0)
+    return ExtractorSpec(f"adaface_{kind}_{softmax}", (file, *_MTCNN), build, "face", 512, 0)
 
 
 EXTRACTORS: dict[str, ExtractorSpec] = {
@@ -182,8 +187,14 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
             0,
             0,
         ),
-        _adaface("ir50", "adaface_ir50_ms1mv2.ckpt", "1eUaSHG4pGlIZK7hBkqjyp2fc2epKoBvI"),
-        _adaface("ir101", "adaface_ir101_webface12m.ckpt", "1dswnavflETcnAuplZj1IOKKP0eM8ITgT"),
+        *(
+            _adaface(kind, name, drive, softmax)
+            for kind, name, drive in (
+                ("ir50", "adaface_ir50_ms1mv2.ckpt", "1eUaSHG4pGlIZK7hBkqjyp2fc2epKoBvI"),
+                ("ir101", "adaface_ir101_webface12m.ckpt", "1dswnavflETcnAuplZj1IOKKP0eM8ITgT"),
+            )
+            for softmax in SOFTMAX
+        ),
     )
 }
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.evaluation.frames import FrameSequence
 from xdyna.evaluation.networks.loading import load_published, on_device
 
 
@@ -155,9 +156,9 @@ class VideoMAEExtractor:
         self.version = f"p1-{weights[:12]}"
 
     @torch.no_grad()
-    def features(self, frames: np.ndarray) -> np.ndarray:
+    def features(self, frames: FrameSequence) -> np.ndarray:
         """uint8 (16, H, W, 3) -> float32 (1, 1408): [0, 1], bilinear to 224 px, not normalised."""
-        x = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
+        x = torch.from_numpy(np.ascontiguousarray(frames[:])).to(self._device)
         x = rearrange(x, "t h w c -> t c h w").float() / 255
         x = F.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
-        return np.asarray(self._net(rearrange(x, "t c h w -> 1 c t h w")).cpu().numpy())
+        return np.asarray(self._net(rearrange(x, "t c h w -> 1 c t h w")).float().cpu().numpy())

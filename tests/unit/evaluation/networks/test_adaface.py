@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.tiers import long
 from xdyna.evaluation.networks.adaface import UNITS, AdaFace, IRBackbone, backbone_tensors
 from xdyna.evaluation.networks.fixture import random_pictures, random_weights
 from xdyna.evaluation.networks.mtcnn import NOBODY, Faces
@@ -66,6 +67,8 @@ def counted(units: tuple[int, ...]) -> int:
 class Scripted:
     """A detector that finds a face where the first pixel says so, turned and scaled."""
 
+    version = "scripted"
+
     def detect(self, picture: np.ndarray) -> Faces:
         if picture[0, 0, 0] == 0:
             return NOBODY
@@ -73,7 +76,7 @@ class Scripted:
         return Faces(np.array([[10, 10, 50, 50, 0.99]]), points[None])
 
 
-@pytest.mark.parametrize("kind", ["ir50", "ir101"])
+@pytest.mark.parametrize("kind", ["ir50", *long("ir101")])
 def test_backbone_is_its_definition(kind: str) -> None:
     net = IRBackbone(UNITS[kind]).eval()
     state = random_state(kind)
@@ -116,6 +119,7 @@ def test_a_training_checkpoint_is_the_backbone_and_its_head() -> None:
     assert backbone_tensors(state) == state
 
 
+@pytest.mark.long
 def test_frames_to_embeddings() -> None:
     """Channels are BGR in [-1, 1], faces come aligned, and frames without one are NaN."""
     state = random_state("ir50")

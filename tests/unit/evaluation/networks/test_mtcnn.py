@@ -1,7 +1,6 @@
-"""MTCNN against the original pipeline and facenet-pytorch (golden numbers), loops and closed forms.
+"""MTCNN against AdaFace's own code and facenet-pytorch (golden numbers), loops and closed forms.
 
-tests/golden/evaluation/mtcnn.npz: what the original code (detect_faces of TreB1eN's mtcnn_pytorch with AdaFace's
-settings but for the thresholds) found on the same random weights and images.
+tests/golden/evaluation/mtcnn.npz is made by tests/golden/make_mtcnn.py.
 """
 
 import math
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.golden.make_mtcnn import SHARP, SIDE, THRESHOLDS, weights
 from xdyna.evaluation.networks import mtcnn
 from xdyna.evaluation.networks.fixture import random_pictures, random_weights
 from xdyna.evaluation.networks.mtcnn import MTCNN, TEMPLATE, ONet, PNet, RNet, align, cut, similarity, suppress
@@ -20,21 +20,16 @@ from xdyna.evaluation.networks.mtcnn import MTCNN, TEMPLATE, ONet, PNet, RNet, a
 GOLDEN = Path(__file__).parents[3] / "golden" / "evaluation"
 
 
-def weights(seed: int) -> list[dict[str, torch.Tensor]]:
-    """Random weights under which boxes move little."""
-    states = [random_weights(net().state_dict(), seed=seed) for net in (PNet, RNet, ONet)]
-    for state in states:
-        for name in state:
-            if name.startswith(("conv4_2", "conv5_2", "conv6_2")):
-                state[name] *= 0.1
-    return states
-
-
-@pytest.mark.parametrize("seed", [0, 4, 7])
-def test_the_pipeline_is_the_originals(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("softmax", "seed"), [("classes", 0), ("classes", 4), ("classes", 7), ("width", 4), ("width", 7)]
+)
+def test_the_pipeline_is_adafaces(softmax: str, seed: int) -> None:
+    """As published (softmax over the width), and with the original MTCNN's softmax over the classes."""
+    prefix, sharp = ("width_", SHARP) if softmax == "width" else ("", 1.0)
     with np.load(GOLDEN / "mtcnn.npz") as stored:
-        boxes, points = stored[f"boxes_{seed}"], stored[f"points_{seed}"]
-    found = MTCNN(*weights(seed), thresholds=(0.6, 0.5, 0.5)).detect(random_pictures(1, side=96, seed=seed)[0])
+        boxes, points = stored[f"{prefix}boxes_{seed}"], stored[f"{prefix}points_{seed}"]
+    detector = MTCNN(*weights(seed, sharp=sharp), thresholds=THRESHOLDS, softmax=softmax)
+    found = detector.detect(random_pictures(1, side=SIDE, seed=seed)[0])
     assert len(boxes) > 2
     np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
     np.testing.assert_allclose(found.points, points, rtol=0, atol=1e-2)

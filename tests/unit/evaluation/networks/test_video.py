@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiers import long
 from xdyna.evaluation.networks import i3d
 from xdyna.evaluation.networks.fixture import random_weights
 from xdyna.evaluation.networks.i3d import I3D, I3DExtractor
@@ -27,7 +28,7 @@ def same(ours: np.ndarray, expected: np.ndarray) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "classes", "frames", "logits"),
-    [("i3d_kinetics", 400, 16, True), ("i3d_dtdb_16", 18, 16, False), ("i3d_dtdb_32", 18, 32, False)],
+    [("i3d_dtdb_16", 18, 16, False), *long(("i3d_kinetics", 400, 16, True), ("i3d_dtdb_32", 18, 32, False))],
 )
 def test_i3d_is_cd_fvds(name: str, classes: int, frames: int, logits: bool) -> None:
     net = our_i3d(classes=classes, frames=frames, logits=logits)
@@ -36,6 +37,7 @@ def test_i3d_is_cd_fvds(name: str, classes: int, frames: int, logits: bool) -> N
     assert same(features, golden(name))
 
 
+@pytest.mark.long
 def test_the_comparison_sees_a_changed_epsilon_and_a_changed_resize(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first port's 1e-3 in the batch norms, and the other metric's corners, are other numbers."""
     other = our_i3d(classes=18, frames=16, logits=False)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
+from tests.process.runs import config, given, go, losses, weights
 from tests.unit.data.footage_sets import build_set, record
-from tests.unit.training.test_loop import config, given, go, losses, weights
 from xdyna.cli import preprocess, train
 from xdyna.config.loader import compose
 from xdyna.config.train import TrainConfig
@@ -64,6 +64,7 @@ def test_a_cache_trains_as_its_videos_do(start: str, tmp_path: Path) -> None:
     assert len({round(value, 3) for value in found["videos"]}) > 1
 
 
+@pytest.mark.long
 def test_settings_that_came_later_do_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run whose configuration was written before a setting existed goes on with its default, and no other value."""
     path = config(tmp_path, "run")

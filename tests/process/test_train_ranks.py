@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.process.runs import MICRO, ROOT, config, given, losses
 from tests.unit.training.processes import together
-from tests.unit.training.test_loop import config, given, losses
 
 HERE = Path(__file__).parent
 CONFIG = """# @package _global_
@@ -26,7 +26,7 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
 
     config, out = folder / "experiment" / f"of_{processes}.yaml", folder / f"{processes}.safetensors"
     config.parent.mkdir(exist_ok=True)
-    config.write_text(CONFIG.format(model=json.dumps(yaml.safe_load((HERE / "micro.yaml").read_text()))))
+    config.write_text(CONFIG.format(model=json.dumps(yaml.safe_load(MICRO.read_text()))))
     command = [str(HERE / "gradients.py"), str(config)]
     try:
         code, _, errors = together([*command, str(out), str(batch_size)], processes=processes, timeout=150)
@@ -38,6 +38,7 @@ def gradients(folder: Path, *, processes: int, batch_size: int) -> dict[str, tor
     return load_file(out)
 
 
+@pytest.mark.long
 def test_two_processes_give_the_gradients_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
     two = gradients(tmp_path, processes=2, batch_size=2)
     one = gradients(tmp_path, processes=1, batch_size=4)
@@ -49,6 +50,7 @@ def test_two_processes_give_the_gradients_of_one_with_the_doubled_batch(tmp_path
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.long
 def test_ranks_that_hang_say_where(tmp_path: Path) -> None:
     script = tmp_path / "one_waits.py"
     script.write_text("import os, time\n\ntime.sleep(100 * int(os.environ['RANK']))\n")
@@ -58,14 +60,14 @@ def test_ranks_that_hang_say_where(tmp_path: Path) -> None:
 
 def both(path: Path, *more: str) -> tuple[int, str, str]:
     """`scripts/train.py` in two processes."""
-    command = [str(HERE.parents[2] / "scripts" / "train.py"), *given(path), "--cpu", "--resume", *more]
+    command = [str(ROOT / "scripts" / "train.py"), *given(path), "--cpu", "--resume", *more]
     return together(command, processes=2)
 
 
 @pytest.mark.slow
 def test_a_run_of_two_processes(start: str, tmp_path: Path) -> None:
     """Validation with an odd number of clips, sampling in one process alone, exact resume, each message once."""
-    shape = ["batch_size=1", "max_steps=3", "validation.clips=3"]
+    shape = ["batch=2", "max_steps=3", "validation.clips=3"]
     code, _, errors = both(config(tmp_path, "whole", init=start), *shape)
     assert code == 0, errors[-3000:]
     parts = config(tmp_path, "parts", init=start)

@@ -1,89 +1,26 @@
 """Whole runs of `scripts/train.py` with a micro model: resume, kill, frozen weights, bad losses, several stages."""
 
-import csv
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.process.runs import ROOT, build, config, given, go, losses, read, weights
+from tests.tiers import long
 from xdyna.cli import train
-from xdyna.config.loader import compose
-from xdyna.config.train import TrainConfig
 from xdyna.core.program import run
-from xdyna.training.components import Components
-from xdyna.training.stages import STAGES
-
-ROOT = Path(__file__).resolve().parents[3]
-MICRO = Path(__file__).parent / "micro.yaml"
-
-CONFIG = """# @package _global_
-defaults:
-  - _self_
-  - override /data: puppet
-stage: {stage}
-init: {init}
-out: {out}
-model: {model}
-data: {{height: 64, width: 64, frames: 2, video_frames: 8, scene_ratio: 0.5}}
-batch_size: 2
-max_steps: 6
-save_every: 2
-log_every: 1
-seed: 3
-optim: {{lr: 1.0e-3, warmup: 2, schedule: cosine, ema: 0.9}}
-validation: {{every: 3, clips: 2, bands: 2, videos: 1, steps: 2}}
-"""
-
-
-def build(settings: TrainConfig) -> Components:
-    return STAGES[settings.stage].build(settings)
-
-
-def config(tmp_path: Path, name: str, *, stage: str = "dynamics", init: str = "null") -> Path:
-    model = "{" + ", ".join(f"{k}: {v}" for k, v in _flat(MICRO).items()) + "}"
-    path = tmp_path / "experiment" / f"{name}.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(CONFIG.format(stage=stage, init=init, out=tmp_path / name, model=model))
-    return path
-
-
-def _flat(path: Path) -> dict[str, str]:
-    import json
-
-    import yaml
-
-    return {key: json.dumps(value) for key, value in yaml.safe_load(path.read_text()).items()}
-
-
-def given(path: Path) -> list[str]:
-    """What chooses that configuration on a command line."""
-    return ["--config-dir", str(path.parents[1]), f"experiment={path.stem}"]
-
-
-def read(path: Path, *overrides: str) -> TrainConfig:
-    chosen = [f"experiment={path.stem}", *overrides]
-    return compose(TrainConfig, "train", chosen, config_dir=path.parents[1]).config
-
-
-def go(path: Path, *more: str) -> int:
-    return run(train.main, [*given(path), "--cpu", "--debug", *more])
-
-
-def losses(folder: Path) -> list[tuple[str, str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return [tuple(row) for row in csv.reader(file)][1:]  # type: ignore[misc]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "weights.safetensors")
+from xdyna.data.samples import Batch
+from xdyna.training.logs import read_metrics
+from xdyna.training.objective import DiffusionObjective
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +77,21 @@ def test_the_average_is_handed_on_and_frozen_parts_are_as_they_were(whole: Path)
     assert any(not torch.equal(final[name], fresh[name]) for name in trained)
 
 
+def test_lines_are_means_since_the_last_one(whole: Path, start: str, tmp_path: Path) -> None:
+    """Lines at 1, every four steps and the end, of a run that is stopped between them."""
+    path = config(tmp_path, "curves", init=start)
+    for minutes in (["--max-minutes", "1e-9"],) * 2 + ([],):
+        assert go(path, "--resume", *minutes, "log_every=4", "validation.every=0") == 0
+    every, lines = (read_metrics(folder / "metrics.csv") for folder in (whole, tmp_path / "curves"))
+    for name in ("train/loss", "train/grad_norm"):
+        values = [value for _, value in every[name]]
+        assert [step for step, _ in lines[name]] == [1, 4, 6]
+        expected = [values[0], sum(values[1:4]) / 3, sum(values[4:]) / 2]
+        assert [value for _, value in lines[name]] == pytest.approx(expected, rel=1e-6)
+    assert [value for step, value in lines["train/lr"] if step == 4] == [every["train/lr"][3][1]]
+    assert lines["train/loss_scene"], "half of the clips are scenes"
+
+
 def test_resume_is_exact(whole: Path, start: str, tmp_path: Path) -> None:
     """Stopped by the clock after every step, continued each time: losses and weights equal the uninterrupted run's."""
     path = config(tmp_path, "parts", init=start)
@@ -151,6 +103,7 @@ def test_resume_is_exact(whole: Path, start: str, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 def test_a_run_of_some_minutes(start: str, tmp_path: Path) -> None:
     """It ends when its time is over, not at max_steps, and hands its weights on; its rate fell with the time."""
     path = config(tmp_path, "timed", init=start)
@@ -165,6 +118,7 @@ def test_a_run_of_some_minutes(start: str, tmp_path: Path) -> None:
     assert rates[-1] < 0.5 * max(rates)
 
 
+@pytest.mark.long
 def test_a_run_with_replay_resumes_exactly(start: str, tmp_path: Path) -> None:
     more = ("replay.clips=4", "replay.fresh=1", "max_steps=5", "validation.every=0")
     whole, parts = (config(tmp_path, name, init=start) for name in ("all", "parts"))
@@ -176,6 +130,7 @@ def test_a_run_with_replay_resumes_exactly(start: str, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 def test_killed_and_resumed(whole: Path, start: str, tmp_path: Path) -> None:
     """kill -9 somewhere in the middle of a run."""
     path = config(tmp_path, "killed", init=start)
@@ -193,7 +148,7 @@ def test_killed_and_resumed(whole: Path, start: str, tmp_path: Path) -> None:
     assert losses(tmp_path / "killed") == losses(whole)
 
 
-@pytest.mark.parametrize("to", ["the process", "its group", "its children first"])
+@pytest.mark.parametrize("to", ["its group", *long("the process", "its children first")])
 def test_terminated_saves_and_says_how_to_go_on(to: str, tmp_path: Path) -> None:
     """SIGTERM to the process, to it and all in its group (`timeout`, shells), or to each process of the job (Slurm)."""
     path = config(tmp_path, "term")
@@ -218,6 +173,7 @@ def test_terminated_saves_and_says_how_to_go_on(to: str, tmp_path: Path) -> None
     assert "Traceback" not in error
 
 
+@pytest.mark.long
 def test_a_damaged_latest_checkpoint(whole: Path, start: str, tmp_path: Path) -> None:
     path = config(tmp_path, "damaged", init=start)
     assert go(path, "--max-minutes", "1e-9", "save_every=1") == 0
@@ -261,12 +217,31 @@ def test_export_of_a_run_under_way(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = config(tmp_path, "run")
-    assert run(train.main, [*given(path), "--cpu", "optim.lr=1e30", "optim.warmup=0", "optim.clip=0"]) == 1
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_what_is_not_finite_ends_a_run(
+    of: str, start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, the batch on file, and neither a checkpoint nor a pipeline with NaN in it."""
+    forward = DiffusionObjective.forward
+
+    def spoiled(self: DiffusionObjective, batch: Batch, **options: Any) -> torch.Tensor:
+        losses = forward(self, batch, **options)
+        if 4 not in batch.index.tolist():
+            return losses
+        if of == "loss":
+            return losses * math.nan
+        losses.register_hook(lambda gradient: gradient * math.nan)
+        return losses
+
+    monkeypatch.setattr(DiffusionObjective, "forward", spoiled)
+    path = config(tmp_path, "run", init=start)
+    assert run(train.main, [*given(path), "--cpu", "validation.every=0"]) == 1
     error = capsys.readouterr().err
-    assert "expected a finite number" in error
-    assert list((tmp_path / "run" / "bad_batches").glob("*.json"))
+    assert "in step 3, expected a finite number" in error
+    assert [file.name for file in (tmp_path / "run" / "bad_batches").glob("*.json")] == ["step-3.json"]
+    assert not (tmp_path / "run" / "final").exists()
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())
 
 
 @pytest.mark.parametrize(
@@ -283,6 +258,7 @@ def test_a_missing_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "run the stage before this one first" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_all_stages_in_a_row(tmp_path: Path) -> None:
     """Each starts from what the one before handed on; the last folder animates."""
     init = "null"

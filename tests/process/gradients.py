@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in each rank: gradients of the first step, as training computes them."""
+"""Run by test_train_ranks.py in each rank: gradients of the first step, as training computes them."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from xdyna.training.stages import STAGES
 
 def main(config_path: str, out: str, batch_size: int) -> None:
     path = Path(config_path)
-    chosen = [f"experiment={path.stem}", f"batch_size={batch_size}"]
+    chosen = [f"experiment={path.stem}", f"batch={batch_size}"]
     config = compose(TrainConfig, "train", chosen, config_dir=path.parents[1]).config
     world_size = int(os.environ["WORLD_SIZE"])
     # Ranks that meet in a file need no port, and no name server, which a TCP store asks for 127.0.0.1.
