@@ -205,6 +205,44 @@ def test_what_the_crop_leaves_out_is_said(video, capsys, part, face, said):
     assert [line.partition(";")[0] for line in lines] == ([expected] if said else [])
 
 
+def _zero_width(track: PoseTrack) -> None:
+    track.face[..., 0] = 30
+
+
+def _one_point(track: PoseTrack) -> None:
+    track.face[1, :, :2] = 30
+
+
+def _far_outside(track: PoseTrack) -> None:
+    track.body[:, 4, :2] = (-500, 4000)
+
+
+def _hidden_arm(track: PoseTrack) -> None:
+    track.body[:, 2:5] = 0
+
+
+def _half_empty(track: PoseTrack) -> None:
+    track.body[0, 8:] = 0
+
+
+def _face_alone(track: PoseTrack) -> None:
+    track.body[:, 1:] = 0
+
+
+@pytest.mark.parametrize("spoil", [_zero_width, _one_point, _far_outside, _hidden_arm, _half_empty, _face_alone])
+def test_incomplete_people_are_drawn_as_far_as_they_go(video, spoil):
+    """Neither an error nor an empty control image."""
+    track = known_track()
+    spoil(track)
+    driving = dataclasses.replace(
+        driving_of(Path("p.npz"), list(range(5)), kind="keypoints", track=track), face_video=video
+    )
+    made = make_conditions(driving, InferConfig(), reference=REFERENCE, size=(96, 64), face=True, cache_dir=None)
+    assert made.pose.any(axis=(1, 2, 3)).all()
+    assert made.face is not None
+    assert made.face.any(axis=(1, 2, 3)).all()
+
+
 def test_long_clips_are_kept_in_a_file(video, asked, monkeypatch):
     """Beyond the limit the same images lie in a file instead of in memory."""
     driving = driving_of(video, [0, 0, 1, 3, 3])

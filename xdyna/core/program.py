@@ -3,12 +3,12 @@
 import importlib
 import os
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from xdyna.core.errors import UsageError
-from xdyna.core.stop import ending_signals, leave_terminal
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -18,6 +18,23 @@ _HEADLESS = (
     "pip uninstall -y opencv-python opencv-contrib-python opencv-contrib-python-headless; "
     "pip install --no-deps opencv-contrib-python-headless"
 )
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """SIGTERM, and SIGHUP (the terminal was closed) where there is one that is not ignored (nohup)."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, hangup)
+
+
+def leave_terminal() -> None:
+    """Write to nowhere from now on where output goes to a terminal: it is gone, and writing to it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        if stat.S_ISCHR(os.fstat(output).st_mode):
+            os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 def _terminate(signum: int, frame: object) -> None:

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import stat
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-
-def ending_signals() -> tuple[signal.Signals, ...]:
-    """SIGTERM, and SIGHUP (the terminal was closed) where there is one that is not ignored (nohup)."""
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
-        return (signal.SIGTERM,)
-    return (signal.SIGTERM, hangup)
-
-
-def leave_terminal() -> None:
-    """Write to nowhere from now on where output goes to a terminal: it is gone, and writing to it would be an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for output in (1, 2):
-        if stat.S_ISCHR(os.fstat(output).st_mode):
-            os.dup2(nowhere, output)
-    os.close(nowhere)
+from xdyna.core.program import ending_signals, leave_terminal
 
 
 class StopSignal:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ Progress = Callable[[int, int], None]
 _SAVE_EVERY = 200  # frames; an interrupted run of a long video loses no more
 _REACH = 0.6  # farthest a person may move between two frames, in diagonals of the box
 _GROWTH = 2.0  # largest change of the box's diagonal between two frames
+_MOTION = 4  # boxes that somebody's motion is taken from
+_SAME = 0.5  # overlap from which on two boxes are one person found twice
 _PATIENCE = 8  # frames without the person after which whoever is N-th largest is followed (the scene was cut)
 
 
@@ -156,8 +158,8 @@ def follow(found: Sequence[Sequence[Person]], *, person: int = 0) -> list[Person
     """Pick the same person in every frame.
 
     Starts with the N-th largest of the first frame with so many people and goes from there to both ends. In each frame
-    the one whose box overlaps the last box most is taken, else the nearest within reach; nobody if all are too far or
-    of another size.
+    the one whose box overlaps most with where the last frames' motion leads is taken, else the nearest within reach;
+    nobody if all are too far, of another size, or go on along the way of somebody else.
 
     Args:
         found: people of each frame, largest first.
@@ -194,34 +196,82 @@ def smooth_track(track: PoseTrack, settings: OneEuro) -> PoseTrack:
     return replace(track, body=filtered(track.body), hands=filtered(track.hands), face=filtered(track.face))
 
 
+@dataclass
+class _Path:
+    """Where somebody was: the last boxes and their rows, the latest at the end."""
+
+    boxes: list[np.ndarray]
+    rows: list[int]
+
+    def expected(self, row: int) -> np.ndarray:
+        """The box in a row, if the motion of the last frames goes on; two who cross are told apart by it."""
+        span = self.rows[-1] - self.rows[0]
+        if not span:
+            return self.boxes[-1]
+        motion = (_center(self.boxes[-1]) - _center(self.boxes[0])) / span * (row - self.rows[-1])
+        return self.boxes[-1] + np.tile(motion, 2)
+
+    def goes_on(self, person: Person, row: int) -> None:
+        self.boxes, self.rows = [*self.boxes[1 - _MOTION :], person.box], [*self.rows[1 - _MOTION :], row]
+
+
 def _follow_from(
-    found: Sequence[Sequence[Person]], result: list[Person | None], *, rows: Iterable[int], last: Person, person: int
+    found: Sequence[Sequence[Person]], result: list[Person | None], *, rows: range, last: Person, person: int
 ) -> None:
-    """Follow `last` through `rows`, writing to `result`."""
+    """Follow `last` through `rows`, writing to `result`; others are followed as well, so that nobody takes over."""
     misses = 0
+    before = rows.start - rows.step
+    path = _Path([last.box], [before])
+    others = [_Path([other.box], [before]) for other in found[before] if other is not last]
     for row in rows:
-        candidates = found[row]
-        chosen = _continuation(candidates, last.box)
-        if chosen is None and misses >= _PATIENCE and len(candidates) > person:
-            chosen = candidates[person]
-        if chosen is None:
-            misses += 1
-            continue
-        result[row], last, misses = chosen, chosen, 0
+        known = [other for other in others if len(other.rows) == _MOTION]
+        candidates = [one for one in found[row] if not _belongs_to_others(one, path, known, row)]
+        chosen = _continuation(candidates, path, row)
+        if chosen is None and misses >= _PATIENCE and len(found[row]) > person:
+            chosen = found[row][person]
+            path = _Path([chosen.box], [row])
+        elif chosen is not None:
+            path.goes_on(chosen, row)
+        misses = 0 if chosen is not None else misses + 1
+        result[row] = chosen
+        others = _followed(others, [one for one in found[row] if one is not chosen], path, row)
 
 
-def _continuation(people: Sequence[Person], box: np.ndarray) -> Person | None:
-    """The one who was at `box` a frame ago, or None."""
-    best, best_rank = None, (0.0, -_REACH)
+def _belongs_to_others(one: Person, path: _Path, others: Sequence[_Path], row: int) -> bool:
+    ours = _overlap(one.box, path.expected(row))
+    return any(_overlap(one.box, other.expected(row)) > ours for other in others)
+
+
+def _followed(others: list[_Path], people: Sequence[Person], path: _Path, row: int) -> list[_Path]:
+    """The paths of the others after a row; who was not seen for long is forgotten."""
+    kept = [other for other in others if abs(row - other.rows[-1]) <= _PATIENCE]
+    for one in people:
+        near = max(kept, key=lambda other: _overlap(one.box, other.expected(row)), default=None)
+        if near is not None and near.rows[-1] != row and _overlap(one.box, near.expected(row)) > 0:
+            near.goes_on(one, row)
+        elif _overlap(one.box, path.boxes[-1]) < _SAME:  # else the same person, found twice
+            kept.append(_Path([one.box], [row]))
+    return kept
+
+
+def _continuation(people: Sequence[Person], path: _Path, row: int) -> Person | None:
+    """The one who goes on along a path, or None."""
+    best, best_rank = None, (-1.0, 0.0)
+    last, expected = path.boxes[-1], path.expected(row)
     for candidate in people:
-        diagonals = sorted([_diagonal(candidate.box), _diagonal(box)])
+        diagonals = sorted([_diagonal(candidate.box), _diagonal(last)])
         if diagonals[1] > _GROWTH * diagonals[0]:
             continue
-        distance = float(np.linalg.norm(_center(candidate.box) - _center(box))) / diagonals[1]
-        rank = (_overlap(candidate.box, box), -distance)
+        if (_overlap(candidate.box, last), -_distance(candidate.box, last) / diagonals[1]) <= (0.0, -_REACH):
+            continue
+        rank = (_overlap(candidate.box, expected), -_distance(candidate.box, expected))
         if rank > best_rank:
             best, best_rank = candidate, rank
     return best
+
+
+def _distance(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.linalg.norm(_center(first) - _center(second)))
 
 
 def _center(box: np.ndarray) -> np.ndarray:

@@ -193,8 +193,9 @@ def test_the_largest_is_followed_when_others_grow(make_video, color_backend, tmp
     big = walk(10, step=2)
     passer = [[(GREEN, 230 - 22 * k, 10, min(239, 270 - 22 * k), 60 + 9 * k)] for k in range(10)]
     track = track_person(make_video(merged(big, passer)), backend=color_backend, cache_dir=tmp_path)
-    np.testing.assert_allclose(center_x(track), 59.5 + 2 * np.arange(10), atol=12)
-    assert np.abs(np.diff(center_x(track))).max() < 15
+    # Of who is covered an edge is seen: half a width beside the middle.
+    np.testing.assert_allclose(center_x(track), 59.5 + 2 * np.arange(10), atol=20)
+    assert np.abs(np.diff(center_x(track))).max() < 22
 
 
 def test_person_n(make_video, color_backend, tmp_path: Path):
@@ -205,6 +206,22 @@ def test_person_n(make_video, color_backend, tmp_path: Path):
     assert color_backend.calls == 6, "both people come from one detection"
     with pytest.raises(PerceptionError, match=r"person 2 was asked for, but at most 2 people.*--person 0 to 1"):
         track_person(path, backend=color_backend, cache_dir=tmp_path, person=2)
+
+
+@pytest.mark.parametrize("hidden", [0, 8, 16], ids=lambda px: f"hidden below {px} px")
+@pytest.mark.parametrize("speed", [2, 4, 8, 12])
+@pytest.mark.parametrize("person", [0, 1])
+def test_two_who_cross_are_not_exchanged(make_people, person, speed, hidden):
+    """They walk through each other; where they meet the smaller one may hide the other for some frames."""
+    boxes = []
+    for k in range(60):
+        first, second = 20 + speed * k, 20 + speed * (59 - k)
+        both = [(first, 40, first + 42, 140), (second, 40, second + 38, 140)]
+        boxes.append(both[1:] if abs(first - second) < hidden else both)
+    found = [[make_people(*box) for box in row] for row in boxes]
+    widths = [round(float(one.box[2] - one.box[0])) for one in follow(found, person=person) if one]
+    assert len(widths) >= 60 - (0 if person else 2 * hidden // (2 * speed) + 1) * (hidden > 0)
+    assert set(widths) == {(42, 38)[person]}
 
 
 def test_follow_does_not_jump_in_a_gap(make_people):
