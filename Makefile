@@ -12,6 +12,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 EXTRAS := perception,data,dev,eval,train
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+NEEDS_EGL := import sys, ctypes.util; sys.exit(sys.platform == 'linux' and sys.version_info >= (3, 13) and not (ctypes.util.find_library('EGL') and ctypes.util.find_library('GLESv2')))
 HEADLESS := opencv-contrib-python-headless
 PYTHON ?=
 PIP_ARGS ?=
@@ -47,6 +48,9 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "       On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
 	  fi; \
 	  echo "Making $(VENV) with $$("$$python" --version)"; \
+	  "$$python" -c "$(NEEDS_EGL)" || { \
+	    echo "note: on Python 3.13 and above MediaPipe needs libEGL.so.1 and libGLESv2.so.2 to find people in videos; they are missing."; \
+	    echo "      On Debian and Ubuntu: apt install libegl1 libgles2. The demo works without, the tests of the detector are skipped."; }; \
 	  rm -rf $(VENV); "$$python" -m venv $(VENV); \
 	fi
 # PyTorch first and alone: the build that is asked for by PIP_ARGS is then in place before any other package asks for torch.

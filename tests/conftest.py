@@ -76,3 +76,16 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("start") / "pipeline"
     save_pipeline(pipeline, folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def detector() -> None:
+    """Skips where MediaPipe is there but its system libraries are not (libEGL for releases above 1.0)."""
+    from xdyna.perception.errors import PerceptionError
+    from xdyna.perception.mediapipe_models import load_mediapipe
+
+    pytest.importorskip("mediapipe", reason="needs the perception extra")
+    try:
+        load_mediapipe()
+    except PerceptionError as error:
+        pytest.skip(str(error))

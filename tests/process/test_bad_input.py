@@ -128,6 +128,7 @@ def test_driving_sound_only(fails, tmp_path):
     assert "sound" in fails(1, "--drive", sound_only(tmp_path / "song.m4a"))
 
 
+@pytest.mark.usefixtures("detector")
 def test_nobody_in_any_frame(fails, tmp_path):
     person_video(tmp_path / "empty.mp4", empty=(0, 1, 2, 3))
     message = fails(1, "--drive", "empty.mp4")
@@ -135,6 +136,7 @@ def test_nobody_in_any_frame(fails, tmp_path):
     assert "4 frames" in message
 
 
+@pytest.mark.usefixtures("detector")
 def test_nobody_in_some_frames_is_filled_and_counted(infer, tmp_path, capsys):
     person_video(tmp_path / "some.mp4", frames=5, empty=(2,))
     assert infer("--drive", "some.mp4", "--out", "out.mp4") == 0
@@ -146,12 +148,14 @@ def test_nobody_in_some_frames_is_filled_and_counted(infer, tmp_path, capsys):
     assert probe(tmp_path / "again.mp4").frame_count == 5
 
 
+@pytest.mark.usefixtures("detector")
 def test_one_frame(infer, tmp_path):
     person_video(tmp_path / "one.mp4", frames=1)
     assert infer("--drive", "one.mp4", "--out", "out.mp4") == 0
     assert probe(tmp_path / "out.mp4").frame_count == 1
 
 
+@pytest.mark.usefixtures("detector")
 def test_person_who_is_not_there(fails, tmp_path):
     person_video(tmp_path / "one.mp4", frames=1)
     assert "person" in fails(1, "--drive", "one.mp4", "--person", "3")

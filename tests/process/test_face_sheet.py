@@ -23,6 +23,8 @@ from xdyna.puppets import faces
 from xdyna.puppets.faces import puppet_triples
 from xdyna.puppets.world import render_clip
 
+pytestmark = pytest.mark.usefixtures("detector")
+
 
 def transfer(deviations: np.ndarray) -> Transfer:
     return Transfer("a", "b", deviations.shape[1], 0.0, {}, {}, 0.0, 0.0, 0.0, deviations)

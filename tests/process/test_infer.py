@@ -45,7 +45,7 @@ def test_files_duration_and_manifest(infer, tmp_path, capsys):
     manifest = json.loads((tmp_path / "out.run.json").read_text())
     assert manifest["config"]["steps"] == 2
     assert manifest["config"]["seed"] == 42
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(manifest["versions"]["torch"])  # a build of one index says "+cu130"
     assert manifest["outputs"]["out.mp4"] == file_sha256(tmp_path / "out.mp4")
     assert len(manifest["weights"]) == 7
     assert all(len(digest) == 64 for digest in manifest["weights"].values())

@@ -88,11 +88,25 @@ def load_mediapipe() -> Any:
         The module.
 
     Raises:
-        PerceptionError: as `import_mediapipe`, or the models cannot be downloaded.
+        PerceptionError: as `import_mediapipe`, the models cannot be downloaded, or a system library is missing.
     """
     mediapipe = import_mediapipe()
+    if not hasattr(mediapipe, "solutions") and sys.platform == "linux":
+        _check_libraries()
     find_models()
     return mediapipe
+
+
+def _check_libraries() -> None:
+    """Releases above 1.0 are linked to the graphics libraries, also where nothing is drawn."""
+    for library in ("libEGL.so.1", "libGLESv2.so.2"):
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:
+            raise PerceptionError(
+                f"mediapipe needs the system library {library}, which is missing; on Debian and Ubuntu: apt install "
+                "libegl1 libgles2; or give keypoints instead of a video, or pose_backend=dwpose"
+            ) from error
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -102,7 +102,9 @@ def test_start_and_reference_are_drawn_anew_in_each_epoch(small: Small, written:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_have_latents(small: Small, written: Path, workers: int) -> None:
     config = small(source="cache", cache=str(written), workers=workers)
-    batch = next(iter(build_loader(config, seed=0, batch_size=2, vae=VAE)))
+    batch = next(
+        iter(build_loader(config, seed=0, batch_size=2, vae=VAE, start_method="fork"))
+    )  # keeps the patch above
     assert batch.latents_mean.shape == batch.latents_std.shape == (2, 4, 4, 8, 8)
     assert batch.pixels.shape == (2, 1, 3, 64, 64)
     assert batch.pose.shape == (2, 3, 3, 64, 64)

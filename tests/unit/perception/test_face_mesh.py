@@ -11,6 +11,8 @@ from tests.unit.preprocess.faces.real_faces import BOXES, picture, rough
 from xdyna.perception import PerceptionError, face_mesh
 from xdyna.perception.face_mesh import FaceMesher, ibug68, oval, skin_triangles
 
+pytestmark = pytest.mark.usefixtures("detector")
+
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
 

@@ -11,6 +11,8 @@ from xdyna.perception import PerceptionError, get_backend
 from xdyna.perception.mediapipe_backend import square_crop, tiles
 from xdyna.perception.topology import MEDIAPIPE_TO_IBUG68
 
+pytestmark = pytest.mark.usefixtures("detector")
+
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
 MIRROR = [

@@ -36,6 +36,7 @@ def as_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "has_solutions", lambda: False)
 
 
+@pytest.mark.usefixtures("detector")
 def test_numbers_are_those_of_release_0_10_21(astronaut: np.ndarray) -> None:
     """Read off 0.10.21 (px); later releases differ by 0.1 px."""
     backend = get_backend("mediapipe")
@@ -75,6 +76,7 @@ def test_tasks_give_the_numbers_of_the_solutions(astronaut: np.ndarray, request:
         assert ((mask > 0.5) == (expected_mask > 0.5)).mean() > 0.99
 
 
+@pytest.mark.usefixtures("detector")
 def test_no_face(as_tasks: None) -> None:
     with mediapipe_models.quiet_stderr():
         assert mediapipe_models.face_mesh()(np.zeros((256, 256, 3), np.uint8)) is None

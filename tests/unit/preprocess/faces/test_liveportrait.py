@@ -16,6 +16,8 @@ from xdyna.perception.face_mesh import FaceMesher
 from xdyna.preprocess.faces.liveportrait import _crop
 from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes
 
+pytestmark = pytest.mark.usefixtures("detector")
+
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
 WRAPPER = '''

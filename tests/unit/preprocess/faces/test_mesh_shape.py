@@ -7,6 +7,8 @@ from tests.unit.preprocess.faces.real_faces import BOXES, picture, rough
 from xdyna.perception.face_mesh import INNER_LIPS, LEFT_EYE, LOWER_LIP, RIGHT_EYE, RIGID, UPPER_LIP, FaceMesher
 from xdyna.preprocess.faces.mesh_shape import ExpressionTransfer, HeadPose, align, closed_mouth, frontal, neutral_shape
 
+pytestmark = pytest.mark.usefixtures("detector")
+
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
 UPPER, LOWER = list(UPPER_LIP[0]), list(LOWER_LIP[0])

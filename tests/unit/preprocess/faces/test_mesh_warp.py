@@ -14,6 +14,8 @@ from xdyna.preprocess.faces.mesh_shape import HeadPose, align, closed_mouth, fro
 from xdyna.preprocess.faces.mesh_warp import MeshWarp
 from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, ReenactError, get_reenactor, keep_boxes
 
+pytestmark = pytest.mark.usefixtures("detector")
+
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
 HALF = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25]])  # of pixel centres
