@@ -15,7 +15,6 @@ import sys, warnings
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from tests.tiers import long
 from xdyna.training import checkpoint as c
 
 run, what = Path(sys.argv[1]), sys.argv[2]
