@@ -1,7 +1,7 @@
-"""Mutations of the evaluation: small mistakes (tests/mutations.yaml), put into a copy of the tree one by one. For each
-a test must fail.
+"""Mutations of evaluation and training: small mistakes (mutations.yaml, mutations_training.yaml), put into a copy of the
+tree one by one. For each a test must fail.
 
-    python tests/mutations.py [--only TEXT] [--workers N]
+    python tests/mutations.py [--group evaluation|training] [--only TEXT] [--workers N]
 
 prints which were killed, and the count.
 """
@@ -21,7 +21,11 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-UNIT = "tests/unit/evaluation"
+# Group -> its list beside this file, and the folder its tests are below.
+GROUPS = {
+    "evaluation": ("mutations.yaml", "tests/unit/evaluation"),
+    "training": ("mutations_training.yaml", "tests/unit"),
+}
 COPIED = ("xdyna", "tests", "configs", "scripts", "pyproject.toml")
 SECONDS = 300  # of one run; a mutation that hangs is killed, too
 
@@ -31,6 +35,7 @@ class Mutation:
     """One mistake.
 
     Attributes:
+        group: see `GROUPS`.
         name: what is wrong.
         file: below the root.
         old: text that occurs once.
@@ -38,6 +43,7 @@ class Mutation:
         tests: files, one of whose tests must fail.
     """
 
+    group: str
     name: str
     file: str
     old: str
@@ -45,20 +51,21 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-def _load() -> tuple[Mutation, ...]:
-    rows = yaml.safe_load((Path(__file__).parent / "mutations.yaml").read_text(encoding="utf-8"))
+def _load(group: str) -> list[Mutation]:
+    table, unit = GROUPS[group]
+    rows = yaml.safe_load((Path(__file__).parent / table).read_text(encoding="utf-8"))
 
     def path(test: str) -> str:
         folder, _, name = test.rpartition("/")
-        return (Path(UNIT) / folder / f"test_{name}.py").as_posix()
+        return (Path(unit) / folder / f"test_{name}.py").as_posix()
 
-    return tuple(
-        Mutation(row["name"], f"xdyna/{row['file']}", row["old"], row["new"], tuple(map(path, row["tests"])))
+    return [
+        Mutation(group, row["name"], f"xdyna/{row['file']}", row["old"], row["new"], tuple(map(path, row["tests"])))
         for row in rows
-    )
+    ]
 
 
-MUTATIONS = _load()
+MUTATIONS = tuple(mutation for group in GROUPS for mutation in _load(group))
 
 
 def _copy(folder: Path) -> Path:
@@ -126,11 +133,13 @@ def run(mutations: Sequence[Mutation], *, workers: int = 1) -> list[Mutation]:
 
 def main() -> int:
     """Run from the command line. Returns: 1 where one survived."""
-    p = argparse.ArgumentParser(description="Mutations of the evaluation.")
+    p = argparse.ArgumentParser(description="Mutations of evaluation and training.")
+    p.add_argument("--group", choices=GROUPS, help="those of one group")
     p.add_argument("--only", default="", metavar="TEXT", help="those with this text in their name")
     p.add_argument("--workers", type=int, default=1, metavar="N")
     args = p.parse_args()
-    return int(bool(run([m for m in MUTATIONS if args.only in m.name], workers=args.workers)))
+    chosen = [m for m in MUTATIONS if args.group in (None, m.group) and args.only in m.name]
+    return int(bool(run(chosen, workers=args.workers)))
 
 
 if __name__ == "__main__":

@@ -111,12 +111,12 @@ def test_min_snr_scales_each_clip(components: Components, make_batch: MakeBatch)
     np.testing.assert_allclose(ratio.numpy(), np.minimum(snr, 5) / snr, rtol=1e-5)
 
 
-def test_the_person_weighs_in_training_alone(components: Components, make_batch: MakeBatch) -> None:
-    parts, batch = randomised(components), make_batch([0, 1])
-    pose = torch.zeros_like(batch.pose)
-    pose[0, :, :, :8, :8] = 255  # a skeleton in the corner; the second clip is a scene
-    batch = dataclasses.replace(batch, pose=pose)
-    plain, weighted = (DiffusionObjective(parts, LossConfig(person=person), seed=0) for person in (1.0, 5.0))
+@pytest.mark.parametrize("term", ["person", "face"])
+def test_the_person_weighs_in_training_alone(term: str, components: Components, make_batch: MakeBatch) -> None:
+    parts, batch = randomised(components), make_batch([0, 1], scene=True)
+    drawn = batch.pose if term == "person" else batch.face
+    drawn[0, :, :, :8, :8] = 255  # a skeleton or a face in the corner; the second clip is a scene
+    plain, weighted = (DiffusionObjective(parts, LossConfig(**{term: weight}), seed=0) for weight in (1.0, 5.0))
     with torch.no_grad():
         ratio = weighted(batch) / plain(batch)
         assert torch.equal(weighted(batch, stream=VALIDATION), plain(batch, stream=VALIDATION))
@@ -132,6 +132,12 @@ def test_streams_and_seeds_give_different_noise() -> None:
     # Validation is the same in every run.
     a, b = (torch.randn(4, generator=sample_generator(seed, 1, VALIDATION)) for seed in (0, 9))
     assert torch.equal(a, b)
+
+
+def test_each_sample_has_noise_of_its_own(components: Components, make_batch: MakeBatch) -> None:
+    draw = DiffusionObjective(components, LossConfig(), seed=0)._draw(make_batch([4, 5]), TRAINING)
+    for drawn in (draw.noise, draw.posterior):
+        assert abs(float(torch.corrcoef(drawn.flatten(1))[0, 1])) < 0.2
 
 
 def test_what_validation_and_a_given_timestep_draw(components: Components, make_batch: MakeBatch) -> None:
@@ -270,6 +276,15 @@ def test_spread_timesteps() -> None:
     counts = np.bincount([spread_timestep(3, k, 10) for k in range(10_000)], minlength=10)
     assert abs(counts - 1000).max() < 10
     assert spread_timestep(4, 0, 1000) != spread_timestep(3, 0, 1000)
+
+
+def test_timesteps_are_spread_in_training_alone(components: Components, make_batch: MakeBatch) -> None:
+    apart, spread = (
+        DiffusionObjective(components, LossConfig(timesteps=how), seed=3) for how in ("independent", "spread")
+    )
+    drawn = spread._draw(make_batch([6, 7]), TRAINING).timestep.tolist()
+    assert drawn == [spread_timestep(3, index, 1000) for index in (6, 7)] != apart.timesteps([6, 7])
+    assert spread.timesteps([6, 7], VALIDATION) == apart.timesteps([6, 7], VALIDATION)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xdyna.config.train import OptimConfig, TrainConfig, ValidationConfig
 from xdyna.data.samples import Batch
+from xdyna.training import resumable
 from xdyna.training.components import Components
 from xdyna.training.ema import ema_decay
 from xdyna.training.errors import CheckpointError, NonFiniteLossError
@@ -66,6 +67,15 @@ def norm(tensors: dict[str, Tensor]) -> float:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights, EMA weights and the optimizer's moments."""
+    assert trainer.ema is not None
+    found = {**values(trainer), **{f"ema.{name}": t.clone() for name, t in trainer.ema.state_dict().items()}}
+    for number, moments in trainer.optimizer.state_dict()["state"].items():
+        found |= {f"{number}.{name}": t.clone() for name, t in moments.items()}
+    return found
 
 
 def steps(trainer: Trainer, batches: Iterator[Batch], count: int) -> list[dict[str, float]]:
@@ -145,8 +155,12 @@ def test_a_checkpoint_has_what_the_loop_remembers(make_trainer: MakeTrainer, mak
     steps(trainer, iter([make_batch([0]), make_batch([1])]), 2)
     trainer.progress.samples, trainer.progress.best_metric, trainer.progress.best_step = 2, 0.5, 1
     trainer.save(is_best=False)
+    before, drawn = state(trainer), torch.rand(3)
+    assert len(trainer.optimizer.param_groups) == 2
     again = make_trainer()
     assert again.resume()
+    assert torch.equal(torch.rand(3), drawn)
+    assert same(state(again), before)
     assert again.progress == trainer.progress
     assert len(again.guard.state_dict()["losses"]) == 2
     assert again.guard.state_dict() == trainer.guard.state_dict()
@@ -164,15 +178,6 @@ class _NaNBehind(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0] * math.nan
-
-
-def state(trainer: Trainer) -> dict[str, Tensor]:
-    """Weights, EMA weights and the optimizer's moments."""
-    assert trainer.ema is not None
-    found = {**values(trainer), **{f"ema.{name}": t.clone() for name, t in trainer.ema.state_dict().items()}}
-    for number, moments in trainer.optimizer.state_dict()["state"].items():
-        found |= {f"{number}.{name}": t.clone() for name, t in moments.items()}
-    return found
 
 
 @pytest.mark.parametrize("of", ["loss", "gradient"])
@@ -284,6 +289,18 @@ def test_nothing_is_saved_that_is_not_finite(where: str, make_trainer: MakeTrain
     with pytest.raises(CheckpointError, match=rf"the state of step 2 has NaN or infinity in {shown} \(1 of"):
         trainer.save(is_best=False)
     assert [path.name for path in (trainer.run_dir / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_the_average_is_exported(
+    make_trainer: MakeTrainer, make_batch: MakeBatch, components: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, written = make_trainer(), {}
+    steps(trainer, iter([make_batch([0])]), 1)
+    monkeypatch.setattr(resumable, "export", lambda *_, **__: written.update(values(trainer)))
+    trainer.export(components, trainer.run_dir / "final")
+    assert trainer.ema is not None
+    assert same(written, trainer.ema.state_dict())
+    assert not same(written, values(trainer))
 
 
 def test_a_pipeline_that_is_not_finite_is_not_exported(make_trainer: MakeTrainer, components: Components) -> None:
