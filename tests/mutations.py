@@ -1,5 +1,5 @@
-"""Mutations of evaluation and training: small mistakes (mutations.yaml, mutations_training.yaml), put into a copy of the
-tree one by one. For each a test must fail.
+"""Mutations of evaluation and training: small mistakes (mutations.yaml, mutations_training.yaml), put into a copy of
+the tree one by one. For each a test must fail.
 
     python tests/mutations.py [--group evaluation|training] [--only TEXT] [--workers N]
 
