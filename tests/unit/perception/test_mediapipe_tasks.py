@@ -103,6 +103,7 @@ def test_models_are_a_registered_file_of_known_hash() -> None:
 
 def test_models_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence, with the address and the place for a download by hand."""
+    monkeypatch.setattr(mediapipe_models, "_check_libraries", lambda: None)
     monkeypatch.setattr(mediapipe_files, "has_solutions", lambda: False)
     monkeypatch.setattr(mediapipe_files, "weights_folder", lambda: tmp_path)
     file = load_registry()[mediapipe_files.WHEEL]
