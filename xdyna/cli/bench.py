@@ -118,7 +118,8 @@ def _train(command: Command[TrainConfig]) -> int:
     quiet_libraries()
     config = command.config
     if command.tree["data"]["manifests"] == PLACEHOLDERS["data.manifests"]:  # rendered clips of the same size
-        puppets: dict[str, Any] = {"source": "puppet", "manifests": [], "buckets": [], "stride": [1, 1], "workers": 0}
-        config.data = dataclasses.replace(config.data, **puppets, video_frames=max(48, config.data.frames + 1))
+        puppets: dict[str, Any] = {"source": "puppet", "manifests": [], "buckets": [], "fps": None, "stride": [1, 1]}
+        puppets |= {"workers": 0, "video_frames": max(48, config.data.frames + 1)}
+        config.data = dataclasses.replace(config.data, **puppets)
     fits = bench_training(config, policies=policies, steps=args.steps, device=pick_device(args.device))
     return 0 if fits else FAILURE

@@ -40,7 +40,9 @@ def run_contract(
             "pose_controlnet too"
         )
     frames = data.frames if "motion" in trained or contract.frames is None else max(data.frames, contract.frames)
-    fps = contract.fps if data.fps is None else (float(data.fps[0]), float(data.fps[1]))
+    fps = (float(data.fps[0]), float(data.fps[1])) if data.fps is not None else None
+    if fps is None and "motion" not in trained:  # rates that this run does not change
+        fps = contract.fps
     face = "patches" if config.face == "sface" else "none"
     return dataclasses.replace(
         contract,

@@ -129,7 +129,7 @@ class Stepper:
             dict: see `Values`; "loss" is a float.
 
         Raises:
-            NonFiniteLossError: see `LossGuard.check`.
+            NonFiniteLossError: see `StepGuard.check`.
         """
         config = self.config
         factor = rate_factor(self.progress.step, config.optim, max_steps=config.max_steps, share=self.time_share)
