@@ -136,7 +136,7 @@ soak-ends: $(STAMP) ## run the tests of data and evaluation ROUNDS times (20): a
 	  timeout 600 $(BIN)/python -m pytest -q -p no:cacheprovider $(ENDS) $(ARGS) || { echo "round $$round: $$?"; exit 1; }; \
 	done; echo "$(ROUNDS) rounds: all ended"
 
-test-mutation: $(STAMP) ## put small mistakes into a copy of the evaluation, one by one: a test must fail for each
+test-mutation: $(STAMP) ## put small mistakes into a copy of evaluation and training, one by one: a test must fail for each
 	$(BIN)/python -m pytest -m slow -s tests/process/test_mutations.py $(ARGS)
 
 test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (default ../shared/parity)
