@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from tests.process.runs import config, go
 from xdyna.config.contract import ConditionContract, PoseStyle, read_contract
@@ -19,6 +20,7 @@ from xdyna.pipelines.controls import perceive, prepare
 from xdyna.pipelines.folder import find_checkpoint
 from xdyna.pipelines.plan import Plan, Request, plan_animation
 from xdyna.pipelines.untrained import build_untrained
+from xdyna.pipelines.xdyna import XDynaPipeline
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,36 @@ def test_a_run_inherits_it(trained: Path, tmp_path: Path) -> None:
         == 0
     )
     assert read_contract(tmp_path / "again" / "final") == read_contract(trained)
+
+
+def test_the_pipeline_itself_follows_it(trained: Path, tmp_path: Path) -> None:
+    """Guidance where none is given; the file goes with `save_pretrained`."""
+    pipeline = XDynaPipeline.from_pretrained(trained)
+    assert pipeline.contract == read_contract(trained)
+    image, pose = np.full((64, 64, 3), 90, np.uint8), np.zeros((2, 64, 64, 3), np.uint8)
+
+    pipeline(image, pose, output_type="latent")
+    assert (pipeline.guidance_scale, pipeline.num_timesteps) == (3.0, 25)
+    pipeline(image, pose, num_inference_steps=2, guidance_scale=1.5, output_type="latent")
+    assert (pipeline.guidance_scale, pipeline.num_timesteps) == (1.5, 2)
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert read_contract(tmp_path / "saved") == read_contract(trained)
+
+
+def test_a_call_of_the_pipeline_shows_the_image_encoder_the_same(trained: Path) -> None:
+    pipeline = XDynaPipeline.from_pretrained(trained)
+    assert pipeline.contract.reference == "fitted"
+    wide = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    middle = wide[:, 32:96]
+
+    def tokens(image: np.ndarray) -> np.ndarray:
+        seen = []
+        encode = type(pipeline).encode_image
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(pipeline), "encode_image", lambda self, each: seen.append(each) or encode(self, each))
+            pipeline(image, np.zeros((2, 64, 64, 3), np.uint8), num_inference_steps=1, output_type="latent")
+        return np.asarray(seen[0])
+
+    np.testing.assert_array_equal(tokens(wide), middle)
+    pipeline.contract = dataclasses.replace(pipeline.contract, reference="whole")
+    np.testing.assert_array_equal(tokens(wide), wide)

@@ -19,8 +19,10 @@ from tests.tiers import long
 from xdyna.cli import train
 from xdyna.core.program import run
 from xdyna.data.samples import Batch
+from xdyna.training.errors import CheckpointError
 from xdyna.training.logs import read_metrics
 from xdyna.training.objective import DiffusionObjective
+from xdyna.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +284,17 @@ def test_ablations_train_and_export(line: str, tmp_path: Path) -> None:
     assert (final / "face_controlnet").is_dir() == line.startswith("appearance=")
     unet = load_file(final / "unet" / "diffusion_pytorch_model.safetensors")
     assert any("to_q_ff" in name for name in unet) == line.startswith("face=")
+
+
+def test_a_refused_resume_changes_nothing(tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = config(tmp_path, "run", init=start)
+    assert go(path, "--max-minutes", "1e-9") == 0
+    files = [tmp_path / "run" / name for name in ("config.yaml", "run.json")]
+    before = [file.read_bytes() for file in files]
+
+    def refuse(self: Trainer, memory: object) -> None:
+        raise CheckpointError("refused")
+
+    monkeypatch.setattr(Trainer, "_remember", refuse)
+    assert go(path, "--resume", "--change", "optim.lr=5e-4") == 1
+    assert [file.read_bytes() for file in files] == before

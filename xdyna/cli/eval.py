@@ -141,17 +141,15 @@ def _measure(command: Command[EvalConfig], team: "Team") -> "Report | None":
     args = command.flags
     if team.rank == 0:
         check_out(args.out, overwrite=args.overwrite)
+    device = str(device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", "0"))))
+    weights = WeightsFolder(args.weights_dir, download=args.download, device=device)  # before any video is made
     found = _inputs(args)
     with tqdm(total=-(-len(found.entries) // team.world), desc="videos", unit="video", disable=team.rank > 0) as bar:
         return evaluate(
             found,
             command.config,
             cache=args.cache or args.out / WORK / "records",
-            weights=WeightsFolder(
-                args.weights_dir,
-                download=args.download,
-                device=str(device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", "0")))),
-            ),
+            weights=weights,
             team=team,
             command=["eval.py", *command.argv],
             advance=lambda name: bar.update() and None,

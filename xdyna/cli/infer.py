@@ -89,8 +89,10 @@ def prepare(flags: argparse.Namespace) -> None:
 
 def numbered(command: Command[Any], number: int) -> list[str]:
     """Where job `number` of a --multirun writes: a folder of its own beside what --out names."""
-    out = command.flags.out or Path("outputs") / "multirun.mp4"
-    return ["--out", str(out.with_suffix("") / str(number) / out.name)]
+    from xdyna.pipelines.outputs import ENDINGS
+
+    out = command.flags.out or Path("outputs") / f"multirun{ENDINGS[command.config.save]}"
+    return ["--out", str(out.parent / out.stem / str(number) / out.name)]
 
 
 def main(argv: Sequence[str]) -> int:

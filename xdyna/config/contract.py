@@ -100,43 +100,37 @@ def _checked(stored: dict[str, Any]) -> ConditionContract:
     known = {entry.name for entry in fields(ConditionContract)}
     if unknown := sorted(set(stored) - known):
         raise ValueError(f"unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    style = dict(stored.get("pose", {}))
+    style = stored.get("pose", {})
+    if not isinstance(style, dict):
+        raise ValueError(f"pose is {style!r}, expected keys and values")
+    style = dict(style)
     for name in ("landmarks", "hands", "head"):
         if not isinstance(style.get(name, True), bool):
             raise ValueError(f"pose.{name} is {style[name]!r}, expected true or false")
-    pose = PoseStyle(**style)
-    if not 0 < pose.width < 100:
-        raise ValueError(f"pose.width is {pose.width}, expected a factor above 0")
-    found = ConditionContract(
-        pose=pose,
-        face=stored.get("face", "patches"),
-        reference=stored.get("reference", "whole"),
-        frames=_maybe(int, stored.get("frames")),
-        fps=_pair(float, stored.get("fps")),
-        size=_pair(int, stored.get("size")),
-        guidance=float(stored.get("guidance", PUBLISHED_GUIDANCE)),
-        steps=int(stored.get("steps", PUBLISHED_STEPS)),
-        prediction_type=stored.get("prediction_type"),
-    )
-    if not 0 <= found.guidance <= 100:
-        raise ValueError(f"guidance is {found.guidance}, expected 0 to 100")
-    if not 1 <= found.steps <= 1000:
-        raise ValueError(f"steps is {found.steps}, expected 1 to 1000")
-    if found.face not in FACE_RULES:
-        raise ValueError(f"face is {found.face!r}, expected one of {', '.join(FACE_RULES)}")
-    if found.reference not in REFERENCE_RULES:
-        raise ValueError(f"reference is {found.reference!r}, expected one of {', '.join(REFERENCE_RULES)}")
-    if found.prediction_type not in (None, *PREDICTION_TYPES):
-        raise ValueError(f"prediction_type is {found.prediction_type!r}, expected {', '.join(PREDICTION_TYPES)}")
-    return found
+    style["width"] = _number("pose.width", style.get("width", 1.0), low=0.01, high=100)
+    optional = {name: value for name in ("frames", "fps", "size") if (value := stored.get(name)) is not None}
+    choices = {"face": FACE_RULES, "reference": REFERENCE_RULES, "prediction_type": (None, *PREDICTION_TYPES)}
+    chosen: dict[str, Any] = {name: stored.get(name, allowed[0]) for name, allowed in choices.items()}
+    for name, value in chosen.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices[name]))}")
+    if "frames" in optional:
+        optional["frames"] = _number("frames", optional["frames"], low=1, high=10_000, whole=True)
+    for name, high, whole in (("fps", 1000, False), ("size", 100_000, True)):
+        if name in optional:
+            first, second = (_number(name, value, low=0.1, high=high, whole=whole) for value in optional[name])
+            optional[name] = first, second
+    if "fps" in optional and optional["fps"][0] > optional["fps"][1]:
+        raise ValueError(f"fps is {list(optional['fps'])}, expected [lowest, highest]")
+    guidance = _number("guidance", stored.get("guidance", PUBLISHED_GUIDANCE), low=0, high=100)
+    steps = _number("steps", stored.get("steps", PUBLISHED_STEPS), low=1, high=1000, whole=True)
+    return ConditionContract(pose=PoseStyle(**style), guidance=guidance, steps=steps, **chosen, **optional)
 
 
-def _maybe(kind: type, value: Any) -> Any:
-    return None if value is None else kind(value)
-
-
-def _pair(kind: type, value: Any) -> Any:
-    if value is None:
-        return None
-    low, high = value
-    return kind(low), kind(high)
+def _number(name: str, value: Any, *, low: float, high: float, whole: bool = False) -> Any:
+    """A number in its range; a whole one where it counts something."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}, expected {low:g} to {high:g}")
+    if whole and value != int(value):
+        raise ValueError(f"{name} is {value!r}, expected a whole number")
+    return int(value) if whole else float(value)

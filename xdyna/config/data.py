@@ -204,8 +204,9 @@ class DataConfig:
         highest = self.strides(rate)[1]
         span = (self.frames - 1) * highest + 1
         if span > self.video_frames:
+            pace = f"data.stride up to {highest}" if self.fps is None else f"data.fps={list(self.fps)}"
             raise DataError(
-                f"data.frames={self.frames} at data.stride up to {highest} span {span} frames, but data."
+                f"data.frames={self.frames} at {pace} span {span} frames, but data."
                 f"video_frames is {self.video_frames}; raise it, or lower one of the others"
             )
         if self.reference == "outside" and self.frames >= self.video_frames:

@@ -21,7 +21,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from xdyna.config.settings import descriptions
 from xdyna.core.errors import ConfigError
 
-FORMER = {"accumulation": "micro_batch"}  # keys of earlier releases that resemble nothing of today's
+FORMER = ("accumulation", "batch_size")  # keys of earlier releases: the values of today's mean something else
+NOW = (
+    "batch_size and accumulation are now batch (clips of a step: batch_size x accumulation x processes) and "
+    "micro_batch (clips of a process at once: batch_size)"
+)
 UNKNOWN = (ConfigAttributeError, ConfigKeyError)
 
 
@@ -127,8 +131,9 @@ def unknown_key(schema: Any, key: str, where: str = "", *, names: list[str] | No
     *parents, last = key.split(".")
     names = list(_fields_at(schema, parents)) if names is None else names
     prefix = "".join(f"{parent}." for parent in parents)
-    near = [FORMER[last]] if FORMER.get(last) in names else []
-    near = near or difflib.get_close_matches(last.replace("-", "_"), names, n=1, cutoff=0.5)
+    if last in FORMER and "micro_batch" in names:
+        return f"unknown key '{key}'{where}; {NOW}"
+    near = difflib.get_close_matches(last.replace("-", "_"), names, n=1, cutoff=0.5)
     hint = f"did you mean '{prefix}{near[0]}'?" if near else f"valid keys: {', '.join(names)}"
     return f"unknown key '{key}'{where}; {hint}"
 

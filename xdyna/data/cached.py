@@ -330,6 +330,19 @@ class CachedVideo:
         return np.stack([cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for file in files])
 
 
+def paced(config: DataConfig) -> DataConfig:
+    """The options of a cache with the frame rates that it was written for, where they name neither rate nor stride.
+
+    Raises:
+        DataError: as `read_header`.
+    """
+    if config.cache is None or config.fps is not None or config.stride is not None:
+        return config
+    written = read_header(Path(config.cache)).options
+    fps = written.get("fps")
+    return replace(config, fps=fps, stride=None if fps else written.get("stride"))
+
+
 class CachedClips:
     """The videos of a cache; see `sources.Source`.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xdyna.config.data import DataConfig, DataError, DataWarning
+from xdyna.data.cached import paced
 from xdyna.data.conditions import face_pictures, pose_pictures
 from xdyna.data.samples import Sample
 from xdyna.data.schedule import ClipPlace, Schedule, Sizes, sample_rng
@@ -50,6 +51,7 @@ def build_dataset(
     """
     if seed < 0:
         raise DataError(f"seed: got {seed}, expected 0 or more")
+    config = paced(config)
     return ClipDataset(config, open_source(config, vae=vae, tokens=tokens), seed=seed, step=step)
 
 

@@ -14,7 +14,7 @@ from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.evaluation.inputs import VIDEOS, Entry, Inputs
 from xdyna.pipelines.model import Model
-from xdyna.pipelines.outputs import OutputFiles
+from xdyna.pipelines.outputs import ENDINGS, OutputFiles
 from xdyna.pipelines.plan import Request
 from xdyna.pipelines.reuse import difference
 
@@ -86,7 +86,7 @@ def generate(
         raise UsageError("--generate runs in one process; run it alone first, then measure its folder with several")
     tests = read_tests(path)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {test["id"]: OutputFiles.named(folder / test["id"], settings.save) for test in tests}
+    files = {test["id"]: OutputFiles(folder / f"{test['id']}{ENDINGS[settings.save]}", settings.save) for test in tests}
     requests = {test["id"]: _request(files[test["id"]], test) for test in tests}
     differs = {name: difference(files[name], requests[name], model, settings) for name in files}
     wanted = [name for name, why in differs.items() if why is not None]

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,19 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     unet = json.loads((folder / "unet" / "config.json").read_text())
     vae = json.loads((folder / "vae" / "config.json").read_text())
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    height, width = (side * scale for side in unet["sample_size"])
-    has_face = index.get("face_controlnet", [None, None])[1] is not None
-    untrained = (folder / UNTRAINED_MARK).is_file()
-    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], _contract(folder))
-
-
-def _contract(folder: Path) -> ConditionContract:
-    """The contract, which must not contradict the folder's scheduler."""
-    contract = read_contract(folder)
     path = folder / "scheduler" / "scheduler_config.json"
-    predicts = json.loads(path.read_text()).get("prediction_type", "epsilon") if path.is_file() else None
-    if None not in (contract.prediction_type, predicts) and contract.prediction_type != predicts:
+    scheduler = json.loads(path.read_text()) if path.is_file() else {}
+    contract = _agreeing(read_contract(folder), scheduler, folder)
+    height, width = contract.size or (side * scale for side in unet["sample_size"])
+    has_face = index.get("face_controlnet", [None, None])[1] is not None and contract.face != "none"
+    untrained = (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], contract)
+
+
+def _agreeing(contract: ConditionContract, scheduler: Mapping[str, Any], folder: Path) -> ConditionContract:
+    """The contract, which must not contradict the scheduler's configuration."""
+    predicts = scheduler.get("prediction_type", "epsilon")
+    if contract.prediction_type not in (None, predicts):
         raise WeightsError(
             f"{folder}: conditions.json says prediction_type={contract.prediction_type}, its scheduler {predicts}; "
             "expected the same: mend the one that is wrong"
@@ -131,9 +132,11 @@ def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
     """
     folder = Path(str(getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__))
     unet, scale = pipeline.unet.config, pipeline.vae_scale_factor
-    height, width = (side * scale for side in unet.sample_size)
-    has_face, untrained = pipeline.face_controlnet is not None, (folder / UNTRAINED_MARK).is_file()
-    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, _contract(folder))
+    contract = _agreeing(pipeline.contract, pipeline.scheduler.config, folder)
+    height, width = contract.size or (side * scale for side in unet.sample_size)
+    has_face = pipeline.face_controlnet is not None and contract.face != "none"
+    untrained = (folder / UNTRAINED_MARK).is_file()
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, contract)
 
 
 def load_pipeline(
@@ -180,7 +183,7 @@ def save_pipeline(
         pipeline: what to write.
         folder: must not exist.
         untrained: mark the weights as random.
-        contract: written beside the weights; None for the published one.
+        contract: of the pipeline from now on; None for its own.
 
     Raises:
         WeightsError: the folder exists already, or cannot be written (full disk, ...).
@@ -195,13 +198,13 @@ def save_pipeline(
                 if isinstance(part, torch.nn.Module):
                     for parameter in part.parameters():  # channels_last weights cannot be stored as they are
                         parameter.data = parameter.data.contiguous()
+            if contract is not None:
+                pipeline.contract = contract
             pipeline.save_pretrained(temporary)
             if untrained:
                 (temporary / UNTRAINED_MARK).write_text(
                     "the weights are untrained; the video will show noise, not a person.\n"
                 )
-            if contract is not None:
-                contract.write(temporary)
             temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{folder} cannot be written: {error}; nothing of it was kept") from error

@@ -127,13 +127,22 @@ class EncodersMixin:
         return positive, negative
 
     def _image_embeds(
-        self, images: Sequence[Image.Image] | None, embeds: Tensor | None, negative_embeds: Tensor | None
+        self,
+        images: Sequence[Image.Image] | None,
+        embeds: Tensor | None,
+        negative_embeds: Tensor | None,
+        fitted: tuple[tuple[int, int], bool] | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens of the images, or the ones that were given; None for both in a pipeline without image tokens."""
+        """Tokens of the images, or the ones that were given; None for both in a pipeline without image tokens.
+
+        `fitted`: size of the video and whether faces drive it, where the tokens are those of the animated part alone.
+        """
         if embeds is not None or self.image_projection is None:
             return embeds, negative_embeds
         if images is None:
             raise ValueError("no reference image given; it is needed unless its latents and image tokens are given")
+        if fitted is not None:
+            images = [_fitted(image, *fitted) for image in images]
         encoded = [self.encode_image(image) for image in images]
         positive, negative = (torch.cat(rows) for rows in zip(*encoded, strict=True))
         return positive, negative if negative_embeds is None else negative_embeds
@@ -254,9 +263,7 @@ class PreparationMixin(EncodersMixin):
     ) -> Tensor:
         if image is None:
             raise ValueError("no reference image given; it is needed unless its latents and image tokens are given")
-        array = np.asarray(image)
-        fitted = fit_image(array, published_crop(array.shape, size, face=face), face=face)
-        return self.encode_reference(Image.fromarray(fitted), generator)
+        return self.encode_reference(_fitted(image, size, face), generator)
 
     def _draw(
         self, shape: tuple[int, ...], generator: torch.Generator | None, context_frames: int, steps: int
@@ -294,6 +301,12 @@ class PreparationMixin(EncodersMixin):
             return noise * self.scheduler.init_noise_sigma
         clean = prior.to(reference.device) if prior is not None else mix_prior(reference[:, :, 0], draws.blurred)
         return self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[:1])
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], face: bool) -> Image.Image:
+    """The part of a reference that is animated, at the video's size."""
+    array = np.asarray(image)
+    return Image.fromarray(fit_image(array, published_crop(array.shape, size, face=face), face=face))
 
 
 def _fit(video: Tensor, size: tuple[int, int], face: bool) -> Tensor:

@@ -5,8 +5,10 @@ encode (reference latents, text tokens, image tokens) -> denoise (windows, guida
 Shape legend: N videos, T generated frames, H W pixels, h = H / 8, w = W / 8 latent grid, S tokens.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from xdyna.config.contract import PUBLISHED_GUIDANCE, PUBLISHED_STEPS
+from xdyna.config.contract import PUBLISHED_GUIDANCE, ConditionContract, read_contract
 from xdyna.config.infer import InferConfig
 from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
@@ -115,8 +117,30 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample="bilinear")
         self._guidance_scale = PUBLISHED_GUIDANCE
+        self._contract: ConditionContract | None = None  # read when it is first asked for
         self._num_timesteps = 0
         self._interrupt = False
+
+    @property
+    def contract(self) -> ConditionContract:
+        """What the model is drawn and sampled by: `conditions.json` of its local folder, else the published one.
+
+        Raises:
+            WeightsError: that file is damaged.
+        """
+        if self._contract is None:
+            self._contract = read_contract(Path(str(self.config.get("_name_or_path") or "")))
+        return self._contract
+
+    @contract.setter
+    def contract(self, contract: ConditionContract) -> None:
+        self._contract = contract
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As diffusers', with `conditions.json` where the contract is not the published one."""
+        if self.contract != ConditionContract():
+            self.contract.write(Path(save_directory))
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def guidance_scale(self) -> float:
@@ -151,8 +175,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         width: int | None = None,
         num_frames: int | None = None,
         num_videos_per_prompt: int = 1,
-        num_inference_steps: int = PUBLISHED_STEPS,
-        guidance_scale: float = PUBLISHED_GUIDANCE,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         context_frames: int = PUBLISHED.context_frames,
         context_overlap: int = PUBLISHED.context_overlap,
         context_schedule: str = PUBLISHED.context_schedule,
@@ -178,7 +202,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
 
         Args:
             image: the person, in any of diffusers' forms (`pipelines/inputs.py`). Image tokens are those of the whole
-                image; for the latents, another size than the video's is cut as published (`pipelines/crop.py`; give
+                image, or of what is cut for the latents where `contract.reference` is "fitted". For the latents,
+                another size than the video's is cut as published (`pipelines/crop.py`; give
                 `Precomputed(reference_latents=...)` for another crop). None only when both are given.
             pose_video: pose maps, 3 channels; their size is the video's size, a multiple of 8, unless one is given.
             face_video: face patches, 6 channels: local patches, global patch. Switches the face ControlNet on.
@@ -189,8 +214,9 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             width: W, likewise.
             num_frames: T; None for all frames of the pose video.
             num_videos_per_prompt: videos of each entry, one after the other; generators and latents are those of all.
-            num_inference_steps: denoising steps.
-            guidance_scale: of classifier-free guidance; at 1 or below only the conditional branch runs.
+            num_inference_steps: denoising steps; None takes those of `contract` (published: 25).
+            guidance_scale: of classifier-free guidance; None takes that of `contract` (published: 7.5); at 1 or below
+                only the conditional branch runs.
             context_frames: generated frames per window.
             context_overlap: frames shared by neighbouring windows.
             context_schedule: "uniform" (closed loop, published) or "uniform_open" (the end is not tied to the
@@ -218,6 +244,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         Raises:
             ValueError: on inputs that do not fit together.
         """
+        num_inference_steps = self.contract.steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.contract.guidance if guidance_scale is None else guidance_scale
         self.check_inputs(
             prompt,
             negative_prompt,
@@ -253,6 +281,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             each=num_videos_per_prompt,
         )
         entries, each = count // num_videos_per_prompt, num_videos_per_prompt
+        shape = controls[0][0].images.shape
+        fitted = ((shape[-2], shape[-1]), face_video is not None) if self.contract.reference == "fitted" else None
         embeddings = Embeddings(
             *self.encode_prompt(
                 prompt,
@@ -261,7 +291,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
             ),
-            *self._image_embeds(images, image_embeds, negative_image_embeds),
+            *self._image_embeds(images, image_embeds, negative_image_embeds, fitted),
         ).repeated(entries, each=each)
         samplers, latents = self._start(
             repeated(images, entries, "image", each=each) if images is not None else [None] * count,

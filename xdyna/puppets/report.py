@@ -234,7 +234,7 @@ def _bench(checkpoint: Checkpoint, config: TinyReportConfig, args: argparse.Name
     pipeline.set_progress_bar_config(disable=True)
     settings = Settings(
         steps=config.steps,
-        guidance=config.guidance,
+        guidance=checkpoint.contract.guidance if config.guidance is None else config.guidance,
         seed=config.seed,
         frames=FRAMES,
         size=checkpoint.size,
@@ -311,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
         "--variants", type=_variants, default=list(VARIANTS), metavar="NAME,NAME", help="only these comparisons"
     )
     p.add_argument("--steps", type=int, metavar="N", help="denoising steps (10)")
-    p.add_argument("--guidance", type=float, metavar="X", help="guidance scale; 1: one half of the work (1)")
+    p.add_argument("--guidance", type=float, metavar="X", help="guidance scale (the model's own)")
     p.add_argument("--seed", type=int, metavar="N", help="of the noise (42)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of puppets.yaml")
     p.add_argument(

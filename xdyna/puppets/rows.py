@@ -43,14 +43,14 @@ class TinyReportConfig:
     Attributes:
         clips: the first so many held-out clips.
         steps: denoising steps.
-        guidance: classifier-free guidance scale.
+        guidance: classifier-free guidance scale; None takes the model's own.
         seed: of the noise.
         metrics: names, of `puppet_metrics`.
     """
 
     clips: int = 64
     steps: int = 10
-    guidance: float = 1.0
+    guidance: float | None = None
     seed: int = 42
     metrics: list[str] = field(default_factory=list)
 

@@ -103,14 +103,30 @@ def augment(faces: Tensor, generator: torch.Generator) -> Tensor:
     rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(faces.shape), align_corners=False)
     faces = F.grid_sample(faces, grid, padding_mode="border", align_corners=False)
-    kind = torch.rand(count, generator=generator)
-    soft = blur(faces, sigma=float(uniform(0.4, 1.3, 1)))
-    coarse = F.interpolate(F.interpolate(faces, scale_factor=0.5, mode="area"), size=SIDE, mode="bilinear")
-    faces = torch.where((kind < 0.4)[:, None, None, None], soft, faces)
-    faces = torch.where((kind > 0.75)[:, None, None, None], coarse, faces)
+    return dirtied(faces, generator, blurred=0.4, sigma=1.3)
+
+
+def dirtied(images: Tensor, generator: torch.Generator, *, blurred: float, sigma: float) -> Tensor:
+    """Blur a part of the images, coarsen a quarter, and change colours and noise of all, as generated ones may be.
+
+    Args:
+        images: (N, 3, H, H) in [0, 1].
+        generator: source of all randomness.
+        blurred: share that is blurred.
+        sigma: of the strongest blur, px.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator)
+
+    count, side = len(images), images.shape[-1]
+    kind = torch.rand(count, 1, 1, 1, generator=generator)
+    soft = blur(images, sigma=float(uniform(0.4, sigma, 1)))
+    coarse = F.interpolate(F.interpolate(images, scale_factor=0.5, mode="area"), size=side, mode="bilinear")
+    images = torch.where(kind < blurred, soft, torch.where(kind > 0.75, coarse, images))
     gain, offset = uniform(0.85, 1.15, count, 3, 1, 1), uniform(-0.06, 0.06, count, 3, 1, 1)
-    noise = torch.randn(faces.shape, generator=generator) * uniform(0, 0.05, count, 1, 1, 1)
-    return faces * gain + offset + noise
+    noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.05, count, 1, 1, 1)
+    return images * gain + offset + noise
 
 
 def fit(faces: Tensor, readings: Tensor, *, epochs: int, seed: int) -> ExpressionReader:

@@ -19,7 +19,7 @@ from xdyna import __version__
 from xdyna.core.atomic import atomic_output
 from xdyna.core.resources import weights_folder
 from xdyna.puppets.segmenter import PuppetSegmenter
-from xdyna.puppets.train_reader import blur
+from xdyna.puppets.train_reader import blur, dirtied
 from xdyna.puppets.world import SPLITS, render_clip
 
 FOLDER = weights_folder() / "puppet-segmenter"
@@ -68,22 +68,6 @@ def render_figures(split: str, *, clips: int, seed: int) -> tuple[Tensor, Tensor
     )
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Make images as soft, coarse and noisy as generated ones may be. Args: images: (N, 3, H, W) in [0, 1]."""
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator)
-
-    count, side = len(images), images.shape[-1]
-    kind = torch.rand(count, 1, 1, 1, generator=generator)
-    soft = blur(images, sigma=float(uniform(0.4, 1.5, 1)))
-    coarse = F.interpolate(F.interpolate(images, scale_factor=0.5, mode="area"), size=side, mode="bilinear")
-    images = torch.where(kind < 0.35, soft, torch.where(kind > 0.75, coarse, images))
-    gain, offset = uniform(0.85, 1.15, count, 3, 1, 1), uniform(-0.06, 0.06, count, 3, 1, 1)
-    noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.05, count, 1, 1, 1)
-    return images * gain + offset + noise
-
-
 def fit(images: Tensor, masks: Tensor, *, steps: int, seed: int) -> PuppetSegmenter:
     """Train by cross-entropy with AdamW and one cosine cycle.
 
@@ -104,7 +88,7 @@ def fit(images: Tensor, masks: Tensor, *, steps: int, seed: int) -> PuppetSegmen
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for _ in (bar := tqdm(range(steps), desc="training", unit="step")):
         rows = torch.randint(len(images), (BATCH,), generator=generator)
-        x, y = augment(images[rows].float() / 255, generator), masks[rows].float()
+        x, y = dirtied(images[rows].float() / 255, generator, blurred=0.35, sigma=1.5), masks[rows].float()
         if torch.rand((), generator=generator) < 0.5:
             x, y = x.flip(-1), y.flip(-1)
         loss = F.binary_cross_entropy_with_logits(network(x), y)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,19 @@ FREE_TO_CHANGE_DATA = ("data.workers", "data.prefetch")
 FIXED = ("stage", "appearance", "face", "train", "init", "model", "optim.name", "replay")
 
 
-def start_run(config: TrainConfig, about: dict[str, Any], *, resume: bool, change: Collection[str] = ()) -> None:
-    """Make the folder of a run, `config.out`, or check that it may be continued.
+def start_run(
+    config: TrainConfig, about: dict[str, Any], *, resume: bool, change: Collection[str] = ()
+) -> Callable[[], None]:
+    """See that a run may begin or go on in its folder, `config.out`.
 
     Args:
         config: of the run.
         about: of this start, for the manifest.
         resume: go on with the run in the folder.
         change: settings, or sections of them, that this start changes on purpose.
+
+    Returns:
+        What writes this start down; called when nothing can refuse it any more.
 
     Raises:
         RunError: see `prepare_run_dir`; or a setting that cannot be changed.
@@ -53,7 +59,7 @@ def start_run(config: TrainConfig, about: dict[str, Any], *, resume: bool, chang
     path = Path(config.out)
     may_differ = (*paths_free_to_change(config), *_newer(path, config), *change)
     manifest = {"versions": versions(), **about}
-    prepare_run_dir(path, dataclasses.asdict(config), manifest=manifest, resume=resume, may_differ=may_differ)
+    return prepare_run_dir(path, dataclasses.asdict(config), manifest=manifest, resume=resume, may_differ=may_differ)
 
 
 def paths_free_to_change(config: TrainConfig) -> tuple[str, ...]:
@@ -89,7 +95,7 @@ def prepare_run_dir(
     resume: bool,
     may_differ: Collection[str] = (),
     manifest: dict[str, Any] | None = None,
-) -> Path:
+) -> Callable[[], None]:
     """Make the folder of a new run, or check that a run may be continued in it.
 
     `config.yaml` is the configuration; `run.json` has one entry per start: `manifest`, and what was changed since the
@@ -103,7 +109,7 @@ def prepare_run_dir(
         manifest: versions, command and so on of this start.
 
     Returns:
-        Path: the folder.
+        What writes both files, so that a start that is refused later leaves the run as it was.
 
     Raises:
         RunError: not resuming into a folder that is not empty; resuming in one of another configuration (the message
@@ -127,17 +133,39 @@ def prepare_run_dir(
                 listed = "; ".join(f"{key}: {changed[key][0]} there, {changed[key][1]} now" for key in wrong)
                 raise RunError(
                     f"run folder {path} has another configuration ({listed}). Resume with the same one, start a new "
-                    f"run in another folder, or change it on purpose with --change {wrong[0]}={changed[wrong[0]][1]}. "
+                    f"run in another folder{_on_purpose(wrong, changed)}. "
                     f"What may change without: {', '.join(sorted(may_differ)) or 'nothing'}"
                 )
-        write_file(path / CONFIG, yaml.safe_dump(new, sort_keys=False, allow_unicode=True).encode())
-        starts.append({**(manifest or {}), **({"changed": changed} if changed else {})})
-        write_file(
-            path / MANIFEST, (json.dumps({"format": FORMAT, "starts": starts}, indent=1, default=str) + "\n").encode()
-        )
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"run folder {path} cannot be written ({error}); choose one that you may write to") from error
-    return path
+        raise _not_writable(path, error) from error
+
+    def write() -> None:
+        record = {
+            "format": FORMAT,
+            "starts": [*starts, {**(manifest or {}), **({"changed": changed} if changed else {})}],
+        }
+        try:
+            write_file(path / CONFIG, yaml.safe_dump(new, sort_keys=False, allow_unicode=True).encode())
+            write_file(path / MANIFEST, (json.dumps(record, indent=1, default=str) + "\n").encode())
+        except OSError as error:
+            raise _not_writable(path, error) from error
+
+    return write
+
+
+def _not_writable(path: Path, error: OSError) -> RunError:
+    return RunError(f"run folder {path} cannot be written ({error}); choose one that you may write to")
+
+
+def _on_purpose(wrong: Sequence[str], changed: dict[str, list[Any]]) -> str:
+    """The words that allow the first change that can be allowed, in Hydra's grammar; nothing where there is none."""
+    for key in wrong:
+        value = changed[key][1]
+        if value != _ABSENT and not any(_allowed(key, [name]) for name in FIXED):
+            text = json.dumps(value, separators=(",", ":"))
+            return f", or change it on purpose with --change {shlex.quote(f'{key}={text}')}"
+    return ""
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

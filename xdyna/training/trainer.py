@@ -97,7 +97,7 @@ def train(
     }
     from_step = checkpoint.find(run_dir, which) if resume else None
     about |= {"from": None if from_step is None else from_step.name}
-    on_main(
+    write_down = on_main(
         accelerator,
         lambda: start_run(config, about | {"initial_weights": initial_hashes(config)}, resume=resume, change=change),
     )
@@ -107,10 +107,11 @@ def train(
         groups,
         accelerator=accelerator,
         run_dir=run_dir,
-        sample=stage.sampler(config, components),
+        sample=stage.sampler(config, components) if export_to is None and config.validation.every else None,
         max_minutes=max_minutes,
     )
     resumed = resume and trainer.resume(which)
+    on_main(accelerator, lambda: write_down() if write_down is not None else None)  # nothing refuses it any more
     if export_to is None:
         return _train(trainer, components, groups, resumed=resumed)
     if not resumed:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xdyna.config.contract import ConditionContract
 from xdyna.config.data import DataConfig
 from xdyna.config.train import TrainConfig
-from xdyna.data.cached import read_header
+from xdyna.data.cached import paced, read_header
 from xdyna.data.clips import build_dataset
 from xdyna.data.samples import Sample, collate
 from xdyna.evaluation.metrics.regions import RegionQuality
@@ -88,6 +88,7 @@ def validation_data(config: DataConfig) -> DataConfig:
 
     A cache holds training clips, so that the clips are those of what it was written from: puppets, or the data sets.
     """
+    config = paced(config)
     source, manifests = config.source, config.manifests
     if config.cache is not None:
         options = read_header(Path(config.cache)).options

@@ -38,7 +38,7 @@ def test_folders_without_one(tmp_path: Path) -> None:
     [
         ("{", "damaged"),
         ("[]", "damaged"),
-        ('{"guidance": -1}', "guidance is -1.0, expected 0 to 100"),
+        ('{"guidance": -1}', "guidance is -1, expected 0 to 100"),
         ('{"steps": 0}', "steps is 0"),
         ('{"pose": {"landmarks": "yes"}}', "pose.landmarks is 'yes', expected true or false"),
         ('{"pose": {"width": 0}}', "pose.width is 0"),
@@ -46,6 +46,13 @@ def test_folders_without_one(tmp_path: Path) -> None:
         ('{"pose_style": {}}', "unknown pose_style; known are face, fps"),
         ('{"face": "mesh"}', "face is 'mesh'"),
         ('{"size": [64]}', "damaged"),
+        ('{"size": [0, 64]}', "size is 0"),
+        ('{"fps": [15, 6]}', "expected .lowest, highest."),
+        ('{"frames": Infinity}', "frames is inf"),
+        ('{"frames": -3}', "frames is -3"),
+        ('{"steps": 2.5}', "steps is 2.5, expected a whole number"),
+        ('{"guidance": true}', "guidance is True"),
+        ('{"pose": []}', "pose is .., expected keys and values"),
         ('{"prediction_type": "flow"}', "prediction_type is 'flow'"),
     ],
 )

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
+from xdyna.training import run as module
 from xdyna.training.errors import RunError
-from xdyna.training.run import prepare_run_dir
 
 CONFIG: dict[str, Any] = {
     "stage": "dynamics",
@@ -14,6 +14,12 @@ CONFIG: dict[str, Any] = {
     "data": {"root": Path("clips"), "workers": 2, "text": None},
     "max_steps": 100,
 }
+
+
+def prepare_run_dir(path: Path, config: dict[str, Any], **options: Any) -> Path:
+    """Check, and write this start down."""
+    module.prepare_run_dir(path, config, **options)()
+    return path
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -134,3 +140,26 @@ def test_a_run_of_another_format_is_not_continued(record: str, tmp_path: Path) -
     with pytest.raises(RunError, match=r"holds a run of format [12], begun by another version of xdyna.* format 3"):
         prepare_run_dir(run, {"lr": 1.0}, resume=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_start_that_is_refused_later_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    prepare_run_dir(tmp_path, CONFIG, resume=False)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    write = module.prepare_run_dir(tmp_path, changed(max_steps=200), resume=True, may_differ=("max_steps",))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["max_steps"] == 200
+
+
+def test_the_advice_is_in_hydras_grammar(tmp_path: Path) -> None:
+    prepare_run_dir(tmp_path, CONFIG, resume=False)
+    for change, words in (
+        ({"max_steps": None}, "--change max_steps=null"),
+        ({"data__text": [1, 2]}, "'data.text=[1,2]'"),
+    ):
+        with pytest.raises(RunError) as caught:
+            prepare_run_dir(tmp_path, changed(**change), resume=True)
+        assert words in str(caught.value)
+    with pytest.raises(RunError) as caught:
+        prepare_run_dir(tmp_path, changed(stage="face"), resume=True)
+    assert "--change" not in str(caught.value)
