@@ -8,7 +8,6 @@ from unittest.mock import MagicMock
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from tests.process.runs import config, go
 from xdyna.config.contract import ConditionContract, PoseStyle, read_contract

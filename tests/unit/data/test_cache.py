@@ -280,10 +280,8 @@ def test_digest_of_an_autoencoder() -> None:
 
 def test_frame_rates_are_those_the_cache_was_written_for(tmp_path: Path) -> None:
     """Where the run names neither; a stride of caches before counts, too."""
-    for options, expected in (
-        ({"fps": [6, 15], "stride": None}, ([6, 15], None)),
-        ({"stride": [2, 3]}, (None, [2, 3])),
-    ):
+    cases = ({"fps": [6, 15], "stride": None}, ([6, 15], None)), ({"stride": [2, 3]}, (None, [2, 3]))
+    for options, expected in cases:
         index = {"format": cached.FORMAT, "shard_clips": cached.SHARD_CLIPS, "vae": VAE, "seed": 0, "clips": 0}
         (tmp_path / cached.INDEX).write_text(json.dumps({**index, "options": options}))
         found = cached.paced(DataConfig(source="cache", cache=str(tmp_path)))

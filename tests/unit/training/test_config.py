@@ -113,7 +113,7 @@ def test_the_face_pictures_follow_from_the_stage(stage: str, line: str, face: st
         ("optim.schedul=cosine", "did you mean 'optim.schedule'"),
         ("data.scene_ration=0", "did you mean 'data.scene_ratio'"),
         ("max_stepz=3", "did you mean 'max_steps'"),
-        ("accumulation=4", "did you mean 'micro_batch'"),
+        ("accumulation=4", "batch_size and accumulation are now batch"),
         ("max_steps=many", "max_steps: got 'many'"),
         ("max_steps=0", "max_steps: got 0, expected 1 or more"),
         ("optim.lr=-1", "optim.lr: got -1"),

@@ -153,10 +153,8 @@ def test_a_start_that_is_refused_later_leaves_the_run_as_it_was(tmp_path: Path) 
 
 def test_the_advice_is_in_hydras_grammar(tmp_path: Path) -> None:
     prepare_run_dir(tmp_path, CONFIG, resume=False)
-    for change, words in (
-        ({"max_steps": None}, "--change max_steps=null"),
-        ({"data__text": [1, 2]}, "'data.text=[1,2]'"),
-    ):
+    cases = ({"max_steps": None}, "--change max_steps=null"), ({"data__text": [1, 2]}, "'data.text=[1,2]'")
+    for change, words in cases:
         with pytest.raises(RunError) as caught:
             prepare_run_dir(tmp_path, changed(**change), resume=True)
         assert words in str(caught.value)
