@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
             "the driving person is scaled and moved to fit the puppet, and a puppet makes its faces; --no-align leaves "
             "it as it is"
         )
-    out = unique_path(FOLDER / "demo.mp4")
+    out = args.out or unique_path(FOLDER / "demo.mp4")
     code = infer.main([*command(args, sample, out), *more])
     if out.exists() and args.webp is not None:
         from xdyna.media.sheet import write_webp
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--frames", type=int, default=16, help="frames to make (%(default)s)")
     p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the video (outputs/demo/demo.mp4)")
     p.add_argument("--webp", type=Path, metavar="FILE", help="write the side-by-side video as an animated WebP, too")
     p.add_argument("--render", action="store_true", help="only render the sample in assets/demo anew")
     return p
