@@ -235,6 +235,64 @@ def test_cut_by_stream_copy(shared_dir):
     assert shown.tolist() == [*range(17), 16, 17], "the lost frame repeats the one before it"
 
 
+def _shifted(packet, number):
+    packet.pts = packet.dts = packet.pts - 400
+
+
+def _doubled(packet, number):
+    if number == 6:
+        packet.pts = packet.dts = packet.pts - 100
+
+
+@pytest.mark.parametrize("change", [_shifted, _doubled], ids=["negative", "repeated"])
+def test_odd_time_stamps(tmp_path, frame_of, number_of, change):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuvj420p"
+        stream.time_base = Fraction(1, 1000)
+        for number in range(12):
+            frame = av.VideoFrame.from_ndarray(frame_of(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            for packet in stream.encode(frame):
+                packet.pts, packet.dts, packet.time_base = number * 100, number * 100, Fraction(1, 1000)
+                change(packet, number)
+                container.mux(packet)
+    info = probe(path)
+    assert (info.frame_count, info.fps, info.lost_frames) == (12, pytest.approx(10), 0)
+    assert frame_times(path) == pytest.approx(np.arange(12) / 10)
+    assert [number_of(frame) for frame in read_frames(path)] == list(range(12))
+
+
+@pytest.mark.parametrize("first", ["cover", "video"])
+def test_cover_art_and_further_tracks_are_not_shown(tmp_path, frame_of, number_of, first):
+    """The cover is larger than the video, and may stand before it; a second track is smaller."""
+    path = tmp_path / "a.mp4"
+    cover = av.VideoFrame.from_ndarray(np.full((256, 256, 3), 90, np.uint8), format="rgb24")
+    with av.open(str(path), "w") as container:
+        made = {}
+        for name in ("cover", "video", "small") if first == "cover" else ("video", "small", "cover"):
+            made[name] = container.add_stream("png" if name == "cover" else "libx264", rate=10)
+            size, pixels = {"cover": ((256, 256), "rgb24"), "video": ((64, 128), "yuv420p")}.get(
+                name, ((32, 64), "yuv420p")
+            )
+            (made[name].height, made[name].width), made[name].pix_fmt = size, pixels
+        made["cover"].disposition = 1024  # attached picture
+        cover.pts = 0
+        container.mux(made["cover"].encode(cover))
+        for number in range(5):
+            for name, size in (("video", (64, 128)), ("small", (32, 64))):
+                frame = av.VideoFrame.from_ndarray(frame_of(number), format="rgb24")
+                frame = frame.reformat(width=size[1], height=size[0], format="yuv420p")
+                frame.pts = number
+                container.mux(made[name].encode(frame))
+        for stream in made.values():
+            container.mux(stream.encode(None))
+    info = probe(path)
+    assert (info.width, info.height, info.frame_count) == (128, 64, 5)
+    assert [number_of(frame) for frame in read_frames(path)] == list(range(5))
+
+
 def test_first_time_is_zero_where_the_file_starts_late(make_video, number_of):
     path = make_video("late.mkv", pts=[k + 50 for k in range(40)])
     assert probe(path).lost_frames == 0
