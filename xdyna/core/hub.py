@@ -51,7 +51,7 @@ class HubFile:
         path: name inside the repository.
         purpose: what it is.
         uses: what it is needed for: "animate", "train".
-        licence: of the file.
+        license: of the file.
         size: in bytes, or None where it is not known.
         sha256: 64 hexadecimal digits, or None where it is not known.
         revision: branch, tag or commit.
@@ -62,7 +62,7 @@ class HubFile:
     path: str
     purpose: str
     uses: tuple[str, ...]
-    licence: str
+    license: str
     size: int | None = None
     sha256: str | None = None
     revision: str = "main"
@@ -130,7 +130,7 @@ def load_registry(path: Path = REGISTRY) -> dict[str, HubFile]:
         files = [
             HubFile(
                 repo=group["repo"],
-                licence=group["licence"],
+                license=group["license"],
                 revision=group.get("revision", "main"),
                 base=group.get("base"),
                 uses=tuple(entry.pop("uses")),
@@ -281,7 +281,7 @@ def _explained(file: HubFile, by_hand: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise DownloadError(
-            f"{file.repo} asks for its licence to be accepted: log in on its website and accept it, then run "
+            f"{file.repo} asks for its license to be accepted: log in on its website and accept it, then run "
             f"`hf auth login` or set HF_TOKEN. {by_hand}"
         ) from error
     except RepositoryNotFoundError as error:

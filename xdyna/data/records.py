@@ -47,7 +47,7 @@ class VideoSource:
         path: local path or fsspec address (s3://..., memory://...).
         kind: "human" or "scene" where the list says so; None: to be found out.
         caption: text; "" by default.
-        licence: as the list says it; "".
+        license: as the list says it; "".
         group: videos of one group never lie in two splits (cuts of one film, one dancer); the id by default.
     """
 
@@ -55,7 +55,7 @@ class VideoSource:
     path: str
     kind: str | None = None
     caption: str = ""
-    licence: str = ""
+    license: str = ""
     group: str = ""
 
 
@@ -70,7 +70,7 @@ class ClipRecord:
         sha256: of the video's bytes.
         kind: "human" or "scene".
         caption: text.
-        licence: text.
+        license: text.
         group: see `VideoSource`.
         split: "train", "validation" or "test".
         start: first frame of the clip, 0-based, in display order, after the video's rotation.
@@ -95,7 +95,7 @@ class ClipRecord:
     sha256: str
     kind: str
     caption: str
-    licence: str
+    license: str
     group: str
     split: str
     start: int
@@ -114,8 +114,8 @@ class ClipRecord:
     faces: str = ""
 
 
-FORMER_FIELDS = ("latents",)
-"""Of clips in data sets of earlier versions, where they were always empty; readers leave them out."""
+FORMER_FIELDS = {"latents": "", "licence": "license"}
+"""Of clips in data sets of earlier versions, with what they are called today; "" for those that readers leave out."""
 
 
 def clip_record(values: Mapping[str, Any]) -> ClipRecord:
@@ -130,7 +130,8 @@ def clip_record(values: Mapping[str, Any]) -> ClipRecord:
     Raises:
         TypeError: fields are missing or unknown.
     """
-    return ClipRecord(**{name: value for name, value in values.items() if name not in FORMER_FIELDS})
+    today = {FORMER_FIELDS.get(name, name): value for name, value in values.items()}
+    return ClipRecord(**{name: value for name, value in today.items() if name})
 
 
 @dataclass(frozen=True)

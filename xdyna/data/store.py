@@ -253,7 +253,8 @@ def _read_table(kind: type[Row], path: Path) -> list[Row]:
             f"table '{path}' has format '{version}', this program reads '{FORMAT}'; preprocess the footage again"
         )
     schema = _schema(kind)
-    table = table.drop_columns([name for name in FORMER_FIELDS if name in table.column_names])
+    table = table.rename_columns([FORMER_FIELDS.get(name, name) for name in table.column_names])
+    table = table.drop_columns([""] if "" in table.column_names else [])
     if sorted(table.column_names) != sorted(schema.names):
         missing = sorted(set(schema.names) - set(table.column_names))
         unknown = sorted(set(table.column_names) - set(schema.names))

@@ -58,7 +58,7 @@ def download(folder: Path, *, use: str) -> None:
     wanted = missing(folder, use=use)
     print(plan(folder, [file for file in load_registry().values() if use in file.uses]).summary())
     for number, file in enumerate(wanted, start=1):
-        print(f"[{number}/{len(wanted)}] {file.repo}/{file.path}: {file.purpose} ({file.licence})")
+        print(f"[{number}/{len(wanted)}] {file.repo}/{file.path}: {file.purpose} ({file.license})")
         fetch(file, folder)
 
 

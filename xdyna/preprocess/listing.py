@@ -39,7 +39,7 @@ def read_sources(inputs: Sequence[str], *, kind: str | None = None) -> list[Vide
     """Collect the videos of some inputs, in their order.
 
     An input is a folder (all videos below it, by suffix), a glob, a video file, an fsspec address (`s3://...`), or a
-    list: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet` with the columns id, path, kind, caption, licence, group (only
+    list: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet` with the columns id, path, kind, caption, license, group (only
     path is required), or `.txt` with a path or URL a line. Relative paths of a list belong to its folder. Ids that are
     not given are made of file names. A file that comes up twice without ids of its own is taken once.
 
@@ -140,7 +140,7 @@ def _read_list(path: Path) -> list[_Entry]:
         if where is None:
             lost.append(row["path"])
             continue
-        texts = {name: row.get(name, "") for name in ("id", "caption", "licence", "group")}
+        texts = {name: row.get(name, "") for name in ("id", "caption", "license", "group")}
         entries.append(_Entry(VideoSource(path=where, kind=kind or None, **texts), place))
     if not entries:
         what = f"none of its {len(lost)} URLs was downloaded to '{path.parent}'" if lost else "it is empty"

@@ -102,8 +102,8 @@ def write_card(folder: Path, summary: Summary) -> None:
         counts = Counter(skip.reason for skip in summary.skips)
         rows = [(reason, REASONS[reason], str(number)) for reason, number in counts.most_common()]
         lines += ["## Not kept", "", *_table(("reason", "meaning", "number"), rows)]
-    licences = Counter(record.licence or "not given" for record in records)
-    lines += ["## Licences", "", *_table(("licence", "clips"), [(k, str(v)) for k, v in sorted(licences.items())])]
+    licenses = Counter(record.license or "not given" for record in records)
+    lines += ["## Licenses", "", *_table(("license", "clips"), [(k, str(v)) for k, v in sorted(licenses.items())])]
     lines += ["## Clips", ""]
     fps = histogram([record.fps for record in records], _FPS_EDGES)
     side = histogram([min(record.width, record.height) for record in records], _SIDE_EDGES)

@@ -12,7 +12,7 @@ from typing import Any
 
 from xdyna.config.data import DataError
 
-COLUMNS = ("id", "path", "kind", "caption", "licence", "group")
+COLUMNS = ("id", "path", "kind", "caption", "license", "group")
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv",
     ".3gp", ".gif",
@@ -22,7 +22,7 @@ LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt
 
 _OTHER_NAMES = {
     "video_path": "path", "video": "path", "file": "path", "filename": "path", "url": "path", "video_url": "path",
-    "license": "licence", "text": "caption",
+    "licence": "license", "text": "caption",
 }  # fmt: skip
 """What other data sets call these columns; HumanVid's JSON says `video_path`."""
 

@@ -123,7 +123,7 @@ class _Writer:
         self.clips.append(
             ClipRecord(
                 clip_id=clip_id, source_id=source.id, path=source.path, sha256=self._sha256, kind=numbers.kind,
-                caption=source.caption, licence=source.licence, group=source.group or source.id, split="",
+                caption=source.caption, license=source.license, group=source.group or source.id, split="",
                 start=window.start, frames=len(window.frames), fps=self._fps, crop_left=crop[0], crop_top=crop[1],
                 width=crop[2], height=crop[3], arrays=where,
                 person_height=_rounded(person.height) if person else 0.0,

@@ -129,7 +129,7 @@ class WorkFolder:
     def load(self, source: VideoSource, sha256: str) -> VideoOutcome | None:
         """The outcome kept for these bytes; None where there is none, it is damaged, or files of its clips are missing.
 
-        Path, caption, licence and group are those of `source`: to change them costs no work.
+        Path, caption, license and group are those of `source`: to change them costs no work.
         """
         outcome = _parse(_read_json(self._path(source, sha256)))
         if outcome is None or outcome.sha256 != sha256 or outcome.source_id != source.id:
@@ -142,7 +142,7 @@ class WorkFolder:
                 clip,
                 path=source.path,
                 caption=source.caption,
-                licence=source.licence,
+                license=source.license,
                 group=source.group or source.id,
             )
             for clip in outcome.clips

@@ -27,7 +27,7 @@ FILE = HubFile(
     path="sub/weights.bin",
     purpose="test",
     uses=("animate",),
-    licence="MIT",
+    license="MIT",
     size=len(CONTENT),
     sha256=DIGEST,
 )
@@ -298,7 +298,7 @@ def test_an_existing_wrong_file_is_reported_and_kept(hub: Hub, tmp_path: Path) -
     ("status", "code", "expected"),
     [
         (404, "EntryNotFound", "has no file sub/weights.bin"),
-        (401, "GatedRepo", "licence to be accepted"),
+        (401, "GatedRepo", "license to be accepted"),
         (403, "GatedRepo", "hf auth login"),
         (401, "RepoNotFound", "does not exist or is not open to you"),
         (404, "RepoNotFound", "does not exist or is not open to you"),
@@ -382,7 +382,7 @@ def test_registry_is_well_formed() -> None:
         assert f"X-Dyna/{published}.ckpt" in names
     for file in files.values():
         assert file.purpose
-        assert file.licence
+        assert file.license
         assert file.url().startswith("https://")
         assert file.url().endswith(file.path if file.base else f"{file.repo}/resolve/main/{file.path}")
 
@@ -398,11 +398,11 @@ def test_every_file_of_the_table_can_be_fetched_by_its_name(hub: Hub, tmp_path: 
         "[]",
         "repositories: 3",
         "repositories: [{repo: a/b}]",
-        "repositories: [{repo: a/b, licence: x, files: [{path: p, purpose: q, uses: [cook]}]}]",
-        "repositories: [{repo: a/b, licence: x, files: [{path: ../p, purpose: q, uses: []}]}]",
-        "repositories: [{repo: a/b, licence: x, files: [{path: p, purpose: q, uses: [], sha256: abc}]}]",
-        "repositories: [{repo: a/b, licence: x, files: [{path: p, purpose: q, uses: [], colour: red}]}]",
-        "repositories: [{repo: a/b, base: 'https://c', licence: x, files: [{path: p, purpose: q, uses: [], size: 3}]}]",
+        "repositories: [{repo: a/b, license: x, files: [{path: p, purpose: q, uses: [cook]}]}]",
+        "repositories: [{repo: a/b, license: x, files: [{path: ../p, purpose: q, uses: []}]}]",
+        "repositories: [{repo: a/b, license: x, files: [{path: p, purpose: q, uses: [], sha256: abc}]}]",
+        "repositories: [{repo: a/b, license: x, files: [{path: p, purpose: q, uses: [], colour: red}]}]",
+        "repositories: [{repo: a/b, base: 'https://c', license: x, files: [{path: p, purpose: q, uses: [], size: 3}]}]",
         "a: [",
     ],
 )

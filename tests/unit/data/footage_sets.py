@@ -30,7 +30,7 @@ def record(name: str, **changes: object) -> ClipRecord:
         sha256="0" * 64,
         kind="human",
         caption=f"text of {name}",
-        licence="",
+        license="",
         group=name,
         split="train",
         start=FIRST,

@@ -37,7 +37,7 @@ def record_of(clip_id: str = "film-0000", **changes: object) -> ClipRecord:
     source = clip_id.rpartition("-")[0]
     values: dict = {
         "clip_id": clip_id, "source_id": source, "path": f"{source}.mp4", "sha256": "0" * 64, "kind": "human",
-        "caption": "", "licence": "", "group": source, "split": "train", "start": 0, "frames": 5, "fps": 25.0,
+        "caption": "", "license": "", "group": source, "split": "train", "start": 0, "frames": 5, "fps": 25.0,
         "crop_left": 0, "crop_top": 0, "width": 64, "height": 112, "arrays": place("clips", clip_id, ".npz"),
         "person_height": 0.5, "confidence": 0.9, "motion": 0.1, "camera": 0.0, "phash": "0" * 16,
     }  # fmt: skip

@@ -73,8 +73,8 @@ def test_addresses_are_kept(disk: Path):
 
 
 ROWS = [
-    {"id": "one", "path": "a/clip.mp4", "kind": "Human", "caption": "a, dance", "licence": "CC0", "group": "anna"},
-    {"id": "two", "path": "s3://bucket/b.mp4", "kind": "", "caption": "", "licence": "", "group": ""},
+    {"id": "one", "path": "a/clip.mp4", "kind": "Human", "caption": "a, dance", "license": "CC0", "group": "anna"},
+    {"id": "two", "path": "s3://bucket/b.mp4", "kind": "", "caption": "", "license": "", "group": ""},
 ]
 
 
@@ -95,7 +95,7 @@ def write_list(path: Path, rows: list[dict]) -> Path:
 def test_lists(disk: Path, suffix: str):
     one, two = read_sources([str(write_list(disk / f"list{suffix}", ROWS))], kind="scene")
     assert (one.id, one.path, one.kind) == ("one", str(disk / "a/clip.mp4"), "human"), "the list's word counts"
-    assert (one.caption, one.licence, one.group) == ("a, dance", "CC0", "anna")
+    assert (one.caption, one.license, one.group) == ("a, dance", "CC0", "anna")
     assert (two.path, two.kind, two.caption, two.group) == ("s3://bucket/b.mp4", "scene", "", "two")
 
 

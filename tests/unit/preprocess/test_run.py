@@ -134,11 +134,11 @@ def test_only_what_changed_is_processed_again(tmp_path, calls) -> None:
     Path(sources[0].path).write_bytes(b"other")
     made(job)
     assert calls.read_text().split()[2:] == ["v0"]
-    new = dataclasses.replace(sources[1], caption="a dance", licence="CC0", group="dancer")
+    new = dataclasses.replace(sources[1], caption="a dance", license="CC0", group="dancer")
     made(dataclasses.replace(job, sources=[sources[0], new]))
     assert len(calls.read_text().split()) == 3
     record = read_dataset(job.folder).record("v1-0000")
-    assert (record.caption, record.licence, record.group) == ("a dance", "CC0", "dancer")
+    assert (record.caption, record.license, record.group) == ("a dance", "CC0", "dancer")
 
 
 def test_a_moved_or_touched_video_is_recognised_by_its_bytes(tmp_path, calls) -> None:

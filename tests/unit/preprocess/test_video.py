@@ -51,7 +51,7 @@ def scene(count: int = COUNT, *, seed: int = 1, wall: int | None = None) -> list
 
 
 def run(path: Path, *, kind: str | None = None, folder: Path | None = None, **changes: object) -> VideoOutcome:
-    source = VideoSource("clip", str(path), kind, caption="hello", licence="CC0", group="g")
+    source = VideoSource("clip", str(path), kind, caption="hello", license="CC0", group="g")
     return process_video(source, path, options(**changes), folder or path.parent / "set")
 
 
@@ -63,7 +63,7 @@ def test_a_person_in_letterbox(tmp_path: Path):
     assert not outcome.skips, outcome.skips
     (clip,) = outcome.clips
     assert (clip.clip_id, clip.kind, clip.start, clip.frames, clip.fps) == ("clip-0000", "human", 0, COUNT, 12)
-    assert (clip.caption, clip.licence, clip.group, clip.split) == ("hello", "CC0", "g", "")
+    assert (clip.caption, clip.license, clip.group, clip.split) == ("hello", "CC0", "g", "")
     assert outcome.sha256 == clip.sha256
     assert outcome.seconds == pytest.approx(COUNT / 12)
     assert left <= clip.crop_left <= left + 4, "past the bar and its blurred edge"

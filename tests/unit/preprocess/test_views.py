@@ -27,7 +27,7 @@ from xdyna.preprocess.shards import write_shards
 
 def summary_of(folder: Path, *, skips: int = 3) -> Summary:
     records = [
-        record_of(f"film{k}-0000", kind="scene" if k % 3 == 0 else "human", fps=25.0 if k else 60.0, licence="CC0" * k)
+        record_of(f"film{k}-0000", kind="scene" if k % 3 == 0 else "human", fps=25.0 if k else 60.0, license="CC0" * k)
         for k in range(4)
     ]
     thumbnails = {}

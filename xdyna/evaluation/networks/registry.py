@@ -26,7 +26,7 @@ class WeightFile:
     Attributes:
         name: as it is published, and as it is looked for.
         source: where to get it.
-        licence: of the file, or what is known of it.
+        license: of the file, or what is known of it.
         size: bytes, or None where unknown.
         sha256: or None where unknown.
         also: other names under which the same weights are published.
@@ -34,7 +34,7 @@ class WeightFile:
 
     name: str
     source: str
-    licence: str
+    license: str
     size: int | None = None
     sha256: str | None = None
     also: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class WeightFile:
             return None
         base = self.source.removesuffix(f"/{self.name}")
         repo = f"{base.split('/')[2]}/metrics"
-        return HubFile(repo, self.name, "network of a metric", (), self.licence, self.size, self.sha256, base=base)
+        return HubFile(repo, self.name, "network of a metric", (), self.license, self.size, self.sha256, base=base)
 
 
 @dataclass(frozen=True)
@@ -201,5 +201,5 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
 
 def how_to_get(spec: ExtractorSpec, missing: Sequence[WeightFile]) -> str:
     """One line for the user: what is missing, where it is, where to put it."""
-    parts = [f"{file.name} (from {file.source}; licence: {file.licence})" for file in missing]
+    parts = [f"{file.name} (from {file.source}; license: {file.license})" for file in missing]
     return f"{spec.name} needs {' and '.join(parts)} in --weights-dir"
