@@ -19,6 +19,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
 from xdyna.diffusion.prior import similarity_prior
 from xdyna.models.denoiser import Denoiser, Tokens
+from xdyna.models.unet import XDynaUNet
 from xdyna.training.components import Components
 from xdyna.training.draws import TRAINING, Inputs
 from xdyna.training.objective import DiffusionObjective
@@ -108,14 +110,14 @@ def frozen_copy(components: Components, *, lora: bool) -> Denoiser:
     }
     copies = {
         name: copy.deepcopy(module, memo).requires_grad_(False)
-        for name, module in components.modules().items()
+        for name, module in Denoiser.of(components).modules().items()
         if any(p.requires_grad for p in module.parameters())
     }
-    if not lora and "unet" in copies and getattr(copies["unet"], "peft_config", None):
-        copies["unet"].unload_lora()
-    known = {entry.name for entry in dataclasses.fields(Denoiser)}
-    shared = Denoiser.of(components)
-    return dataclasses.replace(shared, **{name: module for name, module in copies.items() if name in known})
+    if not lora and "unet" in copies:
+        unet = cast(XDynaUNet, copies["unet"])
+        if getattr(unet, "peft_config", None):
+            unet.unload_lora()
+    return dataclasses.replace(Denoiser.of(components), **cast(dict[str, Any], copies))
 
 
 class ConsistencyObjective(DiffusionObjective):
@@ -202,15 +204,18 @@ class ConsistencyObjective(DiffusionObjective):
             uses = torch.tensor([shown[row].prior for row in rows]).to(latents.device)
             uses = uses & (inputs.timestep[rows] == first)
             start = torch.where(_wide(uses), similarity_prior(reference[:, :, 0], blurred), clean)
-            yield rows, Window(
-                reference=reference,
-                clean=clean,
-                start=torch.cat([clean[:, :, :held], start[:, :, held:]], dim=2),
-                noise=inputs.noise[rows, :, :frames],
-                tokens=_rows(tokens, rows),
-                unconditional=None if unconditional is None else _rows(unconditional, rows),
-                batch=_part(batch, rows, frames),
-                held=held,
+            yield (
+                rows,
+                Window(
+                    reference=reference,
+                    clean=clean,
+                    start=torch.cat([clean[:, :, :held], start[:, :, held:]], dim=2),
+                    noise=inputs.noise[rows, :, :frames],
+                    tokens=_rows(tokens, rows),
+                    unconditional=None if unconditional is None else _rows(unconditional, rows),
+                    batch=_part(batch, rows, frames),
+                    held=held,
+                ),
             )
 
     # --- the loss -------------------------------------------------------------------------------------------------

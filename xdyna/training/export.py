@@ -16,7 +16,6 @@ from xdyna.training.stages import STAGES
 from xdyna.training.state import Progress, refuse_non_finite
 from xdyna.training.validation import held_out_images
 
-
 LORA_FILE = "lora.safetensors"  # what was trained, by itself, where that is a LoRA
 
 
