@@ -76,7 +76,7 @@ def test_nothing_is_measured_twice_and_nothing_outdated_is_used(folders: Path, m
     first = values(folders)
     measured: list[str] = []
     original = engine.record_key
-    from xdyna.evaluation.metrics.pictures import FrameMetric
+    from xdyna.evaluation.metrics.images import FrameMetric
 
     measure = FrameMetric.measure
     monkeypatch.setattr(FrameMetric, "measure", lambda self, case: measured.append(case.id) or measure(self, case))

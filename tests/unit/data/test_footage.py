@@ -58,7 +58,7 @@ def copied(master: Path, tmp_path: Path) -> Path:
     return write_set(folder, own)
 
 
-def pictures(tensor: torch.Tensor) -> np.ndarray:
+def images(tensor: torch.Tensor) -> np.ndarray:
     return tensor.permute(0, 2, 3, 1).numpy()
 
 
@@ -86,16 +86,16 @@ def test_frames_poses_and_faces_are_those_of_inference(master: Path) -> None:
         crop = CropResize(box=(left, top + BORDER, width, height), size=(64, 64))
         decoded = list(read_frames(video.record.path))
         expected = [crop.image(decoded[FIRST + row]) for row in (take.reference, *take.rows)]
-        np.testing.assert_array_equal(pictures(sample.pixels), np.stack(expected))
+        np.testing.assert_array_equal(images(sample.pixels), np.stack(expected))
         numbers = read_arrays(master / video.record.arrays)
         track = PoseTrack(
             numbers.body, numbers.hands, numbers.face, (64, video.record.width), numbers.times, numbers.frame_index
         )
         moved = track.transform(video.crop).select(take.rows)
         drawn = [draw_pose(body, hands, size=(64, 64)) for body, hands in zip(moved.body, moved.hands, strict=True)]
-        np.testing.assert_array_equal(pictures(sample.pose), np.stack(drawn))
+        np.testing.assert_array_equal(images(sample.pose), np.stack(drawn))
         local, whole = face_patches(np.stack(expected[1:]), moved.face)
-        np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
+        np.testing.assert_array_equal(images(sample.face), np.concatenate([local, whole], axis=-1))
         assert sample.caption == f"text of {video.record.clip_id}"
     assert len(crops) == 6
 
@@ -124,7 +124,7 @@ def test_other_faces_are_cropped_as_the_frames(copied: Path) -> None:
         landmarks[..., :2] = video.crop.points(landmarks[..., :2])
         frames = np.stack([video.crop.image(frame) for frame in faces.frames[take.rows]])
         local, whole = face_patches(frames, landmarks)
-        np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
+        np.testing.assert_array_equal(images(sample.face), np.concatenate([local, whole], axis=-1))
         assert sample.face.any()
         seen.add(video.record.clip_id)
     assert seen == {"human1", "human2"}
