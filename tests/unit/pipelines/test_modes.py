@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from diffusers.models.attention import FeedForward
 from torch import nn
 
 from tests.unit.pipelines.test_xdyna import clip, make_pipeline, run, seeded  # noqa: F401  (clip is a fixture)
 from xdyna.models.controls import run_controlnet, shallow_residuals
 from xdyna.models.deep import DeepFeatures
+from xdyna.pipelines.memory import peak_bytes, save_memory
 from xdyna.pipelines.model import SCHEDULERS, scheduler_class
 from xdyna.pipelines.options import Precomputed, Reuse
 from xdyna.pipelines.solvers import SolverState, restore_solver, solver_state
@@ -194,3 +196,43 @@ def test_the_tiny_decoder(pipeline, clip, tmp_path):  # noqa: F811
         torch.testing.assert_close(got, want.clamp(0, 1))
     assert (run(loaded, clip) == usual).all()
     assert isinstance(loaded.tiny_vae, nn.Module)
+
+
+def test_low_memory_gives_the_same_video(pipeline, clip, monkeypatch):  # noqa: F811
+    options = {"guidance_scale": 3.0, "negative_prompt": "blurred", "output_type": "latent"}
+    want = run(pipeline, clip, **options)
+    low = make_pipeline()
+    save_memory(low, torch.device("cpu"))
+    rows, _ = rows_per_call(low)
+    frames = []
+    low.pose_controlnet.register_forward_pre_hook(lambda _, inputs: frames.append(len(inputs[0])))
+    inner = []
+    for layer in low.unet.modules():
+        if isinstance(layer, FeedForward):
+            layer.net[0].register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0].shape))
+    monkeypatch.setattr("xdyna.pipelines.xdyna.CONTROL_CHUNK", 1)
+    got = run(low, clip, **options)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert set(rows) == {1}
+    assert set(frames) == {1}
+    assert max(shape[0] for shape in inner) == 1 or len(inner) > len(rows)
+
+
+def test_live_bytes_are_counted_by_storage():
+    def function():
+        a = torch.empty(1000, device="meta")
+        view = a.view(10, 100)
+        del a
+        b = view + 1  # 8000 bytes now
+        del view
+        return (b + 1).sum()
+
+    assert peak_bytes(function) == 8004  # the sum is a number of 4 bytes
+    query = torch.empty(1, 1, 4096, 8, device="meta")
+    assert peak_bytes(lambda: nn.functional.scaled_dot_product_attention(query, query, query)) < 4096 * 4096
+
+
+@pytest.mark.slow
+def test_low_memory_at_the_published_shape():
+    """16 frames of 896 x 512, both ControlNets, float16: the UNet's weights and all that is alive in a step."""
+    assert low_memory_bytes() <= 6.5e9
