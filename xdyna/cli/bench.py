@@ -1,4 +1,4 @@
-"""Measure speed and memory: `scripts/bench.py [sampling|loader|metrics|train]`."""
+"""Measure speed and memory: `scripts/bench.py [sampling|modes|loader|metrics|train]`."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
-SAMPLING_FRAMES, METRICS_FRAMES = 20, 16
+SAMPLING_FRAMES, METRICS_FRAMES, MODES_FRAMES = 20, 16, 16
 TRAIN = Program(
     name="bench train",
     root="train",
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `scripts/bench.py`. Args: argv: without the program's name. Returns: exit code."""
     actions: dict[str, tuple[str, Callable[[Command[BenchConfig]], int]]] = {
         "sampling": ("What the exact savings of the sampling loop bring.", _sampling),
+        "modes": ("Speed, memory and distance to exact of preset=exact|fast|preview|lowmem.", _modes),
         "loader": ("How fast training clips are made, and how many workers a run needs.", _loader),
         "metrics": ("The speed of every metric.", _metrics),
     }
@@ -59,6 +60,24 @@ def _sampling(command: Command[BenchConfig]) -> int:
     frames = config.frames or SAMPLING_FRAMES
     device = pick_device(config.device)
     bench_sampling(frames=frames, height=config.height, width=config.width, pairs=config.pairs, device=device)
+    return 0
+
+
+def _modes(command: Command[BenchConfig]) -> int:
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.bench_modes import bench_modes, table
+
+    config, out = command.config, Path(command.config.out)
+    quiet_libraries()
+    rows = bench_modes(
+        config.checkpoint,
+        frames=config.frames or MODES_FRAMES,
+        rounds=config.pairs,
+        device=config.device,
+        dtype=config.dtype,
+        out=out,
+    )
+    print(f"{table(rows)}wrote {out}/modes.json, modes.md, modes.png, plot.png")
     return 0
 
 
