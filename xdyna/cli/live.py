@@ -1,6 +1,7 @@
 """Animate an image with what comes in: `xdyna live`. Parses, calls `xdyna.pipelines.live`, tells what came of it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ def work(command: Command[LiveConfig]) -> int:
     flags = command.flags
     if flags.ref is None or flags.drive is None:
         raise UsageError("give a picture with --ref and an input with --drive (a file, camera:N, -, tcp:...)")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads leave the cores to the detector
     from xdyna.core.atomic import unique_path
     from xdyna.core.progress import Watch
     from xdyna.core.quiet import quiet_libraries

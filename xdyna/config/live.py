@@ -93,7 +93,9 @@ class LiveConfig:
         if self.held > self.new:
             raise ConfigError(f"held: got {self.held}, expected 0 to new = {self.new}")
         if self.face_source is not None and self.align == "none":
-            raise ConfigError(f"face_source={self.face_source} fits faces to the figure in the image; give align=global")
+            raise ConfigError(
+                f"face_source={self.face_source} fits faces to the figure in the image; give align=global"
+            )
         self.animation()
 
     @property

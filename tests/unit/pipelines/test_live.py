@@ -19,7 +19,6 @@ from xdyna.config.live import LiveConfig
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.core.progress import Watch
 from xdyna.media.folder import frame_files
-from xdyna.perception.types import Person, missing_points
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.driving import open_driving
 from xdyna.pipelines.live import session as sessions
@@ -62,7 +61,7 @@ def at(arrived: float) -> LiveInput:
 
 @pytest.mark.parametrize(
     ("fps", "busy", "share", "worst"),
-    [(8, 0.3, 1.0, 1.15), (8, 0.72, 1.0, 1.6), (8, 0.9, 0.8, 2.0), (8, 1.5, 0.47, 3.1), (30, 0.5, 0.38, 1.6)],
+    [(8, 0.3, 1.0, 1.0), (8, 0.72, 1.0, 1.4), (8, 0.9, 0.83, 2.0), (8, 1.5, 0.5, 3.0), (30, 0.5, 0.4, 2.0)],
 )
 def test_latency_is_bounded_by_drops(fps: float, busy: float, share: float, worst: float) -> None:
     """A minute of input against windows of 6 that take `busy` s: share that is made, and the largest latency."""
@@ -88,7 +87,7 @@ def test_latency_is_bounded_by_drops(fps: float, busy: float, share: float, wors
     assert len(made) + dropped == len(arrivals)
     assert len(made) / len(arrivals) == pytest.approx(share, abs=0.04)
     assert max(late) <= worst
-    assert dropped == 0 if share == 1.0 else np.diff(made).max() <= 4 * busy / 6 + 1 / fps  # gaps are spread
+    assert dropped == 0 if share == 1.0 else np.diff(made).max() <= busy
 
 
 def test_a_window_waits_for_frames_but_not_for_ever() -> None:
@@ -266,9 +265,7 @@ def test_settings_that_cannot_be_followed(model, changes, error, message) -> Non
 def controls(said, person=None, **changes) -> LiveControls:
     settings = dataclasses.replace(SETTINGS, **changes)
     crop = published_crop(REFERENCE.shape, (32, 32), face=False)
-    return LiveControls(
-        settings, ConditionContract(), crop, reference=SIZE, person=person, face=False, say=said.append
-    )
+    return LiveControls(settings, ConditionContract(), crop, reference=SIZE, person=person, face=False, say=said.append)
 
 
 @pytest.mark.parametrize("align", ["none", "global"])
@@ -367,9 +364,7 @@ def test_files_go_at_their_own_speed_and_cameras_at_the_rate_asked_for() -> None
     now = [100.0]
     settings = dataclasses.replace(SETTINGS, drop=True, loop=True)
     driving = open_driving(standing_figure(frames=4), fps=10)
-    source = sources.FileSource(
-        driving, settings, clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s)
-    )
+    source = sources.FileSource(driving, settings, clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
     frames = source.frames(threading.Event())
     got = [next(frames) for _ in range(6)]  # goes round
     np.testing.assert_allclose([item.arrived - 100 for item in got], np.arange(6) / 10)
@@ -403,8 +398,8 @@ def test_files_go_at_their_own_speed_and_cameras_at_the_rate_asked_for() -> None
     capture = Capture()
     camera = CameraSource(0, settings, capture=capture, detector=Nobody(), clock=lambda: now[0])
     times = [item.time for item in camera.frames(threading.Event())]
-    np.testing.assert_allclose(np.diff(times), 0.1, atol=0.01)
-    assert len(times) == 20
+    np.testing.assert_allclose(np.diff(times), 0.1, atol=0.04)  # frames come each 0.033 s
+    assert 20 <= len(times) <= 21
     assert capture.count == -1
 
 

@@ -92,6 +92,7 @@ class LiveReport:
         seconds: from the first frame's arrival to the last picture.
         latencies: of each frame, from arrival to picture, s.
         busy: s of denoising and decoding of each window.
+        cpu: processor s of each window, of all threads of the process: what remains comparable on a busy machine.
         lost: frames without the person.
         ended: why it ended, in words.
         written: files, the manifest last.
@@ -104,6 +105,7 @@ class LiveReport:
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list, repr=False)
     busy: list[float] = field(default_factory=list, repr=False)
+    cpu: list[float] = field(default_factory=list, repr=False)
     lost: int = 0
     ended: str = ""
     written: tuple[Any, ...] = ()
@@ -130,6 +132,7 @@ class LiveReport:
             "latency_median": round(self.latency(0.5), 3),
             "latency_p95": round(self.latency(0.95), 3),
             "window_seconds_median": round(float(np.median(self.busy)), 4) if self.busy else None,
+            "window_cpu_seconds_median": round(float(np.median(self.cpu)), 4) if self.cpu else None,
             "ended": self.ended,
             "peak_memory_bytes": self.memory,
         }
@@ -140,5 +143,6 @@ class LiveReport:
         return (
             f"{self.frames} frames in {self.seconds:.1f} s = {self.rate:.2f} frames/s, latency median "
             f"{self.latency(0.5):.2f} s, p95 {self.latency(0.95):.2f} s, {self.dropped} dropped, {self.lost} without "
-            f"the person, peak memory {memory or 'unknown'}"
+            f"the person, {float(np.median(self.busy or [0])):.2f} s a window ({float(np.median(self.cpu or [0])):.2f} "
+            f"processor s), peak memory {memory or 'unknown'}"
         )

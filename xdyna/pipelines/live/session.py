@@ -307,11 +307,17 @@ def _windows(
                 return "the input ended"
             continue
         begin = inputs[0].arrived if begin is None else begin
-        before = clock()
+        before, spent = clock(), time.process_time()
         frames = session.window(inputs)
         now = clock()
         feeder.backlog.took(now - before)
         report.busy.append(now - before)
+        report.cpu.append(time.process_time() - spent)
+        if settings.drop and report.windows == 2 and feeder.backlog.busy > settings.latency:
+            watch.say(
+                f"warning: a window takes {feeder.backlog.busy:.1f} s here, so that a latency of {settings.latency:g} s "
+                "cannot be had; take fewer steps, a smaller size or fewer new frames"
+            )
         report.windows += 1
         for item, frame in zip(inputs, frames, strict=True):
             stands = max(1, round(item.time * fps) - slot + 1)  # what was dropped is filled, so that time is kept

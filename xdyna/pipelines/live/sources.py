@@ -121,9 +121,7 @@ class FileSource:
                 if ended.is_set():
                     return
                 people = item.people if self._detector is None else tuple(self._detector.detect(_image(item)))
-                yield LiveInput(
-                    due, begin + due if self.settings.drop else self.clock(), item.size, people, item.image
-                )
+                yield LiveInput(due, begin + due if self.settings.drop else self.clock(), item.size, people, item.image)
             if not self.settings.loop:
                 return
 
