@@ -164,7 +164,7 @@ def _live(command: Command[LiveConfig]) -> int:
         steps = [int(entry) for entry in flags.each_steps.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--windows {flags.windows} --each-steps {flags.each_steps}: expected windows like 6+2,12+2 and steps like 2,4"
+            f"--windows {flags.windows} --each-steps {flags.each_steps}: expected windows like 6+2,12+2, steps like 2,4"
         ) from error
     quiet_libraries()
     settings = dataclasses.replace(config, dtype=live_dtype(config))

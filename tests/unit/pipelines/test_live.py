@@ -215,7 +215,7 @@ def test_it_ends_whatever_happens(model, tmp_path) -> None:
 
     (report, error), _ = go(model, Scripted(figures(6), forever=True), sink=CallbackSink(gone))
     assert (error, report.ended) == (None, "nobody reads the output any more (Broken pipe)")
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120
     assert not [t for t in threading.enumerate() if t.name == "live source"]
 
 
@@ -410,8 +410,7 @@ def test_raw_bytes_reach_a_pipe_or_say_that_nobody_reads() -> None:
         sink.write(frame, 0.0, 2)
         assert reader.read(18000) == frame.tobytes() * 2
         with pytest.raises(BrokenPipeError, match="nobody reads for"):
-            for _ in range(20):
-                sink.write(frame, 0.0, 1)  # the pipe holds 64 KiB
+            sink.write(frame, 0.0, 20)  # the pipe holds 64 KiB
     with pytest.raises(BrokenPipeError):
         RawSink(into, wait=0.3).write(frame, 0.0, 1)
     os.close(into)

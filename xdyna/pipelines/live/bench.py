@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ def bench_live(
     device = pipeline._execution_device
     reference = rng.integers(0, 256, (*size, 3), np.uint8)
     print(
-        f"{size[0]}x{size[1]} (HxW), {'both ControlNets' if face else 'pose ControlNet'}, {pipeline.unet.dtype}, {device}"
-        f", {torch.get_num_threads()} threads\nnew held steps  s a window  processor s  frames/s"
+        f"{size[0]}x{size[1]} (HxW), {'both ControlNets' if face else 'pose ControlNet'}, {pipeline.unet.dtype}, "
+        f"{device}, {torch.get_num_threads()} threads\nnew held steps  s a window  processor s  frames/s"
     )
     for new, held in windows:
         shapes = {"pose": 3, "face": 6} if face else {"pose": 3}
@@ -58,7 +58,7 @@ def bench_live(
             )
             denoiser = WindowDenoiser(pipeline, reference, reference, asked)
             before = denoiser.denoise(images, start=0, held=None)[:, :, -held:] if held else None
-            seconds, spent = _timed(lambda d=denoiser, b=before: _window(d, images, b, held), repeats, device)  # type: ignore[misc]
+            seconds, spent = _timed(denoiser, images, before, repeats)
             rows.append(
                 {"new": new, "held": held, "steps": count, "seconds": seconds, "processor_seconds": spent,
                  "frames_per_second": new / seconds}
@@ -69,17 +69,15 @@ def bench_live(
     return rows
 
 
-def _window(denoiser: WindowDenoiser, images: dict[str, np.ndarray], before: torch.Tensor | None, held: int) -> None:
-    latents = denoiser.denoise(images, start=0, held=before)
-    denoiser.decode(latents[:, :, held:])
-
-
-def _timed(work: Callable[[], None], repeats: int, device: torch.device) -> tuple[float, float]:
+def _timed(
+    denoiser: WindowDenoiser, images: dict[str, np.ndarray], before: torch.Tensor | None, repeats: int
+) -> tuple[float, float]:
     """Medians of s and of processor s; frames end on the CPU, so the device has finished."""
     seconds, spent = [], []
+    held = 0 if before is None else before.shape[2]
     for number in range(repeats + 1):
         start, used = time.perf_counter(), time.process_time()
-        work()
+        denoiser.decode(denoiser.denoise(images, start=0, held=before)[:, :, held:])
         if number:
             seconds.append(time.perf_counter() - start)
             spent.append(time.process_time() - used)

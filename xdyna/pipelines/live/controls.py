@@ -111,7 +111,7 @@ class LiveControls:
         """The person of a frame: who goes on from the last one; the last pose for a while, then nobody."""
         if self._input_size not in (None, item.size):
             raise UsageError(
-                f"the input changed its size from {self._input_size} to {item.size} (H, W); expected the same throughout"
+                f"the input changed its size from {self._input_size} to {item.size} (H, W); expected one size"
             )
         self._input_size = item.size
         chosen: Person | None = None

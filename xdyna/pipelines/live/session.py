@@ -315,8 +315,8 @@ def _windows(
         report.cpu.append(time.process_time() - spent)
         if settings.drop and report.windows == 2 and feeder.backlog.busy > settings.latency:
             watch.say(
-                f"warning: a window takes {feeder.backlog.busy:.1f} s here, so that a latency of {settings.latency:g} s "
-                "cannot be had; take fewer steps, a smaller size or fewer new frames"
+                f"warning: a window takes {feeder.backlog.busy:.1f} s here, so that a latency of "
+                f"{settings.latency:g} s cannot be had; take fewer steps, a smaller size or fewer new frames"
             )
         report.windows += 1
         for item, frame in zip(inputs, frames, strict=True):

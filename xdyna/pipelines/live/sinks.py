@@ -78,7 +78,7 @@ class FileSink:
 
 
 class RawSink:
-    """Frames as bytes, RGB of 8 bits, one after the other, for `ffplay -f rawvideo -pixel_format rgb24 -video_size WxH -`.
+    """Frames as bytes, RGB of 8 bits, one after the other: `ffplay -f rawvideo -pixel_format rgb24 -video_size WxH -`.
 
     Args:
         descriptor: of the open file or pipe.

@@ -2,7 +2,7 @@
 
 Keypoints as JSON lines (stdin, TCP, Unix socket), one object a line, in px of an image of `size`:
 
-    {"size": [256, 256], "body": [[x, y, confidence] * 18], "hands": [[...] * 21] * 2, "face": [[...] * 68], "time": 0.0}
+    {"size": [256, 256], "body": [[x, y, confidence] * 18], "hands": [[...] * 21] * 2, "face": [[...] * 68], "time": 0}
 
 `size` is needed once. Only `body` (OpenPose-18; null: nobody) or `joints` ({"4": [x, y]}: these joints of the last body
 anew, what a mouse needs) must be there; `time` in s stands in for the time of arrival.
