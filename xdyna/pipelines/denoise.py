@@ -19,8 +19,10 @@ from einops import rearrange
 from torch import Tensor
 
 from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
-from xdyna.models.controls import ControlResiduals, merge_residuals
+from xdyna.models.controls import ControlResiduals, merge_residuals, shallow_residuals
+from xdyna.models.deep import DeepReuse
 from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
+from xdyna.pipelines.options import Savings
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,26 @@ class ControlResidualCache:
     Args:
         conditions: the ControlNets; their value ranges are taken here, over the whole clip.
         tokens: text for the ControlNets.
+        chunk: frames that go through a ControlNet at a time; None for all that a window needs.
     """
 
-    def __init__(self, conditions: Sequence[Condition], tokens: Tokens) -> None:
+    def __init__(self, conditions: Sequence[Condition], tokens: Tokens, *, chunk: int | None = None) -> None:
+        self.chunk = chunk
+        self.depth: int | None = None
         self.conditions = [(condition, condition.value_range) for condition in conditions]
         self.tokens = tokens
         self._texts = tokens.text[:1] if tokens.same_text else tokens.text
         self._frames: dict[int, ControlResiduals] = {}
         self._uses: Counter[int] = Counter()
 
-    def start(self, windows: Sequence[Sequence[int]]) -> None:
-        """Forget everything and learn which frames the coming step needs, and how often."""
+    def start(self, windows: Sequence[Sequence[int]], *, depth: int | None = None) -> None:
+        """Forget everything and learn which frames the coming step needs, and how often.
+
+        Args:
+            windows: frame numbers of each window.
+            depth: so many residuals, of the highest resolutions, are needed; None for all.
+        """
+        self.depth = depth
         self._frames.clear()
         self._uses = Counter(frame for window in windows for frame in window)
 
@@ -83,8 +94,9 @@ class ControlResidualCache:
         if not self.conditions:
             return None
         new = [frame for frame in window if frame not in self._frames]
-        if new:
-            for frame, residuals in zip(new, self._compute(latents, timestep, new), strict=True):
+        size = self.chunk or max(len(new), 1)
+        for part in (new[k : k + size] for k in range(0, len(new), size)):
+            for frame, residuals in zip(part, self._compute(latents, timestep, part), strict=True):
                 self._frames[frame] = residuals
         out = _stack_frames([self._frames[frame] for frame in window])
         for frame in window:
@@ -97,7 +109,7 @@ class ControlResidualCache:
         sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w")
         controls = [condition.scaled(frames, value_range, sample) for condition, value_range in self.conditions]
         per_text = [
-            merge_residuals([_residuals(sample, timestep, text, control) for control in controls])
+            merge_residuals([_residuals(sample, timestep, text, control, self.depth) for control in controls])
             for text in self._texts.split(1)
         ]
         for i in range(len(frames)):
@@ -108,10 +120,16 @@ class ControlResidualCache:
             )
 
 
-def _residuals(sample: Tensor, timestep: Tensor, text: Tensor, control: Control) -> ControlResiduals:
+def _residuals(
+    sample: Tensor, timestep: Tensor, text: Tensor, control: Control, depth: int | None = None
+) -> ControlResiduals:
     """Of one ControlNet, whose dtype need not be the UNet's; in the dtype of `sample`."""
     dtype = control.net.dtype
-    residuals = control_residuals(sample.to(dtype), timestep, text.to(dtype), [control])
+    x, text = sample.to(dtype), text.to(dtype)
+    if depth is None:
+        residuals = control_residuals(x, timestep, text, [control])
+    else:
+        residuals = shallow_residuals(control.net, x, timestep, text, control.images.to(dtype), depth=depth)
     return ControlResiduals(tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype))
 
 
@@ -130,6 +148,9 @@ def predict_noise(
     tokens: Tokens,
     controls: ControlResidualCache,
     reference_features: Sequence[Tensor] = (),
+    deep: DeepReuse | None = None,
+    step: int = 0,
+    apart: bool = False,
     on_window: Callable[[], Any] = lambda: None,
 ) -> Tensor:
     """Noise prediction for all frames, averaged over the windows that hold each frame.
@@ -143,6 +164,9 @@ def predict_noise(
         tokens: text and image tokens per branch.
         controls: residual cache of the clip.
         reference_features: of `Denoiser.read_reference`; empty without a ReferenceNet.
+        deep: deep features kept between steps; None computes all of them.
+        step: number of the step, which decides whether they are computed anew.
+        apart: the branches of guidance run one after the other, in less memory.
         on_window: called after each window (progress).
 
     Returns:
@@ -152,21 +176,32 @@ def predict_noise(
     latents, reference = latents.to(dtype), reference.to(dtype)
     total = torch.zeros(rows, *latents.shape[1:], device=latents.device)
     count = torch.zeros(latents.shape[2], device=latents.device)
-    controls.start(windows)
+    reuse = deep or DeepReuse(1, 1)
+    controls.start(windows, depth=reuse.start(step, windows, rows))
     for window in windows:
         frames = list(window)
-        out = denoiser.predict(
-            latents[:, :, frames],
-            timestep,
-            tokens,
-            reference_BC1hw=reference,
-            residuals=controls.window(latents, timestep, frames),
-            features=reference_features,
-        )
-        total[:, :, frames] += out.float()
+        residuals = controls.window(latents, timestep, frames)
+        for branch in [slice(k, k + 1) for k in range(rows)] if apart else [slice(0, rows)]:
+            out = denoiser.predict(
+                latents[:, :, frames],
+                timestep,
+                tokens.rows(branch),
+                reference_BC1hw=reference,
+                residuals=_branch(residuals, branch),
+                features=[feature[branch] for feature in reference_features],
+                deep=reuse.of(frames, branch.start),
+            )
+            total[branch, :, frames] += out.float()
         count[frames] += 1
         on_window()
     return total / count[:, None, None]
+
+
+def _branch(residuals: ControlResiduals | None, branch: slice) -> ControlResiduals | None:
+    """Those of some branches of guidance; a single row serves all."""
+    if residuals is None or len(residuals.mid) == 1:
+        return residuals
+    return ControlResiduals(tuple(level[branch] for level in residuals.down), residuals.mid[branch])
 
 
 def guide(prediction: Tensor, scale: float) -> Tensor:
@@ -278,6 +313,7 @@ class VideoSampler:
         windows: frame numbers of each window, for each step.
         generator: of schedulers that draw noise in their steps.
         eta: of DDIM, 0 draws no noise.
+        savings: what is computed less often, or in smaller parts.
     """
 
     def __init__(
@@ -290,7 +326,10 @@ class VideoSampler:
         windows: Sequence[Sequence[Sequence[int]]],
         generator: torch.Generator | None,
         eta: float,
+        savings: Savings | None = None,
     ) -> None:
+        self.savings = savings or Savings()
+        self._deep = DeepReuse(self.savings.reuse.interval, self.savings.reuse.depth)
         self.denoiser = denoiser
         self.scheduler = scheduler
         self.reference = reference
@@ -325,7 +364,7 @@ class VideoSampler:
             Tensor: (1, C, T, h, w).
         """
         if self._controls is None or self._controls.tokens is not tokens:
-            self._controls = ControlResidualCache(self.conditions, tokens)
+            self._controls = ControlResidualCache(self.conditions, tokens, chunk=self.savings.control_chunk)
             features = self.denoiser.read_reference(self.reference, tokens)
             self._features = tuple(feature.to(self.denoiser.unet.dtype) for feature in features)
         prediction = predict_noise(
@@ -337,6 +376,9 @@ class VideoSampler:
             tokens=tokens,
             controls=self._controls,
             reference_features=self._features,
+            deep=self._deep,
+            step=number,
+            apart=self.savings.apart,
             on_window=on_window,
         )
         noise = guide(prediction, scale)

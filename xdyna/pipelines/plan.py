@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from xdyna.config.contract import PoseStyle
@@ -22,7 +21,6 @@ from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines import crop as crops
 from xdyna.pipelines.driving import Driving, open_driving
-from xdyna.pipelines.estimate import Workload, estimate
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.outputs import OutputFiles, free_names
 
@@ -220,6 +218,11 @@ def plan_animation(
             f"{checkpoint.max_context} frames; use at most that"
         )
     person = _known_person(request, settings, reference)
+    if settings.decoder == "tiny" and not checkpoint.has_tiny_decoder:
+        raise UsageError(
+            f"decoder=tiny, but {checkpoint.folder} has no tiny_vae; add one (an AutoencoderTiny, such as TAESD), or "
+            "choose decoder=vae or auto"
+        )
     files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
     face = _use_face(driving, settings, checkpoint)
@@ -241,6 +244,10 @@ def plan_animation(
 def _contract_notes(settings: InferConfig, driving: Driving, checkpoint: Checkpoint) -> Iterator[str]:
     """Where an animation leaves what the model was trained on."""
     contract, fps = checkpoint.contract, float(driving.fps)
+    if settings.guidance is not None and settings.guidance <= 1 and list(settings.guidance_interval) != [0, 1]:
+        yield f"guidance_interval changes nothing: guidance is {settings.guidance:g}, so it never runs"
+    if settings.decoder == "auto" and not checkpoint.has_tiny_decoder:
+        yield "decoder=auto: this checkpoint has no tiny_vae; its vae decodes"
     window = min(len(driving.rows), settings.context_frames)
     if contract.frames is not None and window > contract.frames:
         yield f"windows of {window} frames; the model was trained on {contract.frames}"
@@ -367,70 +374,8 @@ def read_person(path: Path, size: tuple[int, ...]) -> Person:
     if track.size != tuple(size) or not len(seen):
         who = "somebody" if len(seen) else "nobody"
         raise UsageError(
-            f"--ref-keypoints {path} shows {who} in a picture of {track.size[0]}x{track.size[1]} (HxW); expected a "
+            f"--ref-keypoints {path} shows {who} in an image of {track.size[0]}x{track.size[1]} (HxW); expected a "
             f"person in one of {size[0]}x{size[1]}, the size of --ref"
         )
     box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])
     return Person(body=track.body[0], hands=track.hands[0], face=track.face[0], box=box, score=1.0)
-
-
-def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
-    """Lines that tell frames, windows, sizes, crop, weights with their hashes, and the expected cost.
-
-    Args:
-        plan: the animation.
-        device: where the networks run.
-        dtype: of the networks.
-    """
-    settings, driving, checkpoint = plan.settings, plan.driving, plan.checkpoint
-    assert settings.guidance is not None, "the checkpoint's own was put in"
-    assert settings.steps is not None, "the checkpoint's own were put in"
-    frames, windows = len(driving.rows), plan.windows()
-    work = Workload(
-        frames=frames,
-        windows=len(windows),
-        context=min(frames, settings.context_frames),
-        steps=settings.steps,
-        halves=2 if settings.guidance > 1 else 1,
-        size=plan.size,
-        face=plan.face,
-        decode_chunk=settings.vae_chunk,
-    )
-    cost = estimate(checkpoint, work, device=device, dtype=dtype)
-    height, width = plan.reference.shape[:2]
-    left, top, across, down = plan.crop.box
-    kept = "all of it" if crops.is_whole(plan.crop, plan.reference.shape) else (
-        f"{down}x{across} (HxW) from x = {left}, y = {top}"
-    )  # fmt: skip
-    yield f"reference  {height}x{width} (HxW), kept {kept} (crop={settings.crop})"
-    for note in plan.notes:
-        yield f"  {note}"
-    yield (
-        f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
-        f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
-    )
-    yield (
-        f"video      {frames} frames of {plan.size[0]}x{plan.size[1]} (HxW) at {float(driving.fps):.4g} fps = "
-        f"{frames / float(driving.fps):.2f} s, face control {'on' if plan.face else 'off'}"
-    )
-    yield (
-        f"sampling   {settings.steps} steps x {len(windows)} windows of {work.context} frames (overlap "
-        f"{settings.context_overlap}, {settings.context_schedule}), guidance {settings.guidance:g}, seed "
-        f"{settings.seed}, scheduler {settings.scheduler or 'of the checkpoint'}"
-    )
-    for entry in settings.lora:
-        yield f"lora       {entry}"
-    yield f"device     {device}, {str(dtype).removeprefix('torch.')}, attention {settings.attention}"
-    yield f"checkpoint {checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''}"
-    for name, digest in checkpoint.hashes().items():
-        yield f"  {digest}  {name}"
-    yield f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
-    yield "would write:"
-    for path in plan.files.all(keypoints=driving.kind == "video"):
-        yield f"  {path}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
