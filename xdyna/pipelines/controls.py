@@ -90,12 +90,13 @@ class ActedFaces:
 class FaceSource(Protocol):
     """Makes the faces that the face ControlNet sees, in place of the driving video's own (`face_source`)."""
 
-    def __call__(self, track: PoseTrack, reference: np.ndarray) -> ActedFaces:
+    def __call__(self, track: PoseTrack, reference: np.ndarray, *, history: PoseTrack | None = None) -> ActedFaces:
         """Make them.
 
         Args:
             track: the driving person, T frames, fitted to the reference, in px of the video.
             reference: (18, 3) body of the person in the reference, in px of the video.
+            history: frames before these, of a live animation; None for none.
 
         Raises:
             NoFaceError: there is no face to follow.
@@ -168,7 +169,7 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     rows, repeats = np.unique(driving.rows, return_inverse=True)
     placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
     if settings.align != "none" and track is not None:
-        person = person or _find_reference(plan.reference, settings)
+        person = person or find_reference(plan.reference, settings)
         aligned, report = _align(track, plan.reference, person, watch)
         placement = Placement(plan.crop, report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
@@ -180,7 +181,7 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     if settings.face_source is not None and plan.face:
         assert placed is not None
         assert person is not None
-        acted = face_source(settings.face_source)(placed, _placed_body(person, placement.crop, plan.reference.shape))
+        acted = face_source(settings.face_source)(placed, placed_body(person, placement.crop, plan.reference.shape))
         placed = acted.track
     pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3)
     face = None
@@ -227,8 +228,8 @@ def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Itera
         yield placement.image(frame)
 
 
-def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
-    """(18, 3) body of the person in the reference image, in px of the video."""
+def placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
+    """(18, 3) body of a person in the reference image, in px of the video. Args: shape: (H, W, ...) of that image."""
     still = PoseTrack(
         body=person.body[None], hands=person.hands[None], face=person.face[None], size=(shape[0], shape[1]),
         times=np.zeros(1), frame_index=np.zeros(1, np.int64),
@@ -251,7 +252,12 @@ def _collect(
     return collected
 
 
-def _find_reference(reference: np.ndarray, config: InferConfig) -> Person:
+def find_reference(reference: np.ndarray, config: InferConfig) -> Person:
+    """The largest person in a reference image, by the detector of the settings.
+
+    Raises:
+        PerceptionError: nobody is found.
+    """
     people = get_backend(config.pose_backend).detect(reference)
     if not people:
         raise PerceptionError(
