@@ -288,7 +288,7 @@ class TrainConfig:
             )
         if self.stage == "vae" and self.data.source == "cache":
             raise ConfigError(
-                "stage=vae trains on pictures, and data.source=cache holds the latents of another autoencoder; use "
+                "stage=vae trains on images, and data.source=cache holds the latents of another autoencoder; use "
                 "data.source=puppet"
             )
 

@@ -84,8 +84,8 @@ def person_weights(
         Tensor: float32 (B, 1, T, h, w).
     """
 
-    def shown(pictures: Tensor) -> Tensor:
-        brightest = rearrange(pictures, "b t c h w -> (b t) c h w").amax(dim=1, keepdim=True)
+    def shown(images: Tensor) -> Tensor:
+        brightest = rearrange(images, "b t c h w -> (b t) c h w").amax(dim=1, keepdim=True)
         return F.adaptive_max_pool2d((brightest > 0).float(), grid)
 
     reach = max(1, round(grid[0] / 8))

@@ -367,7 +367,7 @@ def read_person(path: Path, size: tuple[int, ...]) -> Person:
     if track.size != tuple(size) or not len(seen):
         who = "somebody" if len(seen) else "nobody"
         raise UsageError(
-            f"--ref-keypoints {path} shows {who} in a picture of {track.size[0]}x{track.size[1]} (HxW); expected a "
+            f"--ref-keypoints {path} shows {who} in an image of {track.size[0]}x{track.size[1]} (HxW); expected a "
             f"person in one of {size[0]}x{size[1]}, the size of --ref"
         )
     box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.i3d import I3D, I3DExtractor, pad_same
 from xdyna.evaluation.networks.inception import FIDInception, InceptionExtractor
 from xdyna.evaluation.networks.loading import load_published
@@ -26,7 +26,7 @@ def golden(name: str) -> np.ndarray:
 def test_inception_is_pytorch_fids() -> None:
     expected = golden("inception")
     state = random_weights(FIDInception().state_dict())
-    ours = InceptionExtractor(state, weights="random").features(random_pictures(3))
+    ours = InceptionExtractor(state, weights="random").features(random_images(3))
     assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()  # images are told apart
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -38,7 +38,7 @@ def test_lpips_is_the_packages(kind: str) -> None:
     like = {f"lin{k}.model.1.weight": torch.zeros(1, width, 1, 1) for k, width in enumerate(widths)}
     head = {name: tensor.abs() for name, tensor in random_weights(like).items()}
     net = LPIPS(backbone, head, kind=kind, weights="random")
-    a, b = random_pictures(3, seed=1), random_pictures(3, seed=2)
+    a, b = random_images(3, seed=1), random_images(3, seed=2)
     np.testing.assert_allclose(net.distance(a, b), golden(f"lpips_{kind}")[0], rtol=1e-4)
     np.testing.assert_allclose(net.distance(a, b, low=0.0), golden(f"lpips_{kind}")[1], rtol=1e-4)
     assert net.distance(a, a).max() == 0
@@ -154,7 +154,7 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> Non
 @pytest.mark.long
 def test_i3d_features_of_short_and_long_clips() -> None:
     state = random_weights(I3D(classes=18).state_dict())
-    frames = random_pictures(16)
+    frames = random_images(16)
     net = I3DExtractor(state, classes=18, frames=16, what="x", weights="random")
     features = net.features(frames)
     assert features.shape == (1, 1024)

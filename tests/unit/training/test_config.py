@@ -102,7 +102,7 @@ def test_a_size_that_contradicts_the_model_is_refused(words: list[str], message:
         ("dynamics", "face=none", "none"),
     ],
 )
-def test_the_face_pictures_follow_from_the_stage(stage: str, line: str, face: str) -> None:
+def test_the_face_images_follow_from_the_stage(stage: str, line: str, face: str) -> None:
     assert load(stage, line).data.face == face
 
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
 
 
 def test_an_autoencoder_does_not_train_on_latents() -> None:
-    with pytest.raises(ConfigError, match="stage=vae trains on pictures"):
+    with pytest.raises(ConfigError, match="stage=vae trains on images"):
         load("tiny/vae", "data=cache", "data.cache=somewhere")
 
 
