@@ -68,7 +68,7 @@ class Draws:
     """What is drawn for one video.
 
     Attributes:
-        blurred: bool (1, 4, T, h, w); where the similarity prior is the blurred reference.
+        blurred: (1, 4, T, h, w) in [0, 1); where it is below 1/2 the similarity prior is the blurred reference.
         noise: (1, 4, T, h, w).
         offsets: window offset of each timestep.
     """
