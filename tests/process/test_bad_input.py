@@ -211,7 +211,7 @@ def test_damaged_keypoints(fails, media, tmp_path, change):
         (["--face"], "holds no faces"),
         (["--config", "missing.yaml"], "choose a config by its group"),
         (["--config-dir", "missing"], "--config-dir missing: no such folder"),
-        (["preset=fast"], "preset=fast: there is no config preset/fast"),
+        (["preset=quick"], "preset=quick: there is no config preset/quick"),
         (["--cfg", "jobs"], "guidance: got 'jobs', expected a number"),
         (["steps"], "expected key=value"),
         (["--batch", "missing.json"], "no such file"),

@@ -40,7 +40,7 @@ def mapped(file: IO[bytes], shape: Sequence[int], dtype: torch.dtype) -> torch.T
 
 
 def drop_pages() -> None:
-    """Let go of the memory that the mapped tensors take in this process; their numbers stay. Cheap enough for a loop."""
+    """Let go of the memory that mapped tensors take in this process; their numbers stay. Cheap enough for a loop."""
     advice: Any = getattr(mmap, "MADV_DONTNEED", None)
     if advice is not None:
         for pages in list(_MAPPED):

@@ -27,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from xdyna.core.device import to_device
 from xdyna.diffusion.guidance import condition_range, scale_condition
 from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
+from xdyna.models.deep import DeepFeatures
 from xdyna.models.image_tokens import ImageTokenResampler, image_tokens
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
@@ -48,6 +49,12 @@ class Tokens:
     def same_text(self) -> bool:
         """True when all rows have the same text, so that ControlNets need to run only once."""
         return bool((self.text == self.text[:1]).all())
+
+    def rows(self, rows: slice) -> "Tokens":
+        """Some rows; itself for all of them."""
+        if rows == slice(0, len(self.text)):
+            return self
+        return Tokens(self.text[rows], self.image[rows] if self.image is not None else None)
 
     def per_frame(self, frames: int) -> "Tokens":
         """A row for each of `frames` frames of each clip."""
@@ -216,6 +223,7 @@ class Denoiser:
         reference_BC1hw: Tensor,
         residuals: ControlResiduals | None,
         features: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """The UNet's prediction for the generated frames.
 
@@ -226,6 +234,7 @@ class Denoiser:
             reference_BC1hw: clean latents of the reference, as many rows as the noisy ones.
             residuals: of the ControlNets, (B or 1, C, T, ., .) each; None without them.
             features: of `read_reference`.
+            deep: what is kept of this window in an earlier step; the residuals are then as many as it reads.
 
         Returns:
             Tensor: (B, C, T, h, w).
@@ -239,6 +248,7 @@ class Denoiser:
             down_residuals=residuals.down if residuals else (),
             mid_residual=residuals.mid if residuals else None,
             reference_features=features,
+            deep=deep,
         ).sample
         return out[:, :, 1:]
 

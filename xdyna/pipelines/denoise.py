@@ -10,8 +10,8 @@ Nothing here draws random numbers: noise and window offsets come in (see `prepar
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,8 +23,10 @@ from torch import Tensor
 from xdyna.core.ranks import Ranks
 from xdyna.core.scratch import drop_pages
 from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
-from xdyna.models.controls import ControlResiduals, merge_residuals
+from xdyna.models.controls import ControlResiduals, merge_residuals, shallow_residuals
+from xdyna.models.deep import DeepReuse
 from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
+from xdyna.pipelines.options import Savings
 from xdyna.pipelines.resume import BLOCK, ClipStore, blocks
 
 
@@ -64,17 +66,26 @@ class ControlResidualCache:
     Args:
         conditions: the ControlNets; their value ranges are taken here, over the whole clip.
         tokens: text for the ControlNets.
+        chunk: frames that go through a ControlNet at a time; None for all that a window needs.
     """
 
-    def __init__(self, conditions: Sequence[Condition], tokens: Tokens) -> None:
+    def __init__(self, conditions: Sequence[Condition], tokens: Tokens, *, chunk: int | None = None) -> None:
+        self.chunk = chunk
+        self.depth: int | None = None
         self.conditions = [(condition, condition.value_range) for condition in conditions]
         self.tokens = tokens
         self._texts = tokens.text[:1] if tokens.same_text else tokens.text
         self._frames: dict[int, ControlResiduals] = {}
         self._uses: Counter[int] = Counter()
 
-    def start(self, windows: Sequence[Sequence[int]]) -> None:
-        """Forget everything and learn which frames the coming step needs, and how often."""
+    def start(self, windows: Sequence[Sequence[int]], *, depth: int | None = None) -> None:
+        """Forget everything and learn which frames the coming step needs, and how often.
+
+        Args:
+            windows: frame numbers of each window.
+            depth: so many residuals, of the highest resolutions, are needed; None for all.
+        """
+        self.depth = depth
         self._frames.clear()
         self._uses = Counter(frame for window in windows for frame in window)
 
@@ -92,8 +103,9 @@ class ControlResidualCache:
         if not self.conditions:
             return None
         new = [frame for frame in window if frame not in self._frames]
-        if new:
-            for frame, residuals in zip(new, self._compute(latents, timestep, new), strict=True):
+        size = self.chunk or max(len(new), 1)
+        for part in (new[k : k + size] for k in range(0, len(new), size)):
+            for frame, residuals in zip(part, self._compute(latents, timestep, part), strict=True):
                 self._frames[frame] = residuals
         out = _stack_frames([self._frames[frame] for frame in window])
         for frame in window:
@@ -106,7 +118,7 @@ class ControlResidualCache:
         sample = rearrange(latents[:, :, frames].to(self.tokens.text), "1 c t h w -> t c h w")
         controls = [condition.scaled(frames, value_range, sample) for condition, value_range in self.conditions]
         per_text = [
-            merge_residuals([_residuals(sample, timestep, text, control) for control in controls])
+            merge_residuals([_residuals(sample, timestep, text, control, self.depth) for control in controls])
             for text in self._texts.split(1)
         ]
         for i in range(len(frames)):
@@ -117,10 +129,16 @@ class ControlResidualCache:
             )
 
 
-def _residuals(sample: Tensor, timestep: Tensor, text: Tensor, control: Control) -> ControlResiduals:
+def _residuals(
+    sample: Tensor, timestep: Tensor, text: Tensor, control: Control, depth: int | None = None
+) -> ControlResiduals:
     """Of one ControlNet, whose dtype need not be the UNet's; in the dtype of `sample`."""
     dtype = control.net.dtype
-    residuals = control_residuals(sample.to(dtype), timestep, text.to(dtype), [control])
+    x, text = sample.to(dtype), text.to(dtype)
+    if depth is None:
+        residuals = control_residuals(x, timestep, text, [control])
+    else:
+        residuals = shallow_residuals(control.net, x, timestep, text, control.images.to(dtype), depth=depth)
     return ControlResiduals(tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype))
 
 
@@ -139,9 +157,11 @@ def predict_noise(
     tokens: Tokens,
     controls: ControlResidualCache,
     reference_features: Sequence[Tensor] = (),
+    deep: DeepReuse | None = None,
+    step: int = 0,
+    apart: bool = False,
     on_window: Callable[[], Any] = lambda: None,
     store: ClipStore | None = None,
-    step: int = 0,
     batch: int = 1,
 ) -> Tensor:
     """Noise prediction for all frames, averaged over the windows that hold each frame.
@@ -158,18 +178,23 @@ def predict_noise(
         tokens: text and image tokens per branch.
         controls: residual cache of the clip.
         reference_features: of `Denoiser.read_reference`; empty without a ReferenceNet.
+        deep: deep features kept between steps; None computes all of them.
+        step: number of the step, for the store, and to decide whether they are computed anew.
+        apart: the branches of guidance run one after the other, in less memory.
         on_window: called after each window (progress).
         store: where the predictions are kept, and the processes; None: in memory, one process.
-        step: number of the step, for the store.
-        batch: windows per forward pass.
+        batch: windows per forward pass; 1 with `deep` or `apart`.
 
     Returns:
         Tensor: (B, 4, T, h, w) float32.
     """
     store, reference = store or ClipStore(), reference.to(denoiser.unet.dtype)
-    ranks, rows, branches = store.ranks, tokens.text.shape[0], [slice(None)]
-    if rows > 1 and len(windows) < ranks.world:
-        branches, batch = [slice(row, row + 1) for row in range(rows)], 1
+    ranks, rows, reuse = store.ranks, tokens.text.shape[0], deep or DeepReuse(1, 1)
+    depth, branches = reuse.start(step, windows, rows), [slice(0, rows)]
+    if apart or len(windows) < ranks.world:
+        branches = [slice(row, row + 1) for row in range(rows)]
+    if len(branches) > 1 or reuse.interval > 1:
+        batch = 1
     window = (latents.shape[1], len(windows[0]), *latents.shape[3:])
     predictions = store.empty("predictions", (len(windows), rows, *window), like=latents) if ranks.rank == 0 else None
     done = store.done(step)
@@ -179,18 +204,18 @@ def predict_noise(
         on_window()
     bounds = [rank * len(left) // ranks.world for rank in range(ranks.world + 1)]
     shares = [left[first:last] for first, last in pairwise(bounds)]
-    controls.start([windows[k] for k, _ in shares[ranks.rank]])
+    controls.start([windows[k] for k, _ in shares[ranks.rank]], depth=depth)
     for turn in range(0, max(map(len, shares)), batch):
         made = _predict_windows(
             denoiser, latents, reference, timestep, [(windows[k], b) for k, b in shares[ranks.rank][turn:][:batch]],
-            tokens=tokens, controls=controls, features=reference_features,
+            tokens=tokens, controls=controls, features=reference_features, reuse=reuse,
         )  # fmt: skip
         for share, outputs in zip(shares, _collect(ranks, made, (batch, rows // len(branches), *window)), strict=False):
             for (k, branch), out in zip(share[turn:][:batch], outputs, strict=False):
                 assert predictions is not None
                 predictions[k, branch] = out
                 store.add(step, _numbers(k, branch, rows))
-                if branch.stop in (None, rows):
+                if branch.stop == rows:
                     on_window()
         drop_pages()
     noise = store.empty("noise", (rows, *latents.shape[1:]), like=latents)
@@ -218,39 +243,48 @@ def _predict_windows(
     tokens: Tokens,
     controls: ControlResidualCache,
     features: Sequence[Tensor],
+    reuse: DeepReuse,
 ) -> list[Tensor]:
     """Predictions of some windows in one forward pass, (B, 4, frames, h, w) float32 each; all of the same branches."""
     if not parts:
         return []
     count, branch = len(parts), parts[0][1]
-    text, image = tokens.text[branch], tokens.image[branch] if tokens.image is not None else None
-    rows = len(text)
-    residuals = [controls.window(latents, timestep, list(window)) for window, _ in parts]
-    noisy = torch.cat([latents[:, :, list(window)] for window, _ in parts]).to(text.device, denoiser.unet.dtype)
+    own = tokens.rows(branch)
+    rows = len(own.text)
+    residuals = [_branch(controls.window(latents, timestep, list(window)), branch) for window, _ in parts]
+    noisy = torch.cat([latents[:, :, list(window)] for window, _ in parts]).to(own.text.device, reference.dtype)
+    if count == 1:
+        out = denoiser.predict(
+            noisy,
+            timestep,
+            own,
+            reference_BC1hw=reference,
+            residuals=residuals[0],
+            features=[feature[branch] for feature in features],
+            deep=reuse.of(list(parts[0][0]), branch.start),
+        )
+        return [out.float()]
 
     def side_by_side(levels: Sequence[Tensor]) -> Tensor:
-        """(B or 1, ...) of each window -> (B * windows, ...); the row of one window stays one where it serves all."""
-        own = [level[branch] if len(level) > 1 else level for level in levels]
-        if count == 1:
-            return own[0]
-        return torch.stack([level.expand(rows, *level.shape[1:]) for level in own], dim=1).flatten(0, 1)
-
-    def repeated(values: Tensor) -> Tensor:
-        return values if count == 1 else values.repeat_interleave(count, dim=0)
+        """(B or 1, ...) of each window -> (B * windows, ...)."""
+        return torch.stack([level.expand(rows, *level.shape[1:]) for level in levels], dim=1).flatten(0, 1)
 
     given = [r for r in residuals if r is not None]
     out = denoiser.predict(
-        noisy if count == 1 else noisy.repeat(rows, 1, 1, 1, 1),
+        noisy.repeat(rows, 1, 1, 1, 1),
         timestep,
-        Tokens(repeated(text), repeated(image) if image is not None else None),
-        reference_BC1hw=reference if count == 1 else reference.expand(rows * count, -1, -1, -1, -1),
+        Tokens(
+            own.text.repeat_interleave(count, 0),
+            own.image.repeat_interleave(count, 0) if own.image is not None else None,
+        ),
+        reference_BC1hw=reference.expand(rows * count, -1, -1, -1, -1),
         residuals=ControlResiduals(
             tuple(side_by_side(levels) for levels in zip(*(r.down for r in given), strict=True)),
             side_by_side([r.mid for r in given]),
         )
         if given
         else None,
-        features=[repeated(feature[branch]) for feature in features],
+        features=[feature[branch].repeat_interleave(count, 0) for feature in features],
     )
     return list(rearrange(out.float(), "(b k) c t h w -> k b c t h w", k=count))
 
@@ -279,102 +313,19 @@ def _average(predictions: Tensor, windows: Sequence[Sequence[int]], frames: slic
     return total / count[:, None, None]
 
 
+def _branch(residuals: ControlResiduals | None, branch: slice) -> ControlResiduals | None:
+    """Those of some branches of guidance; a single row serves all."""
+    if residuals is None or len(residuals.mid) == 1:
+        return residuals
+    return ControlResiduals(tuple(level[branch] for level in residuals.down), residuals.mid[branch])
+
+
 def guide(prediction: Tensor, scale: float) -> Tensor:
     """Combine the branches: (B, 4, T, h, w) -> (1, 4, T, h, w)."""
     if prediction.shape[0] == 1:
         return prediction
     unconditional, conditional = prediction.chunk(2)
     return classifier_free_guidance(unconditional, conditional, scale)
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Text and image tokens of N videos; a step's callback may replace them.
-
-    Attributes:
-        prompt_embeds: (N, S, c).
-        negative_prompt_embeds: (N, S, c), or None: then guidance cannot run.
-        image_embeds: (N, S', c), or None for a UNet without image tokens.
-        negative_image_embeds: (N, S', c) or None.
-    """
-
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    image_embeds: Tensor | None
-    negative_image_embeds: Tensor | None
-
-    def __post_init__(self) -> None:
-        """Check the shapes."""
-        for positive, negative in (
-            ("prompt_embeds", "negative_prompt_embeds"),
-            ("image_embeds", "negative_image_embeds"),
-        ):
-            value, other = getattr(self, positive), getattr(self, negative)
-            if value is not None and value.ndim != 3:
-                raise ValueError(f"{positive} have shape {tuple(value.shape)}, expected (videos, tokens, channels)")
-            if other is not None and (value is None or value.shape[1:] != other.shape[1:]):
-                shape = tuple(value.shape) if value is not None else None
-                raise ValueError(
-                    f"{positive} have shape {shape} but {negative} {tuple(other.shape)}; both must have the same"
-                )
-
-    def replaced(self, changes: Mapping[str, Tensor]) -> "Embeddings":
-        """These with some tensors replaced; itself when none is another one."""
-        new = {name: value for name, value in changes.items() if value is not getattr(self, name)}
-        return replace(self, **new) if new else self
-
-    def repeated(self, count: int, *, each: int = 1) -> "Embeddings":
-        """With `count` rows; a single row serves all. Each row then stands `each` times, one after the other.
-
-        Raises:
-            ValueError: another number of rows.
-        """
-        rows = {}
-        for name, value in vars(self).items():
-            if value is not None and value.shape[0] not in (1, count):
-                raise ValueError(f"{name} have {value.shape[0]} rows for {count} videos; give one per video, or one")
-            if value is not None:
-                value = value.repeat(count, 1, 1) if len(value) != count else value
-                value = value.repeat_interleave(each, dim=0) if each > 1 else value
-            rows[name] = value
-        return Embeddings(**rows)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Embeddings":
-        """All tokens on a device, in a dtype."""
-        moved = {name: value.to(device, dtype) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
-    def tokens(self, number: int, *, guided: bool) -> Tokens:
-        """The tokens of one video.
-
-        Args:
-            number: of the video.
-            guided: with a row for the unconditional branch, before that of the conditional one.
-
-        Returns:
-            Tokens: of 2 rows, or of 1.
-
-        Raises:
-            ValueError: guidance without negative tokens.
-        """
-        if guided and (
-            self.negative_prompt_embeds is None
-            or (self.image_embeds is not None and self.negative_image_embeds is None)
-        ):
-            raise ValueError(
-                "guidance_scale is above 1, which needs an unconditional branch; give negative_prompt_embeds and "
-                "negative_image_embeds too, or a guidance_scale of 1"
-            )
-
-        def rows(positive: Tensor | None, negative: Tensor | None) -> Tensor | None:
-            if positive is None:
-                return None
-            row = slice(number, number + 1)
-            return torch.cat([negative[row], positive[row]]) if guided and negative is not None else positive[row]
-
-        text = rows(self.prompt_embeds, self.negative_prompt_embeds)
-        assert text is not None
-        return Tokens(text, rows(self.image_embeds, self.negative_image_embeds))
 
 
 class VideoSampler:
@@ -388,6 +339,7 @@ class VideoSampler:
         windows: frame numbers of each window, for each step.
         generator: of schedulers that draw noise in their steps.
         eta: of DDIM, 0 draws no noise.
+        savings: what is computed less often, or in smaller parts.
     """
 
     def __init__(
@@ -400,7 +352,10 @@ class VideoSampler:
         windows: Sequence[Sequence[Sequence[int]]],
         generator: torch.Generator | None,
         eta: float,
+        savings: Savings | None = None,
     ) -> None:
+        self.savings = savings or Savings()
+        self._deep = DeepReuse(self.savings.reuse.interval, self.savings.reuse.depth)
         self.denoiser = denoiser
         self.scheduler = scheduler
         self.reference = reference
@@ -443,7 +398,7 @@ class VideoSampler:
         """
         store = store or ClipStore()
         if self._controls is None or self._controls.tokens is not tokens:
-            self._controls = ControlResidualCache(self.conditions, tokens)
+            self._controls = ControlResidualCache(self.conditions, tokens, chunk=self.savings.control_chunk)
             features = self.denoiser.read_reference(self.reference, tokens)
             self._features = tuple(feature.to(self.denoiser.unet.dtype) for feature in features)
         prediction = predict_noise(
@@ -455,9 +410,11 @@ class VideoSampler:
             tokens=tokens,
             controls=self._controls,
             reference_features=self._features,
+            deep=self._deep,
+            step=number,
+            apart=self.savings.apart,
             on_window=on_window,
             store=store,
-            step=number,
             batch=batch,
         )
         after = store.latents(latents)

@@ -14,17 +14,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xdyna.core.atomic import flush, write_file
 from xdyna.core.errors import writing_error
 from xdyna.core.ranks import Ranks
 from xdyna.core.scratch import mapped
+from xdyna.pipelines.solvers import SolverState
 
 SECONDS_BETWEEN_WRITES = 60.0  # at most; a write that takes a moment is made more often
 SHARE_OF_TIME = 0.02  # that writes may take
@@ -86,6 +89,7 @@ class State:
         frames: decoded frames.
         choices: settings that were left to the program.
         sizes: of the files in bytes.
+        solver: values that the solver remembers, see `SolverState`; its tensors are in a file.
     """
 
     steps: int = 0
@@ -94,6 +98,7 @@ class State:
     frames: int = 0
     choices: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    solver: str | None = None
 
 
 class PartialRun(ClipStore):
@@ -115,7 +120,9 @@ class PartialRun(ClipStore):
         found = self._read() if keep else None
         self.state = State(**self.ranks.share(asdict(found or State())))
         self._saved = found or State()
-        self._changed = False
+        self._changed, self._whole = False, True
+        self.within_steps = True  # whether a run may go on from the middle of a step
+        self._tensors: dict[str, Tensor] | None = None
         self._last = self.state.buffer
         self._written, self._pause = time.monotonic(), 0.0
         if found is None:
@@ -170,6 +177,13 @@ class PartialRun(ClipStore):
                 latents[:, :, frames] = self.ranks.broadcast(latents[:, :, frames].contiguous())
         return latents
 
+    def solver(self) -> SolverState | None:
+        """What the solver remembered after `state.steps` steps, in all processes."""
+        if self.state.solver is None:
+            return None
+        tensors = load_file(self.folder / f"solver-{self.state.buffer}") if self.ranks.rank == 0 else None
+        return SolverState(self.ranks.share(tensors), self.state.solver)
+
     def done(self, step: int) -> set[int]:
         """See `ClipStore.done`."""
         return set(self.state.parts) if step == self.state.steps else set()
@@ -178,11 +192,20 @@ class PartialRun(ClipStore):
         """See `ClipStore.add`; writes them now and then."""
         assert step == self.state.steps
         self.state.parts.extend(parts)
-        self._save_if_due()
+        if self.within_steps:
+            self._save_if_due()
 
-    def step_done(self, steps: int) -> None:
-        """The latents that `latents` gave last are complete. Args: steps: that are finished now."""
+    def step_done(self, steps: int, solver: SolverState | None, *, whole: bool) -> None:
+        """The latents that `latents` gave last are complete.
+
+        Args:
+            steps: that are finished now.
+            solver: what it remembers; None where it needs nothing.
+            whole: whether a run may go on from here.
+        """
         self.state.steps, self.state.parts, self.state.buffer = steps, [], self._last
+        self.state.solver, self._tensors = (solver.values, solver.tensors) if solver is not None else (None, None)
+        self._whole = whole
         # What the disk says of parts is not true any more once the next step writes its own.
         self._save_if_due(at_once=bool(self._saved.parts))
 
@@ -204,11 +227,11 @@ class PartialRun(ClipStore):
         """
         if not self.keep or self.ranks.rank > 0:
             return False
-        if self._changed:
+        if self._changed and self._whole:
             start = time.monotonic()
             try:
                 self._write()
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 print(f"warning: the partial result could not be written: {error}", file=sys.stderr)
             self._written = time.monotonic()
             self._pause = (self._written - start) / SHARE_OF_TIME
@@ -216,15 +239,21 @@ class PartialRun(ClipStore):
 
     def _write(self) -> None:
         sampling = f"latents-{self.state.buffer}" if self.state.steps else None
-        names = (sampling, "predictions" if self.state.parts else None, "frames" if self.state.frames else None)
+        if self._tensors is not None:
+            save_file(self._tensors, self.folder / f"solver-{self.state.buffer}")
+            flush(self.folder / f"solver-{self.state.buffer}")
+            self._tensors = None
+        parts = self.state.parts if self.within_steps else []
+        written = replace(self.state, parts=parts, sizes={})
+        names = (sampling, "predictions" if parts else None, "frames" if self.state.frames else None)
         for name in filter(None, names):
             flush(self.folder / name)
-            self.state.sizes[name] = (self.folder / name).stat().st_size
+            written.sizes[name] = (self.folder / name).stat().st_size
         first = self._saved == State()
-        write_file(self.folder / "state.json", json.dumps({"key": self.key, **asdict(self.state)}).encode())
+        write_file(self.folder / "state.json", json.dumps({"key": self.key, **asdict(written)}).encode())
         if first:
             flush(self.folder.parent)
-        self._saved, self._changed = State(**json.loads(json.dumps(asdict(self.state)))), False
+        self._saved, self._changed = replace(written, parts=list(parts)), False
 
     def remove(self) -> None:
         """Forget the partial result: the output is complete, or there is nothing to go on from."""

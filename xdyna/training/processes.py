@@ -154,7 +154,7 @@ def at_leisure(work: Callable[[], Result], *, patience: timedelta = WAIT_FOR_MAI
         ended.set()
         heart.join()
     store.add("done", 1)
-    store.set(f"done/{dist.get_rank()}", b"")
+    store.set(f"done/{dist.get_rank()}", "")
     _await_all(store, patience=patience.total_seconds(), pulse=pulse)
     return result
 

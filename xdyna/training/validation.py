@@ -193,7 +193,7 @@ def sampled_videos(config: TrainConfig, components: Components, *, contract: Con
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
     shown = collate([clip])
-    face = _images(shown.face[0]) if config.stage == "face" else None
+    face = _images(shown.face[0]) if config.shows_faces else None
     generator = torch.Generator().manual_seed(seed)
     reference = _images(clip.pixels[:1])[0]
     videos = pipeline(

@@ -413,9 +413,11 @@ def test_training_begins_with_the_bytes_of_all_its_videos(copied: Path, monkeypa
 
     monkeypatch.setattr(trainer, "at_leisure", only_check)
     monkeypatch.setattr(trainer.STAGES["dynamics"].__class__, "build", lambda *_: pytest.fail("networks are made"))
-    with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+    config = TrainConfig(data=options(copied), stage="dynamics", out=str(copied / "run"))
+    with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)  # those come when the data are opened for use
-        trainer.train(TrainConfig(data=options(copied), stage="dynamics", out=str(copied / "run")), cpu=True)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(config, cpu=True)
     assert sorted(hashed) == ["held.mp4", *(f"human{number}.mp4" for number in range(3)), "scene0.mp4"]
 
 

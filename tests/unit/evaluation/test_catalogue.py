@@ -83,7 +83,7 @@ PAPER = {
 class Colours:
     """Mean colours: one feature per image, or one per clip."""
 
-    version, dim = "1", 3
+    version, dim, batch = "1", 3, 1
 
     def __init__(self, name: str) -> None:
         self.name, self.calls = name, list[dict[str, Any]]()

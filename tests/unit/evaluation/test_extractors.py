@@ -14,6 +14,7 @@ from xdyna.evaluation.networks.loading import load_published
 from xdyna.evaluation.networks.lpips import LPIPS, Backbone
 from xdyna.evaluation.networks.registry import EXTRACTORS, how_to_get
 from xdyna.evaluation.networks.videomae import VideoMAE, sinusoid_positions
+from xdyna.evaluation.parity_video import our_videomae
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "evaluation" / "parity.npz"
 
@@ -160,6 +161,16 @@ def test_i3d_features_of_short_and_long_clips() -> None:
     assert features.shape == (1, 1024)
     assert features.std() > 0
     assert np.abs(net.features(frames[::-1]) - features).max() > 1e-3 * np.abs(features).max()  # time matters
+    both = net.features(np.stack([frames, frames[::-1]]))
+    np.testing.assert_allclose(both[:1], features, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_among_others_has_the_features_it_has_alone() -> None:
+    net = our_videomae()
+    clips = np.stack([random_pictures(16, seed=seed) for seed in range(3)])
+    alone = np.concatenate([net.features(clip) for clip in clips])
+    assert np.abs(alone[0] - alone[1]).max() > 1e-4
+    np.testing.assert_allclose(net.features(clips), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_missing_is_said_with_its_source() -> None:

@@ -38,7 +38,7 @@ def test_recipes_for_footage_want_data_sets(words: list[str]) -> None:
 
 
 def test_the_order_of_a_recipe_follows_from_what_is_handed_on() -> None:
-    assert stages_of("tiny") == [f"tiny/{name}" for name in ("vae", "base", "dynamics", "clips", "face")]
+    assert stages_of("tiny") == [f"tiny/{name}" for name in ("vae", "base", "dynamics", "clips", "face", "distill")]
     assert stages_of("tiny/gpu") == [f"tiny/gpu/{name}" for name in ("vae", "base", "dynamics", "clips")]
     with pytest.raises(ConfigError, match="expected one of tiny, tiny/gpu"):
         stages_of("small")
