@@ -75,6 +75,21 @@ class Ranks:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def collect(self, value: Any) -> list[Any]:
+        """A small value of each process, in all of them.
+
+        Args:
+            value: of this process.
+
+        Raises:
+            RankError: another process ended.
+        """
+        values = [value] * self.world
+        if self.world > 1:
+            with _reached():
+                dist.all_gather_object(values, value)
+        return values
+
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of process 0, in all of them.
 
