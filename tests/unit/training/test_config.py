@@ -125,7 +125,7 @@ def test_the_face_images_follow_from_the_stage(stage: str, line: str, face: str)
             "preset=preview",
             "which are model, data, stage, experiment, ablation",
         ),
-        ("+preset=preview", "unknown key 'steps' in"),
+        ("+preset=preview", "unknown key 'scheduler' in"),
         ("data.face=cross", "data.face: got 'cross', but stage=dynamics with face=sface needs 'none'"),
         ("precision=fp8", "precision: got 'fp8'"),
         ("loss.min_snr=0", "loss.min_snr: got 0"),
