@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.progress import Watch
+from xdyna.core.scratch import drop_pages, mapped
 from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
 from xdyna.perception.align import AlignmentReport, align_track
@@ -26,7 +28,7 @@ from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.plan import Plan
 
-IN_MEMORY_BYTES = 512 * 2**20  # control images beyond this go to a temporary file
+IN_MEMORY_BYTES = 8 * 2**20  # control images beyond this go to a temporary file
 Interpolation = Literal["area", "bilinear"]
 
 
@@ -69,8 +71,10 @@ class Conditions:
         """A hash of all control images: whatever made them, the same images give the same video."""
         digest = hashlib.blake2b(digest_size=16)
         for pictures in (self.pose, self.face):
-            for frame in pictures if pictures is not None else ():
+            for number, frame in enumerate(pictures if pictures is not None else ()):
                 digest.update(np.ascontiguousarray(frame).data)
+                if number % 32 == 0:
+                    drop_pages()
         return digest.hexdigest()
 
 
@@ -151,13 +155,16 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
     )
 
 
-def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) -> Conditions:
+def prepare(
+    track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None, folder: Path | None = None
+) -> Conditions:
     """Control images of every output frame: pose maps and face patches, aligned and drawn.
 
     Args:
         track: what `perceive` gave.
         plan: the animation.
         watch: told of the alignment, and of frames without a person.
+        folder: where images beyond `IN_MEMORY_BYTES` go, in nameless files; None for the system's temporary folder.
 
     Returns:
         Conditions: at the video's size.
@@ -183,13 +190,14 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
         assert person is not None
         acted = face_source(settings.face_source)(placed, placed_body(person, placement.crop, plan.reference.shape))
         placed = acted.track
-    pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3)
+    pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3, folder=folder)
     face = None
     if plan.face:
         assert placed is not None
         frames = acted.frames if acted is not None else _driving_frames(plan, placement, rows)
         pairs = iter_face_patches(frames, placed.face, size=size)
-        face = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
+        patches = (np.concatenate(pair, axis=-1) for pair in pairs)
+        face = _collect(patches, repeats, size=size, channels=6, folder=folder)
     return Conditions(pose, face, placement, track.summary if track else None, track)
 
 
@@ -238,17 +246,19 @@ def placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.
 
 
 def _collect(
-    pictures: Iterable[np.ndarray], repeats: np.ndarray, *, size: tuple[int, int], channels: int
+    pictures: Iterable[np.ndarray], repeats: np.ndarray, *, size: tuple[int, int], channels: int, folder: Path | None
 ) -> np.ndarray:
     """Images of distinct frames -> one per output frame, (T, H, W, channels), written in place as they come."""
     shape = (len(repeats), *size, channels)
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
         collected = np.empty(shape, np.uint8)
-    else:  # a long video: a nameless temporary file, of which the system holds in memory what it can
-        with tempfile.TemporaryFile() as file:
-            collected = np.memmap(file, np.uint8, "w+", shape=shape)
+    else:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            collected = mapped(file, shape, torch.uint8).numpy()
     for number, picture in enumerate(pictures):
         collected[repeats == number] = picture
+        if number % 32 == 0:
+            drop_pages()
     return collected
 
 
