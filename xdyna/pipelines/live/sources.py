@@ -179,9 +179,9 @@ class CameraSource:
                 fine, frame = self._capture.retrieve()
                 if not fine:
                     return
-                picture = np.ascontiguousarray(frame[:, :, ::-1])
-                people = tuple(self._detector.detect(picture))
-                yield LiveInput(arrived - begin, arrived, picture.shape[:2], people, picture)
+                image = np.ascontiguousarray(frame[:, :, ::-1])
+                people = tuple(self._detector.detect(image))
+                yield LiveInput(arrived - begin, arrived, (len(image), image.shape[1]), people, image)
         finally:
             self._capture.release()
 

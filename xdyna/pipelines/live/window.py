@@ -28,7 +28,8 @@ from xdyna.diffusion.guidance import scale_condition
 from xdyna.diffusion.prior import similarity_prior
 from xdyna.models.controls import ControlResiduals, to_clip
 from xdyna.models.denoiser import Control, Denoiser, control_residuals
-from xdyna.pipelines.denoise import Embeddings, guide
+from xdyna.pipelines.denoise import guide
+from xdyna.pipelines.options import Embeddings
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 
 
