@@ -95,7 +95,7 @@ class RawSink:
     def write(self, frame: np.ndarray, at: float, repeats: int) -> None:
         """See `Sink`."""
         for _ in range(repeats):
-            self._send(memoryview(np.ascontiguousarray(frame)).cast("B"))
+            self._send(memoryview(frame.tobytes()))
 
     def _send(self, data: memoryview) -> None:
         until = time.monotonic() + self.wait

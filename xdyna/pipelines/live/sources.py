@@ -181,7 +181,8 @@ class CameraSource:
                     return
                 picture = np.ascontiguousarray(frame[:, :, ::-1])
                 people = tuple(self._detector.detect(picture))
-                yield LiveInput(arrived - begin, arrived, picture.shape[:2], people, picture)
+                size = picture.shape[0], picture.shape[1]
+                yield LiveInput(arrived - begin, arrived, size, people, picture)
         finally:
             self._capture.release()
 
