@@ -34,7 +34,7 @@ part() {
   [ -z "$only" ] || [[ ",$only," == *",$name,"* ]] || return 0
   [ "$(left)" -ge "$box" ] || box=$(left)
   [ "$box" -ge 10 ] || { say "$name: skipped, no time is left"; return 0; }
-  timeout -s INT -k 10 "$box" "$@" >"$out/$name.log" 2>&1 || code=$?
+  timeout -s INT -k 20 "$box" "$@" >"$out/$name.log" 2>&1 || code=$?
   [ "$code" != 124 ] || code="its $box s are over"
   say "$name: exit $code after $((SECONDS - began)) s; the end of $name.log:"
   tail -n 12 "$out/$name.log" | sed 's/^/    /' | tee -a "$out/summary.txt"
