@@ -4,6 +4,8 @@ What animates is imported by the functions that need it: help and --cfg come at 
 """
 
 import argparse
+import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.infer import DRIVE_KINDS, InferConfig, parse_size
 from xdyna.core.errors import UsageError
+from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
+    from xdyna.core.ranks import Ranks
     from xdyna.pipelines.animate import Animation
     from xdyna.pipelines.plan import Request
 
@@ -25,7 +29,7 @@ PROGRAM = Program(
     schema=InferConfig,
     description="Animate one image of a person with the motion and expression of a driving video.",
     example="xdyna animate --ref person.jpg --drive dance.mp4 --steps 10 seed=7",
-    lists=("lora",),
+    lists=("lora", "guidance_interval"),
 )
 
 
@@ -57,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--checkpoint", type=Path, metavar="DIR", help="pipeline folder, or the name of a shipped one")
     files.add_argument("--cache-dir", type=Path, metavar="DIR", help="where keypoints are kept")
     files.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    files.add_argument("--calibrate", action="store_true", help="with --dry-run: time a few steps on this device first")
     short = p.add_argument_group("other names of settings")
     short.add_argument("--size", metavar="HxW", help="height x width, multiples of 8 (default: the checkpoint's)")
     short.add_argument(
@@ -115,44 +120,69 @@ def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> in
     Returns:
         Exit code: 0 when all were made.
     """
+    from xdyna.core.ranks import Ranks
+
+    ranks = Ranks.launched()
+    try:
+        return _make_all(requests, command, ranks)
+    except Exception as error:
+        if ranks.fail():
+            raise
+        raise SystemExit(FAILURE) from error  # another process says why
+
+
+def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], ranks: "Ranks") -> int:
+    from xdyna.core.device import device_of_rank
     from xdyna.core.progress import Bars, Watch
     from xdyna.core.quiet import quiet_libraries
+    from xdyna.core.ranks import Ranks
     from xdyna.pipelines import batch
     from xdyna.pipelines.animate import make
+    from xdyna.pipelines.estimate import calibrate, describe_plan
     from xdyna.pipelines.folder import UNTRAINED_MARK
     from xdyna.pipelines.model import load
-    from xdyna.pipelines.plan import describe_plan, plan_animation
+    from xdyna.pipelines.plan import plan_animation
 
     args, settings = command.flags, command.config
+    if args.calibrate and not args.dry_run:
+        raise UsageError("--calibrate is for estimates; give --dry-run, too")
     quiet_libraries()
+    if ranks.world > 1:
+        device = device_of_rank(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
+        settings = dataclasses.replace(settings, device=str(device))
+    apart = len(requests) > 1  # then each process makes whole videos, else all make one together
     model = load(args.checkpoint, settings)
     folder = model.checkpoint.folder
-    if model.checkpoint.untrained:
+    if model.checkpoint.untrained and ranks.rank == 0:
         print(f"note: {folder}: {(folder / UNTRAINED_MARK).read_text().strip()}")
     if args.dry_run:
-        for request in requests:
+        for request in requests if ranks.rank == 0 else ():
             plan = plan_animation(request, settings, model.checkpoint, overwrite=args.overwrite)
+            if args.calibrate:
+                calibrate(model.pipeline, plan)
             print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
         return 0
 
     def run(request: "Request") -> None:
-        bars = Bars(UNITS)
+        bars, speaks = Bars(UNITS), apart or ranks.rank == 0
         try:
             made = make(
                 request,
                 model,
                 settings=settings,
                 overwrite=args.overwrite,
-                watch=Watch(progress=bars, tell=print),
+                watch=Watch(progress=bars, tell=print) if speaks else Watch(),
                 cache_dir=args.cache_dir,
                 argv=command.argv,
+                ranks=Ranks() if apart else ranks,
             )
         finally:
             bars.close()
-        _tell(made)
+        if speaks:
+            _tell(made)
 
-    if len(requests) > 1:
-        return batch.run_all(requests, run)
+    if apart:
+        return batch.run_all(requests, run, ranks)
     run(requests[0])
     return 0
 
