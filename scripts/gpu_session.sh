@@ -34,7 +34,7 @@ part() {
   [ -z "$only" ] || [[ ",$only," == *",$name,"* ]] || return 0
   [ "$(left)" -ge "$box" ] || box=$(left)
   [ "$box" -ge 10 ] || { say "$name: skipped, no time is left"; return 0; }
-  timeout -s INT -k 10 "$box" "$@" >"$out/$name.log" 2>&1 || code=$?
+  timeout -s INT -k 20 "$box" "$@" >"$out/$name.log" 2>&1 || code=$?
   [ "$code" != 124 ] || code="its $box s are over"
   say "$name: exit $code after $((SECONDS - began)) s; the end of $name.log:"
   tail -n 12 "$out/$name.log" | sed 's/^/    /' | tee -a "$out/summary.txt"
@@ -49,7 +49,7 @@ fi
 say "$("$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' 2>&1 | tail -n 1)"
 size="height=896 width=512 frames=16" sizes=sd15 recipe=dynamics device=cuda train="experiment=tiny/gpu/clips"
 if [ -n "$tiny" ]; then
-  size="height=64 width=64 frames=2" sizes=tiny recipe=tiny/clips device=cpu train="experiment=tiny/clips batch=2 replay.clips=0 data.workers=0"
+  size="height=64 width=64 frames=2" sizes=tiny recipe=tiny/clips device=cpu train="experiment=tiny/clips batch=2 replay.clips=0 data.workers=0 data.frames=2 data.video_frames=8 validation.every=0"
 fi
 media="--ref assets/demo/reference.png --drive assets/demo/driving.npz --checkpoint xdyna-tiny device=$device"
 
@@ -59,6 +59,6 @@ part sampling 40 "$python" scripts/bench.py sampling device=$device ${tiny:+heig
 has xdyna/cli/bench.py modes && part modes 60 "$python" scripts/bench.py modes device=$device
 has xdyna/cli/main.py live && part live 30 "$python" -m xdyna live $media --overwrite --out "$out/live.mp4"
 part lowmem 40 "$python" scripts/infer.py $media preset=lowmem ${tiny:+--frames 2 --steps 1} --overwrite --out "$out/lowmem.mp4"
-part steps 120 "$python" scripts/bench.py train experiment=$recipe --device $device --steps $([ -n "$tiny" ] && echo 1 || echo 3)
+part steps 120 "$python" scripts/bench.py train experiment=$recipe --device $device --steps $([ -n "$tiny" ] && echo 1 || echo 3) ${tiny:+--policies full data.frames=2}
 part training "$(left)" "$python" scripts/train.py $train init=xdyna-tiny "out=$out/training" --max-minutes "$(awk "BEGIN { print ($(left) > 90 ? $(left) - 60 : 30) / 60 }")"
 say "all in $out"
