@@ -76,9 +76,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         height, width = pose_video.shape[1:3]
         return XDynaPipelineOutput(frames=torch.zeros(1, 4, len(pose_video), height // 8, width // 8))
 
-    def decode_frames(self, latents, *, chunk=4):
+    def decode_frames(self, latents, *, chunk=4, decoder="vae"):
         seen[-1].chunk = chunk
-        return decode(self, latents, chunk=chunk)
+        return decode(self, latents, chunk=chunk, decoder=decoder)
 
     monkeypatch.setattr(XDynaPipeline, "__call__", call)
     monkeypatch.setattr(XDynaPipeline, "decode_frames", decode_frames)
