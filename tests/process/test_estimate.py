@@ -49,10 +49,9 @@ def test_a_run_executes_what_the_plan_counts(checkpoint, face, guidance):
         windows=4,
         context=4,
         steps=2,
-        halves=2 if guidance > 1 else 1,
+        branches=2 if guidance > 1 else 1,
         size=(SIDE, SIDE),
         face=face,
-        decode_chunk=4,
     )
     planned = estimate(found, work, device=CPU, dtype=torch.float32)
     assert counted(pipeline, face=face, guidance=guidance) == pytest.approx(planned.flops, rel=0.002)

@@ -26,6 +26,7 @@ from xdyna.core.manifest import peak_memory
 from xdyna.core.resources import cache_folder
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import crop as crops
+from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.model import scheduler_class
 from xdyna.pipelines.options import Reuse
 from xdyna.pipelines.plan import Plan
@@ -220,51 +221,103 @@ def _count(module: torch.nn.Module, *args: object, **kwargs: object) -> float:
     return float(counter.get_total_flops())
 
 
-def estimate(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Estimate:
-    """Count operations; tell time and memory as measured, or guess them.
+@dataclass(frozen=True)
+class Workload:
+    """What is to be computed.
+
+    Attributes:
+        frames: generated frames T.
+        windows: windows per step.
+        context: generated frames per window.
+        steps: denoising steps, all layers in each.
+        branches: 2 with guidance, 1 without.
+        size: (H, W) in pixels.
+        face: whether the face ControlNet runs.
+    """
+
+    frames: int
+    windows: int
+    context: int
+    steps: int
+    branches: int
+    size: tuple[int, int]
+    face: bool
+
+    @staticmethod
+    def of(plan: Plan) -> "Workload":
+        """That of an animation."""
+        settings, frames = plan.settings, len(plan.driving.rows)
+        assert settings.guidance is not None
+        assert settings.steps is not None
+        return Workload(
+            frames=frames,
+            windows=len(plan.windows()),
+            context=min(frames, settings.context_frames),
+            steps=settings.steps,
+            branches=2 if settings.guidance > 1 else 1,
+            size=plan.size,
+            face=plan.face,
+        )
+
+
+def expected(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Estimate:
+    """The cost of an animation: as measured where a calibration is remembered, else by rule of thumb.
 
     Args:
-        plan: the animation; of the weights only configs and file sizes are read.
-        device: where; a short matrix product is timed on it where nothing was measured.
+        plan: the animation.
+        device: where the networks run.
+        dtype: of the networks.
+    """
+    work = Workload.of(plan)
+    rough = estimate(plan.checkpoint, work, device=device, dtype=dtype)
+    if (found := remembered(plan, device, dtype)) is None:
+        return rough
+    seconds = found.seconds(step_kinds(plan, *_timesteps(plan)), windows=work.windows, frames=work.frames)
+    more = _condition_bytes(work) if work.frames > work.context else 0
+    return Estimate(rough.flops, seconds, found.memory + more, found.day)
+
+
+def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dtype: torch.dtype) -> Estimate:
+    """Count operations and guess time and memory.
+
+    Args:
+        checkpoint: the weights; only their configs and file sizes are read.
+        work: what is to be computed.
+        device: where; a short matrix product is timed on it.
         dtype: of the networks.
 
     Returns:
-        Estimate: without a calibration, time and memory are within a factor of about two.
+        Estimate: rough; time and memory are within a factor of about two.
     """
-    checkpoint, settings = plan.checkpoint, plan.settings
-    assert settings.guidance is not None
-    assert settings.steps is not None
-    frames, windows = len(plan.driving.rows), len(plan.windows())
-    context, branches = min(frames, settings.context_frames), 2 if settings.guidance > 1 else 1
-    h, w = (side // checkpoint.vae_scale for side in plan.size)
+    h, w = (side // checkpoint.vae_scale for side in work.size)
     with torch.device("meta"):
         unet = XDynaUNet.from_config(XDynaUNet.load_config(checkpoint.folder / "unet"))
-        names = ["pose_controlnet", "face_controlnet"] if plan.face else ["pose_controlnet"]
+        names = ["pose_controlnet", "face_controlnet"] if work.face else ["pose_controlnet"]
         nets = [ControlNetModel.from_config(ControlNetModel.load_config(checkpoint.folder / n)) for n in names]
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(checkpoint.folder / "vae"))
         width = unet.config.cross_attention_dim
         text, image = torch.empty(1, 77, width), torch.empty(1, 16, width)
-        sample = torch.empty(1, unet.config.in_channels, context + 1, h, w)
-        per_window = _count(unet, sample, torch.empty(()), text, image) * branches
+        sample = torch.empty(1, unet.config.in_channels, work.context + 1, h, w)
+        per_window = _count(unet, sample, torch.empty(()), text, image) * work.branches
         latent, step = torch.empty(1, unet.config.in_channels, h, w), torch.empty((), dtype=torch.long)
-        pictures = [torch.empty(1, net.config.conditioning_channels, *plan.size) for net in nets]
+        pictures = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
         per_frame = sum(
             _count(net, latent, step, encoder_hidden_states=text, controlnet_cond=picture)
             for net, picture in zip(nets, pictures, strict=True)
         )
         decode = _count(vae.decoder, torch.empty(1, vae.config.latent_channels, h, w))
-    flops = settings.steps * (windows * per_window + frames * per_frame) + frames * decode
-    conditions = frames * plan.size[0] * plan.size[1] * (9 if plan.face else 3)
-    if (found := remembered(plan, device, dtype)) is not None:
-        kinds = step_kinds(plan, *_timesteps(plan))
-        more = conditions if frames > context else 0
-        return Estimate(flops, found.seconds(kinds, windows=windows, frames=frames), found.memory + more, found.day)
+    flops = work.steps * (work.windows * per_window + work.frames * per_frame) + work.frames * decode
     itemsize = torch.empty((), dtype=dtype).element_size()
     weights = sum(path.stat().st_size for path in checkpoint.weight_files()) * itemsize / 2  # stored as float16
     channels = unet.config.block_out_channels[0]
-    features = LIVE_FEATURE_MAPS * branches * (context + 1) * channels * h * w * itemsize
-    memory = BASE_BYTES + weights + features + conditions
+    features = LIVE_FEATURE_MAPS * work.branches * (work.context + 1) * channels * h * w * itemsize
+    memory = BASE_BYTES + weights + features + _condition_bytes(work)
     return Estimate(flops, flops / (_matmul_speed(device, dtype) * MATMUL_EFFICIENCY), memory)
+
+
+def _condition_bytes(work: Workload) -> int:
+    """Of the control images of the whole clip."""
+    return work.frames * work.size[0] * work.size[1] * (9 if work.face else 3)
 
 
 def _timesteps(plan: Plan) -> tuple[list[float], int]:
@@ -299,7 +352,7 @@ def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> It
     assert settings.guidance is not None, "the checkpoint's own was put in"
     assert settings.steps is not None, "the checkpoint's own were put in"
     frames, windows = len(driving.rows), plan.windows()
-    cost = estimate(plan, device=device, dtype=dtype)
+    cost = expected(plan, device=device, dtype=dtype)
     height, width = plan.reference.shape[:2]
     left, top, across, down = plan.crop.box
     kept = "all of it" if crops.is_whole(plan.crop, plan.reference.shape) else (

@@ -81,9 +81,9 @@ def test_a_calibrated_estimate_is_near_the_run(tmp_path, monkeypatch):
     files = demo / "reference.png", demo / "driving.npz", tmp_path / "a.mp4"
     request = Request(*files, face_video=demo / "driving.mp4")
     plan = plan_animation(request, settings, model.checkpoint)
-    assert estimates.estimate(plan, device=model.device, dtype=model.dtype).measured == ""
+    assert estimates.expected(plan, device=model.device, dtype=model.dtype).measured == ""
     calibrate(model.pipeline, plan)
-    told = estimates.estimate(plan, device=model.device, dtype=model.dtype)
+    told = estimates.expected(plan, device=model.device, dtype=model.dtype)
     assert told.measured
     conditions = prepare(perceive(plan), plan)
     begin = estimates.time.perf_counter()
