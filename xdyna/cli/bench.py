@@ -12,7 +12,7 @@ from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
-SAMPLING_FRAMES, METRICS_FRAMES = 20, 16
+DEFAULT_FRAMES = 16
 TRAIN = Program(
     name="bench train",
     root="train",
@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
     description, work = actions[name]
     others = ", ".join(f"`bench {other}`" for other in (*actions, "train") if other != name)
     program = _program(name, f"Measure: {description} Others: {others}.")
-    return program.main(program.parser(), words, work, prepare=_split_names if name == "metrics" else None)
+    parser = program.parser()
+    if name == "sampling":
+        parser.add_argument("--json", metavar="FILE", type=Path, help="write the result here, and a plot beside it")
+    return program.main(parser, words, work, prepare=_split_names if name == "metrics" else None)
 
 
 def _split_names(flags: argparse.Namespace) -> None:
@@ -56,9 +59,10 @@ def _sampling(command: Command[BenchConfig]) -> int:
 
     config = command.config
     quiet_libraries()
-    frames = config.frames or SAMPLING_FRAMES
+    frames = config.frames or DEFAULT_FRAMES
     device = pick_device(config.device)
-    bench_sampling(frames=frames, height=config.height, width=config.width, pairs=config.pairs, device=device)
+    size = {"height": config.height, "width": config.width}
+    bench_sampling(frames=frames, **size, pairs=config.pairs, device=device, report_to=command.flags.json)
     return 0
 
 
@@ -79,7 +83,7 @@ def _metrics(command: Command[BenchConfig]) -> int:
     config = command.config
     quiet_libraries()
     video = None if config.video is None else Path(config.video)
-    bench_metrics(config.metrics, video=video, frames=config.frames or METRICS_FRAMES, repeats=config.repeats)
+    bench_metrics(config.metrics, video=video, frames=config.frames or DEFAULT_FRAMES, repeats=config.repeats)
     return 0
 
 

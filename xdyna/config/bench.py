@@ -11,7 +11,7 @@ class BenchConfig:
     """What is measured, and how often. Training steps have the settings of the run, `TrainConfig`.
 
     Attributes:
-        frames: generated frames (sampling: 20), or frames of a video (metrics: 16); None takes these numbers.
+        frames: generated frames (sampling), or frames of a video (metrics); None takes 16.
         height: px, of sampling.
         width: px, of sampling.
         pairs: timed pairs of sampling after the warm-up.
@@ -33,7 +33,7 @@ class BenchConfig:
     frames: int | None = setting(None, low=2)
     height: int = setting(448, low=8)
     width: int = setting(256, low=8)
-    pairs: int = setting(3, low=1)
+    pairs: int = setting(5, low=1)
     device: str = "auto"
     workers: list[int] = setting([1], low=0)  # noqa: RUF009 (a copy for each)
     batch_size: int = setting(1, low=1)

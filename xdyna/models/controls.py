@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import ControlNetModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 POSE_CHANNELS = 3
 FACE_CHANNELS = 6
@@ -36,6 +37,24 @@ class ControlResiduals:
         return ControlResiduals(tuple(d[rows] for d in self.down), self.mid[rows])
 
 
+class ConditionEmbedding(ControlNetConditioningEmbedding):
+    """diffusers' condition embedding with the same layers; what is embedded already passes through it."""
+
+    def __init__(self, embedding: ControlNetConditioningEmbedding) -> None:
+        nn.Module.__init__(self)
+        self.conv_in, self.blocks, self.conv_out = embedding.conv_in, embedding.blocks, embedding.conv_out
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """Args: conditioning: (N, 3 or 6, 8h, 8w), or (N, C, h, w) embedded. Returns: (N, C, h, w)."""
+        return conditioning if conditioning.shape[1] == self.conv_out.out_channels else super().forward(conditioning)
+
+
+def accept_embedded(controlnet: ControlNetModel) -> None:
+    """Let a ControlNet take conditions that it has embedded before; names and weights stay as they are."""
+    if not isinstance(controlnet.controlnet_cond_embedding, ConditionEmbedding):
+        controlnet.controlnet_cond_embedding = ConditionEmbedding(controlnet.controlnet_cond_embedding)
+
+
 def run_controlnet(
     controlnet: ControlNetModel, sample: Tensor, timestep: Tensor, text_tokens: Tensor, condition: Tensor
 ) -> ControlResiduals:
@@ -46,13 +65,14 @@ def run_controlnet(
         sample: (N, 4, h, w) noisy latents of generated frames (never of the reference).
         timestep: scalar, in training steps.
         text_tokens: (1 or N, S, cross_attention_dim); one row serves all images.
-        condition: (N, 3 or 6, 8h, 8w) in [0, 1].
+        condition: (N, 3 or 6, 8h, 8w) in [0, 1]; or, after `accept_embedded`, (N, C, h, w) that it embedded before.
 
     Returns:
         ControlResiduals: for the N images.
     """
-    expected = controlnet.config.conditioning_channels
-    if condition.shape[1] != expected:
+    expected, embedding = controlnet.config.conditioning_channels, controlnet.controlnet_cond_embedding
+    embedded = isinstance(embedding, ConditionEmbedding) and condition.shape[1] == embedding.conv_out.out_channels
+    if condition.shape[1] != expected and not embedded:
         raise ValueError(f"the condition has {condition.shape[1]} channels, this ControlNet expects {expected}")
     down, mid = controlnet(
         sample,

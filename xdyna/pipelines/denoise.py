@@ -19,8 +19,9 @@ from einops import rearrange
 from torch import Tensor
 
 from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
-from xdyna.models.controls import ControlResiduals, merge_residuals
-from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
+from xdyna.models.attention import CrossAttentionCache
+from xdyna.models.controls import ControlResiduals, accept_embedded, merge_residuals, run_controlnet
+from xdyna.models.denoiser import Denoiser, Tokens
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,68 @@ class Condition:
         low, high = condition_range(self.images[None])
         return low.cpu().squeeze(), high.cpu().squeeze()
 
-    def scaled(self, frames: Sequence[int], value_range: tuple[Tensor, Tensor], like: Tensor) -> Control:
+    def scaled(self, frames: Sequence[int], value_range: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
         """Some frames for the ControlNet: images in [0, 1], on the device and in the dtype of `like`."""
         images = self.images[list(frames)].to(like.device)
-        return Control(self.controlnet, scale_condition(images, *value_range).to(like.dtype))
+        return scale_condition(images, *value_range).to(like.dtype)
+
+
+EMBEDDED_FRAMES = 192
+"""Frames of a video whose embedded control images are kept: 1.8 GB for both ControlNets at 896 x 512 px in 16 bits."""
+
+
+class EmbeddedConditions:
+    """Control images of one ControlNet as it embeds them, which no timestep enters: once per clip is enough.
+
+    Only frames below a fixed number are kept, on the device, so that memory does not grow with the video; those of
+    later frames are computed in each step. The ControlNet embeds them itself in its first pass over them, where weights
+    that are kept elsewhere are at hand.
+
+    Args:
+        condition: the ControlNet with the images of the whole clip.
+        frames: how many frames are kept.
+    """
+
+    def __init__(self, condition: Condition, frames: int) -> None:
+        self.condition, self.frames = condition, frames
+        self.value_range = condition.value_range
+        self._kept: dict[int, Tensor] = {}
+        accept_embedded(condition.controlnet)
+
+    def residuals(self, sample: Tensor, timestep: Tensor, text: Tensor, frames: Sequence[int]) -> ControlResiduals:
+        """The ControlNet's residuals; its dtype need not be the UNet's.
+
+        Args:
+            sample: (N, 4, h, w) noisy latents of these frames.
+            timestep: scalar.
+            text: (1, S, D).
+            frames: their N numbers.
+
+        Returns:
+            ControlResiduals: in the dtype of `sample`.
+        """
+        net = self.condition.controlnet
+        own, text = sample.to(net.dtype), text.to(net.dtype)
+        if all(frame in self._kept for frame in frames):
+            embedded = torch.stack([self._kept[frame] for frame in frames])
+            residuals = run_controlnet(net, own, timestep, text, embedded)
+        else:
+            images = self.condition.scaled(frames, self.value_range, own)
+            hook = net.controlnet_cond_embedding.register_forward_hook(
+                lambda _, inputs, output: self._keep(frames, output)
+            )
+            try:
+                residuals = run_controlnet(net, own, timestep, text, images)
+            finally:
+                hook.remove()
+        return ControlResiduals(
+            tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype)
+        )
+
+    def _keep(self, frames: Sequence[int], embedded: Tensor) -> None:
+        for frame, row in zip(frames, embedded, strict=True):
+            if frame < self.frames:
+                self._kept[frame] = row.clone()
 
 
 class ControlResidualCache:
@@ -55,12 +114,18 @@ class ControlResidualCache:
     Args:
         conditions: the ControlNets; their value ranges are taken here, over the whole clip.
         tokens: text for the ControlNets.
+        embedded_frames: frames whose embedded control images are kept from step to step.
+
+    Attributes:
+        keys: what cross-attention makes of the tokens, for all steps.
     """
 
-    def __init__(self, conditions: Sequence[Condition], tokens: Tokens) -> None:
-        self.conditions = [(condition, condition.value_range) for condition in conditions]
-        self.tokens = tokens
-        self._texts = tokens.text[:1] if tokens.same_text else tokens.text
+    def __init__(
+        self, conditions: Sequence[Condition], tokens: Tokens, *, embedded_frames: int = EMBEDDED_FRAMES
+    ) -> None:
+        self.conditions = [EmbeddedConditions(condition, embedded_frames) for condition in conditions]
+        self.tokens, self.keys = tokens, CrossAttentionCache()
+        self._texts = tokens.distinct_text
         self._frames: dict[int, ControlResiduals] = {}
         self._uses: Counter[int] = Counter()
 
@@ -95,9 +160,8 @@ class ControlResidualCache:
 
     def _compute(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> Iterator[ControlResiduals]:
         sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w")
-        controls = [condition.scaled(frames, value_range, sample) for condition, value_range in self.conditions]
         per_text = [
-            merge_residuals([_residuals(sample, timestep, text, control) for control in controls])
+            merge_residuals([condition.residuals(sample, timestep, text, frames) for condition in self.conditions])
             for text in self._texts.split(1)
         ]
         for i in range(len(frames)):
@@ -106,13 +170,6 @@ class ControlResidualCache:
                 tuple(torch.cat(level) for level in zip(*(r.down for r in rows), strict=True)),
                 torch.cat([r.mid for r in rows]),
             )
-
-
-def _residuals(sample: Tensor, timestep: Tensor, text: Tensor, control: Control) -> ControlResiduals:
-    """Of one ControlNet, whose dtype need not be the UNet's; in the dtype of `sample`."""
-    dtype = control.net.dtype
-    residuals = control_residuals(sample.to(dtype), timestep, text.to(dtype), [control])
-    return ControlResiduals(tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype))
 
 
 def _stack_frames(frames: list[ControlResiduals]) -> ControlResiduals:
@@ -162,6 +219,7 @@ def predict_noise(
             reference_BC1hw=reference,
             residuals=controls.window(latents, timestep, frames),
             features=reference_features,
+            keys=controls.keys,
         )
         total[:, :, frames] += out.float()
         count[frames] += 1
