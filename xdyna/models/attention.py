@@ -253,7 +253,9 @@ class CrossAttentionCache:
     def __init__(self) -> None:
         self._keys: dict[int, TokenKeys] = {}
 
-    def get(self, place: int, layer: "TextImageCrossAttention", text_BSC: Tensor, image_BSC: Tensor | None) -> TokenKeys:
+    def get(
+        self, place: int, layer: "TextImageCrossAttention", text_BSC: Tensor, image_BSC: Tensor | None
+    ) -> TokenKeys:
         """Those of one layer. Args: place: its number in the UNet; the rest as in `TextImageCrossAttention.keys`."""
         if place not in self._keys:
             self._keys[place] = layer.keys(text_BSC, image_BSC)

@@ -64,7 +64,7 @@ class ClipContext:
 
     Attributes:
         num_frames: F.
-        time_BC: (B or 1, time_dim) timestep embedding, one per clip.
+        time_BC: (B, time_dim) timestep embedding, one per clip.
         text_BSC: (B or 1, S, context_dim) text tokens.
         image_BSC: (B or 1, S', context_dim) image tokens or None.
         keys: what cross-attention made of the tokens before; None computes it in each pass, for gradients.
@@ -129,7 +129,8 @@ class ResnetBlock(nn.Module):
         norm_frames = context.num_frames if self.joint_group_norm else 1
         h = self.conv1(F.silu(clip_group_norm(x_ZCHW, self.norm1, num_frames=norm_frames)))
         time_BC = self.time_emb_proj(F.silu(context.time_BC))
-        h = h + (time_BC if len(time_BC) == 1 else expand_frames(time_BC, context.num_frames))[:, :, None, None]
+        time_BC = time_BC[: len(h) // context.num_frames]  # one row where one clip stands for all
+        h = h + expand_frames(time_BC, context.num_frames)[:, :, None, None]
         h = self.conv2(F.silu(clip_group_norm(h, self.norm2, num_frames=norm_frames)))
         return h + (x_ZCHW if self.conv_shortcut is None else self.conv_shortcut(x_ZCHW))
 

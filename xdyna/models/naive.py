@@ -71,9 +71,7 @@ def _padded_residuals(
     total: list[Tensor] = []
     for control in controls:
         images = repeat(control.images[frames].to(sample), "t c h w -> (b t) c h w", b=b)
-        down, mid = control.net(
-            sample, timestep, encoder_hidden_states=text, controlnet_cond=images, return_dict=False
-        )
+        down, mid = control.net(sample, timestep, encoder_hidden_states=text, controlnet_cond=images, return_dict=False)
         padded = []
         for residual in (*down, mid):
             clip = rearrange(residual, "(b t) c h w -> b t c h w", b=b)

@@ -174,7 +174,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             self._check_reference(reference_features, clips=clips, frames=f)
         context = ClipContext(
             num_frames=f,
-            time_BC=self._embed_time(timestep, len(sample)),
+            time_BC=self._embed_time(timestep, clips),
             text_BSC=text_tokens,
             image_BSC=image_tokens,
             keys=keys,

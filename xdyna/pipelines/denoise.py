@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
 from xdyna.models.attention import CrossAttentionCache
-from xdyna.models.controls import ControlResiduals, accept_embedded, merge_residuals, run_controlnet
+from xdyna.models.controls import ControlResiduals, merge_residuals, run_controlnet, share_work
 from xdyna.models.denoiser import Denoiser, Tokens
 
 
@@ -68,7 +68,7 @@ class EmbeddedConditions:
         self.condition, self.frames = condition, frames
         self.value_range = condition.value_range
         self._kept: dict[int, Tensor] = {}
-        accept_embedded(condition.controlnet)
+        share_work(condition.controlnet)
 
     def residuals(self, sample: Tensor, timestep: Tensor, text: Tensor, frames: Sequence[int]) -> ControlResiduals:
         """The ControlNet's residuals; its dtype need not be the UNet's.

@@ -79,9 +79,7 @@ def test_fast_path_is_the_equations(case: str) -> None:
     )
     cache = ControlResidualCache([Condition(net, x) for net, x in zip(nets, shown, strict=True)], tokens)
     for _ in range(2):  # what the first step leaves behind serves the second
-        out = predict_noise(
-            denoiser, latents, reference, timestep, windows=WINDOWS, tokens=tokens, controls=cache
-        )
+        out = predict_noise(denoiser, latents, reference, timestep, windows=WINDOWS, tokens=tokens, controls=cache)
         assert float((out - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 
 
