@@ -221,6 +221,7 @@ class SpatialTransformer(nn.Module):
         h, w = x_ZCHW.shape[-2:]
         x_ZLC = rearrange(self.proj_in(self.norm(x_ZCHW)), "z c h w -> z (h w) c")
         for block in self.transformer_blocks:
+            assert isinstance(block, SpatialTransformerBlock | LastRead)
             x_ZLC = block(x_ZLC, context, block.token_keys(context))
         x_ZCHW = to_clips(x_ZCHW, len(x_ZLC) // context.num_frames, num_frames=context.num_frames)
         return x_ZCHW + self.proj_out(rearrange(x_ZLC, "z (h w) c -> z c h w", h=h, w=w))

@@ -212,5 +212,6 @@ def _temporal_attention(attention: TemporalSelfAttention, x_YLC: Tensor, t: int)
     q, k, v = attention.to_q(x_PTC), attention.to_k(x_PTC), attention.to_v(x_PTC)
     # More sequences at once than the grid of a fused kernel has places.
     chunks = zip(*(x.split(32768) for x in (q, k, v)), strict=True)
-    out_PTC = attention.to_out[0](torch.cat([_attention(*chunk, attention.heads) for chunk in chunks]))
+    attended = [_attention(query, key, value, attention.heads) for query, key, value in chunks]
+    out_PTC = attention.to_out[0](torch.cat(attended))
     return rearrange(out_PTC, "(b l) t c -> (b t) l c", l=places)

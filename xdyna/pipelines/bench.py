@@ -25,7 +25,8 @@ from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
 
 CHANNELS = (64, 128, 256, 256)
-SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": 154}
+TOKEN_CHANNELS = 154
+SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": TOKEN_CHANNELS}
 CONTEXT, OVERLAP = 16, 4
 TEXT_TOKENS, IMAGE_TOKENS = 77, 16
 
@@ -69,9 +70,8 @@ def bench_sampling(
         torch.randn(1, 4, frames, *grid, device=device),
         torch.randn(1, 4, 1, *grid, device=device),
     )
-    channels = SIZES["cross_attention_dim"]
-    text = torch.randn(1, TEXT_TOKENS, channels, device=device).repeat(2, 1, 1)
-    tokens = Tokens(text, torch.randn(2, IMAGE_TOKENS, channels, device=device))
+    text = torch.randn(1, TEXT_TOKENS, TOKEN_CHANNELS, device=device).repeat(2, 1, 1)
+    tokens = Tokens(text, torch.randn(2, IMAGE_TOKENS, TOKEN_CHANNELS, device=device))
     windows = uniform_windows(frames, context=CONTEXT, overlap=OVERLAP, offset=0)
     timestep = torch.tensor(500, device=device)
     controls = [Control(c.controlnet, c.scaled(range(frames), c.value_range, latents)) for c in conditions]
