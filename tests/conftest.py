@@ -80,7 +80,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def detector() -> None:
-    """Skips where MediaPipe is there but its system libraries are not (libEGL for releases above 1.0)."""
+    """Skips where MediaPipe is there but its system libraries or /sys are not (releases above 1.0)."""
     from xdyna.perception.errors import PerceptionError
     from xdyna.perception.mediapipe_models import load_mediapipe
 

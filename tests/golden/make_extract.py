@@ -2,7 +2,7 @@
 
     python tests/golden/make_extract.py FULL_FOLDER
 
-Kept: the module cases with one clip or picture of those whose rows do not influence each other, and one sampling run.
+Kept: the module cases with one clip or image of those whose rows do not influence each other, and one sampling run.
 """
 
 import json

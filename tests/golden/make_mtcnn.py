@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.mtcnn import NETWORKS, ONet, PNet, RNet
 
 SEEDS, THRESHOLDS, SIDE = (0, 4, 7), (0.6, 0.5, 0.5), 96
@@ -48,8 +48,8 @@ def find(module: Any, seed: int, *, width: bool) -> tuple[np.ndarray, np.ndarray
             return pnet.conv4_2(x), pnet.conv4_1(x).softmax(dim=1)
 
         pnet.forward = forward
-    picture = Image.fromarray(random_pictures(1, side=SIDE, seed=seed)[0])
-    boxes, marks = detector.detect_faces(picture, 20, list(THRESHOLDS), [0.7, 0.7, 0.7], 0.85)
+    image = Image.fromarray(random_images(1, side=SIDE, seed=seed)[0])
+    boxes, marks = detector.detect_faces(image, 20, list(THRESHOLDS), [0.7, 0.7, 0.7], 0.85)
     return np.asarray(boxes), np.stack([np.asarray(marks)[:, :5], np.asarray(marks)[:, 5:]], axis=2)
 
 

@@ -24,11 +24,11 @@ _LEFT_HIP, _LEFT_KNEE, _LEFT_ANKLE = 11, 12, 13
 _DRAWN = 14  # joints without eyes and ears
 
 
-def official_joints(picture: np.ndarray) -> np.ndarray:
+def official_joints(image: np.ndarray) -> np.ndarray:
     """(14, 3) x px, y px, share of the disc that shows (hands are drawn over some)."""
-    picture = picture.astype(np.float32)
-    apart = np.stack([np.abs(picture - color).sum(axis=-1) for color in BODY_COLORS[:_DRAWN].astype(np.float32)])
-    nearest, bright = apart.argmin(axis=0), picture.max(axis=-1) > 180
+    image = image.astype(np.float32)
+    apart = np.stack([np.abs(image - color).sum(axis=-1) for color in BODY_COLORS[:_DRAWN].astype(np.float32)])
+    nearest, bright = apart.argmin(axis=0), image.max(axis=-1) > 180
     disc = np.zeros((9, 9), np.float32)
     cv2.circle(disc, (4, 4), 4, 1, -1)
     ring = np.hypot(*np.mgrid[-8:9, -8:9]) > 5.5
@@ -75,8 +75,8 @@ def test_joints_match_the_official_ones(name: str, shared_dir: Path, tmp_path: P
     video, official_video = shared_dir / "data" / f"{name}.mp4", shared_dir / "data" / f"{name}_pose.mp4"
     rows = np.linspace(0, probe(video).frame_count - 1, FRAMES).round().astype(int)
     track = track_person(video, frame_indices=rows, cache_dir=tmp_path)
-    official_pictures = list(read_frames(official_video, rows))
-    official = np.stack([official_joints(picture) for picture in official_pictures])
+    official_images = list(read_frames(official_video, rows))
+    official = np.stack([official_joints(image) for image in official_images])
     hips = (official[:, 8, :2] + official[:, _LEFT_HIP, :2]) / 2
     torso_shown = (official[:, [1, 8, _LEFT_HIP], 2] > 0.5).all(axis=1)
     torso = np.median(np.linalg.norm(official[torso_shown, 1, :2] - hips[torso_shown], axis=1))
@@ -93,7 +93,7 @@ def test_joints_match_the_official_ones(name: str, shared_dir: Path, tmp_path: P
         count = np.isfinite(column).sum()
         print(f"  {BODY_JOINTS[joint]:15s} mean {np.nanmean(column):.3f}  median {np.nanmedian(column):.3f}  n {count}")
     if folder := os.environ.get("XDYNA_SHOWS_DIR"):
-        write_side_by_side(Path(folder) / f"skeleton_{name}.png", video=video, official=official_pictures, track=track)
+        write_side_by_side(Path(folder) / f"skeleton_{name}.png", video=video, official=official_images, track=track)
 
     assert track.found.all()
     assert np.isfinite(distance).sum() > 0.85 * distance.size

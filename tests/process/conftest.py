@@ -28,8 +28,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ref.png, driving.npz (a standing figure that waves, 7 frames at 10 fps), poses.mp4 (the same, drawn)."""
     folder = tmp_path_factory.mktemp("media")
-    picture = np.indices((96, 64)).sum(0)[..., None] * np.array([1, 1, 0.5])
-    cv2.imwrite(str(folder / "ref.png"), picture.astype(np.uint8))
+    image = np.indices((96, 64)).sum(0)[..., None] * np.array([1, 1, 0.5])
+    cv2.imwrite(str(folder / "ref.png"), image.astype(np.uint8))
     track = standing_figure(frames=7)
     track.save(folder / "driving.npz")
     with VideoWriter(folder / "poses.mp4", fps=10, size=track.size) as writer:

@@ -120,8 +120,8 @@ def make_inputs(folder: Path) -> None:
     (folder / "experiment").mkdir()
     text = yaml.safe_dump(settings, sort_keys=False)
     (folder / "experiment" / "soak.yaml").write_text(f"# @package _global_\n{text}")
-    picture = np.indices((96, 64)).sum(0)[..., None] * np.array([1, 1, 0.5])
-    cv2.imwrite(str(folder / "ref.png"), picture.astype(np.uint8))
+    image = np.indices((96, 64)).sum(0)[..., None] * np.array([1, 1, 0.5])
+    cv2.imwrite(str(folder / "ref.png"), image.astype(np.uint8))
     standing_figure(frames=40).save(folder / "driving.npz")
     for number in range(3):
         frames = render_clip(number, number, number, frames=24, size=(128, 128)).frames

@@ -74,7 +74,7 @@ def test_reference_missing(fails):
 
 
 @pytest.mark.parametrize("content", [b"", b"just a text", b"\x89PNG\r\n\x1a\n cut"], ids=["empty", "text", "truncated"])
-def test_reference_not_a_picture(fails, tmp_path, content):
+def test_reference_not_a_image(fails, tmp_path, content):
     (tmp_path / "ref.jpg").write_bytes(content)
     assert "ref.jpg" in fails(1, "--ref", "ref.jpg")
 
@@ -86,15 +86,15 @@ def test_reference_one_pixel(fails, tmp_path):
 
 @pytest.mark.parametrize("kind", ["alpha", "cmyk", "exif", "grey"])
 def test_odd_references_work(infer, media, tmp_path, kind):
-    picture = Image.open(media / "ref.png").convert("RGB")
+    image = Image.open(media / "ref.png").convert("RGB")
     options = {}
     if kind == "exif":
         exif = Image.Exif()
         exif[0x0112] = 6
-        picture, options = picture.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
+        image, options = image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
     mode = {"alpha": "RGBA", "cmyk": "CMYK", "grey": "L", "exif": "RGB"}[kind]
     name = "ref.png" if kind == "alpha" else "ref.jpg"
-    picture.convert(mode).save(tmp_path / name, **options)
+    image.convert(mode).save(tmp_path / name, **options)
     assert infer("--ref", name, "--out", "out.mp4") == 0
     assert (tmp_path / "out.sheet.png").exists()
 
@@ -211,7 +211,7 @@ def test_damaged_keypoints(fails, media, tmp_path, change):
         (["--face"], "holds no faces"),
         (["--config", "missing.yaml"], "choose a config by its group"),
         (["--config-dir", "missing"], "--config-dir missing: no such folder"),
-        (["preset=fast"], "preset=fast: there is no config preset/fast"),
+        (["preset=quick"], "preset=quick: there is no config preset/quick"),
         (["--cfg", "jobs"], "guidance: got 'jobs', expected a number"),
         (["steps"], "expected key=value"),
         (["--batch", "missing.json"], "no such file"),

@@ -19,7 +19,7 @@ from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines import controls as module
 from xdyna.pipelines.controls import Conditions
 from xdyna.pipelines.driving import Driving, open_driving
-from xdyna.pipelines.writing import driving_pictures
+from xdyna.pipelines.writing import driving_images
 
 HEIGHT, WIDTH, FRAMES = 96, 64, 5
 GREYS = np.arange(FRAMES) * 40 + 50  # of the driving frames
@@ -271,7 +271,7 @@ def test_higher_rate_from_the_file_on(video, asked):
     assert len({frame.tobytes() for frame in made.pose}) == FRAMES
 
 
-def test_driving_pictures_go_through_the_same_crop(asked, tmp_path):
+def test_driving_images_go_through_the_same_crop(asked, tmp_path):
     """Rows of different greys: the image beside the result shows the part that the skeleton was drawn for."""
     ramp = np.repeat(np.arange(HEIGHT, dtype=np.uint8)[:, None] * 2, WIDTH, axis=1)
     path = tmp_path / "ramp.mp4"
@@ -281,7 +281,7 @@ def test_driving_pictures_go_through_the_same_crop(asked, tmp_path):
     driving = driving_of(path, [0, 0, 3])
     for face, top in ((True, 8), (False, 16)):
         made = make(driving, face=face, size=(64, 64))
-        pictures = list(driving_pictures(driving, made.placement))
+        pictures = list(driving_images(driving, made.placement))
         assert len(pictures) == 3
         for picture in pictures:
             np.testing.assert_allclose(picture[..., 0], ramp[top : top + 64], atol=4)

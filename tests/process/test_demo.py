@@ -136,7 +136,7 @@ def test_real_motion_is_fitted_to_the_puppet():
     assert not {"--ref-keypoints", "--puppet-face"} & set(own)  # those of the puppet
 
 
-def test_an_own_picture_dances_the_sample():
+def test_an_own_image_dances_the_sample():
     words = arguments("--ref", "me.jpg", "--frames", "5")
     assert value(words, "--ref") == "me.jpg"
     assert value(words, "--drive") == str(Path("s") / "driving.npz")

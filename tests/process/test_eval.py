@@ -76,7 +76,7 @@ def test_nothing_is_measured_twice_and_nothing_outdated_is_used(folders: Path, m
     first = values(folders)
     measured: list[str] = []
     original = engine.record_key
-    from xdyna.evaluation.metrics.pictures import FrameMetric
+    from xdyna.evaluation.metrics.images import FrameMetric
 
     measure = FrameMetric.measure
     monkeypatch.setattr(FrameMetric, "measure", lambda self, case: measured.append(case.id) or measure(self, case))
@@ -275,6 +275,31 @@ def test_generate_reuses_only_what_was_made_so(
     (tmp_path / "list.json").write_text(json.dumps(rows))
     assert call() == (2, [])
     assert "unknown key 'drvie'" in capsys.readouterr().err
+
+
+def test_generate_looks_at_metrics_and_quick_before_it_makes_videos(
+    checkpoint: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos take hours: a missing or wrong weight file is said before them, and --quick cuts what is made."""
+    rows = [{"id": name, "ref": str(media / "ref.png"), "drive": str(media / "driving.npz")} for name in "abc"]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "weights").mkdir()
+    asked: list[list[str]] = []
+    monkeypatch.setattr(infer, "make_all", lambda requests, command: asked.append([r.out.stem for r in requests]) or 1)
+
+    def call(metrics: str) -> str:
+        argv = ["--generate", str(tmp_path / "list.json"), "--infer", f"--checkpoint {checkpoint}", "--quick", "2"]
+        argv += ["--weights-dir", str(tmp_path / "weights"), "--metrics", metrics, "--out", str(tmp_path / "out")]
+        assert run("xdyna.cli.eval", argv) == 1
+        return capsys.readouterr().err
+
+    said = call("psnr,fid")
+    first, then = "note: fid will be skipped: inception needs", "2 of 2 videos could not be made (a, b)"
+    assert said.index(first) < said.index(then)
+    assert asked == [["a", "b"]]
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights" / "pt_inception-2015-12-05-6726825d.pth")
+    assert "is not the published" in call("fid")
+    assert len(asked) == 1
 
 
 def test_every_configuration_names_known_metrics() -> None:

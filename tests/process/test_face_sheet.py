@@ -42,8 +42,8 @@ def test_rendered_figures_alone(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_puppets_keep_the_expression_and_change_the_figure():
     """The result of one row is the same bones and expression, another figure in another scene."""
     (driving, other, result), again = next(puppet_triples(1, 4)), next(puppet_triples(1, 4))
-    for picture, same in zip((driving, other, result), again, strict=True):
-        np.testing.assert_array_equal(picture, same)
+    for image, same in zip((driving, other, result), again, strict=True):
+        np.testing.assert_array_equal(image, same)
     assert driving.shape != result.shape or (driving != result).mean() > 0.5
 
 
@@ -80,7 +80,7 @@ def lively(mesher: FaceMesher) -> tuple[Clip, Portrait]:
     """A face that is squeezed more and less: its coefficients follow, known up to reading."""
     person = portrait("admiral", mesher)
     shapes = [np.array([[1.0, 0, 0], [0, s, 300 * (1 - s)]]) for s in (0.85, 0.9, 0.95, 1.0, 1.05, 1.1)]
-    frames, points = zip(*[moved(person.picture, shape, person.landmarks) for shape in shapes], strict=True)
+    frames, points = zip(*[moved(person.image, shape, person.landmarks) for shape in shapes], strict=True)
     return Clip("admiral", np.stack(frames), np.stack(points)), person
 
 
@@ -122,7 +122,7 @@ def test_frames_of_the_sheet(lively: tuple[Clip, Portrait]):
     assert len(first) == len(second) == 2
     for driving, _, result in first + second:
         np.testing.assert_array_equal(driving, result)
-    shown = {picture.tobytes() for picture, *_ in first + second}
+    shown = {image.tobytes() for image, *_ in first + second}
     assert len(shown) == 4
 
 

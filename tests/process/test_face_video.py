@@ -16,7 +16,7 @@ from xdyna.pipelines import plan as plan_module
 from xdyna.pipelines.driving import open_driving
 from xdyna.pipelines.folder import find_checkpoint
 from xdyna.pipelines.plan import Request, plan_animation, read_person
-from xdyna.pipelines.writing import driving_pictures
+from xdyna.pipelines.writing import driving_images
 
 HEIGHT, WIDTH, FRAMES = 96, 64, 6
 GREYS = np.arange(FRAMES) * 35 + 50  # of the video's frames
@@ -67,7 +67,7 @@ def test_faces_come_from_the_frames_the_points_were_found_in(tmp_path, files, ke
     )
     assert made.face.shape == (len(driving.rows), 64, 64, 6)
     np.testing.assert_allclose(made.face[..., 3:].max(axis=(1, 2, 3)), GREYS[shown], atol=3)
-    beside = [picture.mean() for picture in driving_pictures(driving, made.placement)]
+    beside = [image.mean() for image in driving_images(driving, made.placement)]
     np.testing.assert_allclose(beside, GREYS[shown], atol=3)
     # The face stands where the landmarks say, after the crop of 8 px from above.
     [box] = {tuple(np.argwhere(patch.any(-1)).min(0)) for patch in made.face[..., 3:]}
@@ -167,8 +167,8 @@ def test_reference_points_that_do_not_fit(infer, media, tmp_path, capsys):
     nobody.save(tmp_path / "nobody.npz")
     for name, message in {
         "none.npz": "no such file",
-        "wide.npz": "shows somebody in a picture of 96x96 (HxW)",
-        "nobody.npz": "shows nobody in a picture of 96x64 (HxW)",
+        "wide.npz": "shows somebody in an image of 96x96 (HxW)",
+        "nobody.npz": "shows nobody in an image of 96x64 (HxW)",
     }.items():
         assert infer("--align", "--ref-keypoints", name) == 2
         assert message in capsys.readouterr().err

@@ -293,7 +293,7 @@ def test_broken_off_by_sigterm(checkpoint, media, tmp_path):
 
 def test_usage_errors(capsys):
     assert run(main, []) == 2
-    assert "give a picture with --ref" in capsys.readouterr().err
+    assert "give an image with --ref" in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         run(main, ["--frobnicate"])
     assert error.value.code == 2

@@ -95,15 +95,15 @@ def test_the_head_is_where_the_persons_is_and_as_large_as_in_the_reference() -> 
     np.testing.assert_allclose(slope, given, atol=1.0)
 
 
-def test_landmarks_lie_on_the_pictures_face() -> None:
+def test_landmarks_lie_on_the_images_face() -> None:
     """The iris is dark where the eyes' landmarks are, and the cheek has the skin's colour in every frame."""
     driver = render_clip(7, 11, 5, frames=FRAMES, size=SIZE, expression=acting()).track()
     still = render_clip(21, 30, 6, frames=1, size=SIZE)
     acted = act(driver, still.body[0])
-    for picture, points in zip(acted.frames, acted.track.face, strict=True):
+    for image, points in zip(acted.frames, acted.track.face, strict=True):
         x, y = np.round(points[36:42, :2].mean(0)).astype(int)
-        eye = picture[y - 1 : y + 2, x - 1 : x + 2].astype(int).sum(-1).min()
-        nose = picture[tuple(np.round(points[29, 1::-1]).astype(int))].astype(int).sum()
+        eye = image[y - 1 : y + 2, x - 1 : x + 2].astype(int).sum(-1).min()
+        nose = image[tuple(np.round(points[29, 1::-1]).astype(int))].astype(int).sum()
         assert eye < nose - 150
 
 

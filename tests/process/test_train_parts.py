@@ -65,9 +65,9 @@ def test_channels_last_is_a_matter_of_memory_alone(tmp_path: Path) -> None:
     weight = last.vae.encoder.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
-    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, theirs = (c.vae.decode(c.vae.encode(picture).latent_dist.mean).sample for c in (last, plain))
+        ours, theirs = (c.vae.decode(c.vae.encode(image).latent_dist.mean).sample for c in (last, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     save_pipeline(as_pipeline(last), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")

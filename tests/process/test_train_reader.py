@@ -27,9 +27,9 @@ def test_faces_are_of_the_split() -> None:
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.3])
 def test_blur_equals_opencv(sigma: float) -> None:
-    picture = np.random.default_rng(0).random((SIDE, SIDE, 3)).astype(np.float32)
-    ours = blur(torch.from_numpy(picture).permute(2, 0, 1)[None], sigma=sigma)[0].permute(1, 2, 0).numpy()
-    expected = cv2.GaussianBlur(picture, (9, 9), sigma, borderType=cv2.BORDER_REPLICATE)
+    image = np.random.default_rng(0).random((SIDE, SIDE, 3)).astype(np.float32)
+    ours = blur(torch.from_numpy(image).permute(2, 0, 1)[None], sigma=sigma)[0].permute(1, 2, 0).numpy()
+    expected = cv2.GaussianBlur(image, (9, 9), sigma, borderType=cv2.BORDER_REPLICATE)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -86,8 +86,8 @@ def test_shipped_reader_reads_unknown_puppets() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 200_000
     reader = ExpressionReader.load(FOLDER)
     faces, readings = render_faces("test", clips=24, seed=123)
-    for pictures in (faces, blur(faces, sigma=1.0)):
-        for name, row in measure(reader, pictures, readings).items():
+    for images in (faces, blur(faces, sigma=1.0)):
+        for name, row in measure(reader, images, readings).items():
             assert row["r2"] > 0.8, name
             assert row["mae"] < 0.12, name
     clip = render_clip(2_000_010, 2_000_011, 2_000_012, frames=16, stride=3, size=(320, 320))

@@ -8,7 +8,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # What the absence of a group of names means (regular expression on the missing names).
 ABSENT_PARTS = (
-    (r"\.motion_modules\.", "it has no motion modules: a picture model, or a checkpoint of another stage"),
+    (r"\.motion_modules\.", "it has no motion modules: an image model, or a checkpoint of another stage"),
     (r"\.attn1\.to_(q_ff|out_ff)\.", "it has no Dynamics-Adapter: not an X-Dyna checkpoint"),
     (r"\.attn2\.to_[kv]_ip\.", "it has no image-token weights: IP-Adapter was not merged into it"),
 )

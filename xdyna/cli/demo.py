@@ -94,14 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         prog=program_name("demo"),
         description="Animate a puppet with another puppet's dance. Options that are not listed here go to infer.py.",
     )
-    p.add_argument("--ref", type=Path, metavar="IMG", help="your own picture instead of the sample puppet")
+    p.add_argument("--ref", type=Path, metavar="IMG", help="your own image instead of the sample puppet")
     p.add_argument(
         "--drive", type=Path, metavar="FILE", help="your own driving video instead of the sample's: it moves the puppet"
     )
     p.add_argument(
         "--align",
         action=argparse.BooleanOptionalAction,
-        help="fit the driving person to the one in the picture (default: where --drive moves the sample puppet)",
+        help="fit the driving person to the one in the image (default: where --drive moves the sample puppet)",
     )
     p.add_argument("--frames", type=int, default=16, help="frames to make (%(default)s)")
     p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")

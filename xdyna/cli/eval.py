@@ -135,26 +135,33 @@ def _measure(command: Command[EvalConfig], team: "Team") -> "Report | None":
     from tqdm import tqdm
 
     from xdyna.core.device import device_of_rank
-    from xdyna.evaluation.evaluate import check_out, evaluate
+    from xdyna.evaluation.evaluate import check_metrics, check_out, evaluate
     from xdyna.evaluation.weights import WeightsFolder
 
     args = command.flags
     if team.rank == 0:
         check_out(args.out, overwrite=args.overwrite)
     device = str(device_of_rank(args.device, int(os.environ.get("LOCAL_RANK", "0"))))
-    weights = WeightsFolder(args.weights_dir, download=args.download, device=device)  # before any video is made
+    weights = WeightsFolder(args.weights_dir, download=args.download, device=device)
+    cache = args.cache or args.out / WORK / "records"
+    if args.generate is not None:
+        check_metrics(command.config, cache=cache, weights=weights, tell=_tell)
     found = _inputs(args)
     with tqdm(total=-(-len(found.entries) // team.world), desc="videos", unit="video", disable=team.rank > 0) as bar:
         return evaluate(
             found,
             command.config,
-            cache=args.cache or args.out / WORK / "records",
+            cache=cache,
             weights=weights,
             team=team,
             command=["eval.py", *command.argv],
             advance=lambda name: bar.update() and None,
-            tell=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
+            tell=_tell,
         )
+
+
+def _tell(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _inputs(args: argparse.Namespace) -> "Inputs":
@@ -192,7 +199,7 @@ def _generated(args: argparse.Namespace) -> "Inputs":
         model = load(command.flags.checkpoint, command.config)
         folder = args.out / "generated"
         make = functools.partial(infer.make_all, command=command)
-        found.append(generate(args.generate, folder, make, model=model, settings=command.config))
+        found.append(generate(args.generate, folder, make, model=model, settings=command.config, first=args.quick))
         return 0
 
     infer.PROGRAM.main(infer.parser(), ["save=ffv1", *shlex.split(args.infer)], work, prepare=infer.prepare)

@@ -182,9 +182,7 @@ def _requests(args: argparse.Namespace) -> "list[Request]":
             )
         return batch.read_requests(args.batch)
     if args.ref is None or args.drive is None:
-        raise UsageError(
-            "give a picture with --ref and a driving file with --drive (or pairs with --batch); see --help"
-        )
+        raise UsageError("give an image with --ref and a driving file with --drive (or pairs with --batch); see --help")
     return [
         Request(
             args.ref,

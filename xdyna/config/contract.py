@@ -5,12 +5,13 @@ taken as published: OpenPose bodies with hands, without head and face landmarks,
 """
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from xdyna.core.atomic import write_file
-from xdyna.core.errors import WeightsError
+from xdyna.core.errors import WeightsError, XDynaWarning
 
 FILE = "conditions.json"
 FORMER_FILE = "sampling.json"  # of older folders: {"guidance": scale} alone
@@ -76,14 +77,29 @@ class ConditionContract:
 def read_contract(folder: Path) -> ConditionContract:
     """The contract of a pipeline folder; the published one where there is none.
 
+    Args:
+        folder: of the pipeline; "." for a pipeline that was never in one.
+
     Raises:
         WeightsError: the file is damaged, or holds what this release does not know.
+
+    Warns:
+        XDynaWarning: the pipeline came from the hub without the file, which diffusers does not fetch.
     """
     path = folder / FILE
     former = not path.is_file() and (folder / FORMER_FILE).is_file()
     if former:
         path = folder / FORMER_FILE
     elif not path.is_file():
+        if folder.parent.name == "snapshots" or not (folder.is_absolute() or folder.is_dir()):
+            warnings.warn(
+                f"'{folder}' comes from the hub, from where diffusers fetches no {FILE}: the published contract is "
+                f"assumed (guidance {PUBLISHED_GUIDANCE:g}, {PUBLISHED_STEPS} steps, poses without landmarks); if the "
+                f"model has a {FILE}, fetch all its files (huggingface_hub.snapshot_download) and load that folder, or "
+                "set pipeline.contract",
+                XDynaWarning,
+                stacklevel=2,
+            )
         return ConditionContract()
     try:
         stored = json.loads(path.read_text())

@@ -58,7 +58,7 @@ class EvalConfig:
         pose_backend: finds people: "mediapipe" or "dwpose".
         mtcnn_softmax: what the softmax of AdaFace's face detector runs over: the two "classes", as in the original
             MTCNN, or the "width" of the map, as AdaFace's published code has it by mistake.
-        batch: images that networks of single images see at once; None: a number of their own. Changes rounding alone.
+        batch: images, or clips, that networks see at once; None: a number of their own. Changes rounding alone.
         dtype: what metrics' networks compute in: "float32", or by choice "float16" or "bfloat16", which is faster on
             GPUs and another number in the third digit; face detection stays in float32.
         max_frames: only the first so many frames of each video; None for all.

@@ -14,6 +14,7 @@ POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
 DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
 SAVES = ("mp4", "ffv1", "frames")
+DECODERS = ("vae", "tiny", "auto")
 CROPS = ("published", "person", "none")
 
 
@@ -25,6 +26,11 @@ class InferConfig:
         steps: denoising steps; None takes the checkpoint's own (published: 25).
         guidance: classifier-free guidance scale; at 1 and below the unconditional branch is left out; None takes the
             checkpoint's own (published: 7.5).
+        guidance_interval: [low, high], shares of the noise schedule (0 is clean, 1 pure noise) between which guidance
+            runs; elsewhere only the conditional branch does, which saves half of the UNet's work. [0, 1] is exact.
+        reuse_interval: the deep levels of the UNet run every so many steps and are kept in between; 1 is exact.
+        reuse_depth: with `reuse_interval`: skip connections, counted from the highest resolution, whose layers run in
+            every step; less is faster and further from exact.
         seed: of noise, window offsets and everything else random.
         height: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 896).
         width: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 512).
@@ -57,6 +63,9 @@ class InferConfig:
         dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
         attention: "sdpa" (PyTorch) or "xformers".
         vae_chunk: frames decoded at once.
+        decoder: "vae"; "tiny" (the checkpoint's `tiny_vae`, for previews); "auto" takes that where there is one.
+        low_memory: the branches of guidance one after the other, ControlNets, feed-forward layers and the VAE in parts,
+            networks that wait on the CPU; same result up to rounding, slower.
         keep_audio: copy the driving video's sound into the output.
         save: the video as "mp4" (H.264, what players show), or without loss, to be measured: "ffv1" (.mkv) or "frames"
             (a folder of PNG images).
@@ -67,6 +76,9 @@ class InferConfig:
 
     steps: int | None = setting(None, low=1, high=1000)
     guidance: float | None = setting(None, low=0, high=100)
+    guidance_interval: list[float] = setting([0.0, 1.0], low=0, high=1)  # noqa: RUF009 (a copy for each)
+    reuse_interval: int = setting(1, low=1, high=1000)
+    reuse_depth: int = setting(1, low=1, high=100)
     seed: int = setting(42, low=0, high=2**63 - 1)
     height: int | None = None
     width: int | None = None
@@ -94,6 +106,8 @@ class InferConfig:
     dtype: str = setting("auto", choices=DTYPES)
     attention: str = setting("sdpa", choices=ATTENTION)
     vae_chunk: int = setting(4, low=1)
+    decoder: str = setting("vae", choices=DECODERS)
+    low_memory: bool = False
     keep_audio: bool = True
     save: str = setting("mp4", choices=SAVES)
 
@@ -103,6 +117,15 @@ class InferConfig:
             raise ConfigError(
                 f"context_overlap: got {self.context_overlap}, expected 0 to context_frames - 1 = "
                 f"{self.context_frames - 1}"
+            )
+        if len(self.guidance_interval) != 2 or self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ConfigError(
+                f"guidance_interval: got {list(self.guidance_interval)}, expected [low, high] with low below high"
+            )
+        if self.reuse_interval == 1 and self.reuse_depth != 1:
+            raise ConfigError(
+                f"reuse_depth={self.reuse_depth} and reuse_interval=1 contradict each other: nothing is reused; give a "
+                "reuse_interval of 2 or more, or leave reuse_depth out"
             )
         kind, _, number = self.device.partition(":")
         if kind not in DEVICES or (number and not number.isdecimal()) or (kind == "auto" and number):

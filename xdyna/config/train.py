@@ -8,7 +8,7 @@ from xdyna.config.model import ModelConfig
 from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import ConfigError
 
-STAGES = ("vae", "base", "dynamics", "face")
+STAGES = ("vae", "base", "dynamics", "face", "distill")
 APPEARANCES = ("dynamics_adapter", "reference_net", "ip_adapter")
 FACES = ("sface", "landmarks", "none")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -88,6 +88,46 @@ class OptimConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Stage distill (see xdyna/training/distill.py).
+
+    Attributes:
+        points: points of the student's schedule, those that diffusers' LCMScheduler visits in so many steps: the
+            teacher goes from each to the next, and sampling in any divisor of them is trained. 50 is all of them
+            (arXiv 2310.04378); as many as the finished model's `steps` is the shortest way where time is scarce.
+        solver_steps: the teacher's DDIM steps from a point to the next.
+        steps: denoising steps of the finished model where none are asked for.
+        guidance: the teacher's guidance scale, which the student learns to do without; null takes that of `init`.
+        huber: error below which the loss is squared, above which it is absolute, in latents; 0 for absolute alone.
+        prior: share of the clips at the first timestep whose noise is added to copies of the reference, as sampling
+            begins; to their own latents else.
+        windows: share of the clips that are shown as short windows.
+        window_frames: length of these.
+        held: share of the short windows whose first frames are known already: given clean, as in live sampling.
+        held_frames: how many of them.
+    """
+
+    points: int = setting(50, low=1, high=50)
+    solver_steps: int = setting(1, low=1)
+    steps: int = setting(4, low=1, high=50)
+    guidance: float | None = setting(None, low=0, high=100)
+    huber: float = setting(0.001, low=0)
+    prior: float = setting(0.5, low=0, high=1)
+    windows: float = setting(0.0, low=0, high=1)
+    window_frames: int = setting(8, low=1)
+    held: float = setting(0.5, low=0, high=1)
+    held_frames: int = setting(2, low=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self, section="loss.distill")
+        if self.held_frames >= self.window_frames:
+            raise ConfigError(
+                f"loss.distill.held_frames={self.held_frames} leaves nothing of windows of {self.window_frames} frames "
+                "to make; lower it"
+            )
+
+
+@dataclass
 class LossConfig:
     """The loss.
 
@@ -104,6 +144,7 @@ class LossConfig:
         l1: weight of the L1 term of the autoencoder's loss, beside the squared error (stage vae).
         edges: weight of its gradient terms (stage vae).
         kl: weight of the autoencoder's KL term (stage vae).
+        distill: of stage distill.
     """
 
     min_snr: float | None = setting(None, above=0)
@@ -115,6 +156,7 @@ class LossConfig:
     l1: float = setting(0.1, low=0)
     edges: float = setting(0.1, low=0)
     kl: float = setting(1e-6, low=0)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         check_settings(self, section="loss")
@@ -186,11 +228,12 @@ class TrainConfig:
 
     Attributes:
         stage: "vae" and "base" (the tiny model has no SD1.5 to stand on: autoencoder, then 2-D UNet with image tokens),
-            "dynamics" (the paper's stage 1) or "face" (stage 2).
+            "dynamics" (the paper's stage 1), "face" (stage 2) or "distill" (a model of few steps from any other).
         appearance: where the person's looks come from: "dynamics_adapter" (X-Dyna), "reference_net" (`w/RefNet`),
             "ip_adapter" (`w/IP-A`: image tokens alone).
         face: "sface" (face ControlNet), "landmarks" (`w/lmk`: drawn into the pose map), "none" (`wo/face`).
         train: groups that train; null for those of the stage (see xdyna/training/stages.py).
+        lora_rank: rank of the LoRA that stage distill trains on all layers of the UNet, unless `train` says otherwise.
         init: pipeline folder whose weights the stage starts from; null builds `model` with random weights.
         model: sizes of the networks, used when `init` is null and by `--dry-run`.
         data: the clips.
@@ -229,6 +272,7 @@ class TrainConfig:
     appearance: str = setting("dynamics_adapter", choices=APPEARANCES)
     face: str = setting("sface", choices=FACES)
     train: list[str] | None = None
+    lora_rank: int = setting(16, low=1)
     init: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -267,7 +311,7 @@ class TrainConfig:
         if not self.out.strip():
             raise ConfigError("out: got an empty text, expected the folder of the run")
         # What the clips must carry follows from the stage: nobody has to keep the two in step by hand.
-        face = {"face": "cross"}.get(self.stage, "landmarks" if self.face == "landmarks" else "none")
+        face = "cross" if self.shows_faces else "landmarks" if self.face == "landmarks" else "none"
         if self.stage == "vae" and self.loss.face != 1:
             face = "self"
         if self.data.face not in ("none", face):
@@ -288,9 +332,14 @@ class TrainConfig:
             )
         if self.stage == "vae" and self.data.source == "cache":
             raise ConfigError(
-                "stage=vae trains on pictures, and data.source=cache holds the latents of another autoencoder; use "
+                "stage=vae trains on images, and data.source=cache holds the latents of another autoencoder; use "
                 "data.source=puppet"
             )
+
+    @property
+    def shows_faces(self) -> bool:
+        """Whether the face ControlNet runs."""
+        return self.face == "sface" and self.stage in ("face", "distill")
 
     def share(self, processes: int) -> Share:
         """What each process has of a batch.

@@ -156,7 +156,7 @@ def _check(config: DataConfig, clips: int) -> None:
         )
     if config.buckets:
         raise DataError(
-            f"a cache has pictures of one size; got data.buckets={config.buckets}: leave it out, and set data.height "
+            f"a cache has images of one size; got data.buckets={config.buckets}: leave it out, and set data.height "
             f"and data.width"
         )
     if clips < 1:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from xdyna.config.data import DataConfig, DataError, DataWarning
 from xdyna.data.cached import paced
-from xdyna.data.conditions import face_pictures, pose_pictures
+from xdyna.data.conditions import face_images, pose_images
 from xdyna.data.samples import Sample
 from xdyna.data.schedule import ClipPlace, Schedule, Sizes, sample_rng
 from xdyna.data.sources import ClipError, ClipWindow, Latents, Source, Video, open_source
@@ -192,17 +192,17 @@ class ClipDataset(Dataset[Sample]):
     def _sample(self, index: int, take: DrawnClip) -> Sample:
         shot = take.video.window(take.rows, reference=take.reference)
         pose, face = self._conditions(take, shot)
-        pictures = shot.reference[None]
+        images = shot.reference[None]
         if shot.frames is not None:
-            pictures = np.concatenate([pictures, shot.frames])
+            images = np.concatenate([images, shot.frames])
         mean, std = _latent_tensors(shot.latents)
         return Sample(
             index=index,
             clip_id=take.video.clip_id,
             kind=take.kind,
-            pixels=_pictures_tensor(pictures),
-            pose=None if pose is None else _pictures_tensor(pose),
-            face=None if face is None else _pictures_tensor(face),
+            pixels=_images_tensor(images),
+            pose=None if pose is None else _images_tensor(pose),
+            face=None if face is None else _images_tensor(face),
             latents_mean=mean,
             latents_std=std,
             drop_image=take.drop_image,
@@ -217,13 +217,13 @@ class ClipDataset(Dataset[Sample]):
         config = self.config
         if take.kind == "scene":
             return None, None
-        pose = pose_pictures(shot.track, config.pose_style())
+        pose = pose_images(shot.track, config.pose_style())
         if config.face in ("none", "landmarks"):
             return pose, None
         faces = shot.faces if config.face == "cross" else take.video.own_faces(take.rows, shot)
         assert faces is not None, "the source gives other faces where face='cross'"
         try:
-            return pose, face_pictures(faces.frames, faces.landmarks)
+            return pose, face_images(faces.frames, faces.landmarks)
         except NoFaceError:  # turned away all the time: nothing to be driven by
             return pose, None
 
@@ -250,8 +250,8 @@ def _draw_reference(which: str, rows: np.ndarray, length: int, rng: np.random.Ge
     return int(candidates[int(drawn * len(candidates))])
 
 
-def _pictures_tensor(pictures: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rearrange(pictures, "t h w c -> t c h w")))
+def _images_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rearrange(images, "t h w c -> t c h w")))
 
 
 def _token_tensor(latents: Latents | None) -> Tensor | None:

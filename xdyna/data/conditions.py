@@ -10,7 +10,7 @@ from xdyna.perception.draw import draw_styled
 from xdyna.perception.face_patch import iter_face_patches
 
 
-def pose_pictures(track: PoseTrack, style: PoseStyle) -> np.ndarray:
+def pose_images(track: PoseTrack, style: PoseStyle) -> np.ndarray:
     """Pose maps of a clip, as inference draws them.
 
     Args:
@@ -24,7 +24,7 @@ def pose_pictures(track: PoseTrack, style: PoseStyle) -> np.ndarray:
     return np.stack([draw_styled(*person, size=track.size, style=style) for person in drawn])
 
 
-def face_pictures(frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+def face_images(frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Face patches of a clip, as inference makes them.
 
     Args:
@@ -37,8 +37,8 @@ def face_pictures(frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     Raises:
         PerceptionError: no face in any frame.
     """
-    pictures = np.empty((*frames.shape[:3], 6), np.uint8)
+    images = np.empty((*frames.shape[:3], 6), np.uint8)
     pairs = iter_face_patches(frames, landmarks, size=(frames.shape[1], frames.shape[2]))
     for row, (local, whole) in enumerate(pairs):
-        pictures[row, ..., :3], pictures[row, ..., 3:] = local, whole
-    return pictures
+        images[row, ..., :3], images[row, ..., 3:] = local, whole
+    return images

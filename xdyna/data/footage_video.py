@@ -104,7 +104,7 @@ class FootageVideo:
             (left, top), (right, bottom) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
             room = _ROOM * (bottom - top)
             person = (left - room, top - room, right + room, bottom + room)
-        return crop_around(self.draws, picture=self._picture, target=self.size, scale=self.crop_scale, person=person)
+        return crop_around(self.draws, image=self._image, target=self.size, scale=self.crop_scale, person=person)
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class FootageVideo:
                 numbers.body[rows],
                 numbers.hands[rows],
                 numbers.face[rows],
-                self._picture,
+                self._image,
                 times=numbers.times[rows],
                 frame_index=numbers.frame_index[rows],
                 source=self.path.name,
@@ -148,7 +148,7 @@ class FootageVideo:
 
     def mask(self, rows: np.ndarray) -> np.ndarray:
         """The stored masks, which are coarse, at the size of the images; see `sources.Video`."""
-        height, width = self._picture
+        height, width = self._image
         masks = [
             self.crop.image(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)) >= 0.5
             for mask in self.arrays.mask[rows].astype(np.float32)
@@ -156,7 +156,7 @@ class FootageVideo:
         return np.stack(masks)
 
     @property
-    def _picture(self) -> tuple[int, int]:
+    def _image(self) -> tuple[int, int]:
         return self.record.height, self.record.width
 
     def _frames(self, rows: np.ndarray) -> np.ndarray:
@@ -198,7 +198,7 @@ class FootageVideo:
                 whole = read_faces(path, rows)
         except (DataError, OSError) as error:
             raise ClipError(str(error)) from error
-        if whole.frames.shape[1:3] != self._picture:
+        if whole.frames.shape[1:3] != self._image:
             raise ClipError(
                 f"faces '{self.record.faces}' have another size than clip '{self.clip_id}'; make them again"
             )

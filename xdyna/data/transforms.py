@@ -35,7 +35,7 @@ def random_resized_crop(
 def crop_around(
     draws: Sequence[float],
     *,
-    picture: tuple[int, int],
+    image: tuple[int, int],
     target: tuple[int, int],
     scale: Sequence[float],
     person: Sequence[float] | None = None,
@@ -53,13 +53,13 @@ def crop_around(
         The crop. Where the person does not fit, it is centred across and its head is kept.
     """
     share = scale[0] + (scale[1] - scale[0]) * draws[0]
-    _, _, widest, highest = center_crop(picture, target).box
+    _, _, widest, highest = center_crop(image, target).box
     width, height = (max(1, round(side * share**0.5)) for side in (widest, highest))
     across, down = (None, None) if person is None else ((person[0], person[2]), (person[1], person[3]))
     if down is not None and down[1] - down[0] > height:
         down = (down[0], down[0] + height)
-    left = _offset(draws[1], side=width, whole=picture[1], span=across)
-    top = _offset(draws[2], side=height, whole=picture[0], span=down)
+    left = _offset(draws[1], side=width, whole=image[1], span=across)
+    top = _offset(draws[2], side=height, whole=image[0], span=down)
     return CropResize(box=(left, top, width, height), size=target)
 
 

@@ -28,6 +28,7 @@ except ImportError:  # Windows
 State = tuple[int, int, str]
 """Size in bytes, time of change in ns, SHA-256."""
 _READERS = 8  # files read at a time
+_read: dict[str, State] = {}  # by this process: where nothing can be written, it reads no file twice
 
 
 def memory_file(folder: Path) -> Path:
@@ -42,13 +43,13 @@ def states_of(paths: Iterable[str], memory: Path) -> dict[str, State]:
 
     Args:
         paths: absolute.
-        memory: see `memory_file`; where it cannot be written, nothing is remembered.
+        memory: see `memory_file`; where it cannot be written, this process alone remembers.
 
     Returns:
         By path; a file that is missing or cannot be read is left out.
     """
     with _alone(memory):
-        known = _remembered(memory)
+        known = _read | _remembered(memory)
         found = {path: state for path in dict.fromkeys(paths) if (state := _look(path)) is not None}
         new = [path for path, state in found.items() if tuple(known.get(path, ())[:2]) != state]
         with ThreadPoolExecutor(_READERS) as readers:
@@ -57,8 +58,11 @@ def states_of(paths: Iterable[str], memory: Path) -> dict[str, State]:
             )
             fresh = {path: (*found[path], sha256) for path, sha256 in zip(new, hashes, strict=True) if sha256}
         if fresh:
-            with contextlib.suppress(FileError, OSError), atomic_output(memory, overwrite=True) as temporary:
-                temporary.write_text(json.dumps({**known, **fresh}), encoding="utf-8")
+            try:
+                with atomic_output(memory, overwrite=True) as temporary:
+                    temporary.write_text(json.dumps({**known, **fresh}), encoding="utf-8")
+            except (FileError, OSError):
+                _read.update(fresh)
     return {path: fresh.get(path) or known[path] for path in found if path in fresh or path not in new}
 
 

@@ -1,5 +1,7 @@
 """Classifier-free guidance and the scaling of control images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,20 @@ def scale_condition(condition: Tensor, low: Tensor | float, high: Tensor | float
     """
     first, last = (torch.as_tensor(x, dtype=torch.float32) for x in (low, high))
     return (condition.float() - first) / torch.where(last > first, last - first, 1.0)
+
+
+def check_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """The interval of the noise schedule in which guidance runs (Kynkaanniemi et al., arXiv 2404.07724, section 3).
+
+    Args:
+        interval: [low, high], shares of the schedule, 0 to 1.
+
+    Returns:
+        tuple: low, high.
+
+    Raises:
+        ValueError: another form.
+    """
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(f"guidance_interval is {list(interval)}, expected [low, high] with 0 <= low < high <= 1")
+    return float(interval[0]), float(interval[1])

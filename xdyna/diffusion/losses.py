@@ -65,6 +65,25 @@ def clip_losses(prediction: Tensor, target: Tensor, weights: Tensor | None = Non
     return reduce(error if weights is None else error * weights, "b ... -> b", "mean")
 
 
+def huber_losses(prediction: Tensor, target: Tensor, c: float, weights: Tensor | None = None) -> Tensor:
+    """Pseudo-Huber error sqrt(d^2 + c^2) - c of each clip, mean over its elements.
+
+    Args:
+        prediction: (B, ...).
+        target: the same shape.
+        c: where squares turn into absolute values; 0 for absolute values alone.
+        weights: broadcast to the shape; None for 1.
+
+    Returns:
+        Tensor: (B,) float32.
+
+    Source: Song & Dhariwal, arXiv 2310.14189, section 3.3.
+    """
+    difference = prediction.float() - target.float()
+    error = difference.abs() if c == 0 else (difference**2 + c**2).sqrt() - c
+    return reduce(error if weights is None else error * weights, "b ... -> b", "mean")
+
+
 def person_weights(
     pose: Tensor, grid: tuple[int, int], weight: float, *, features: Tensor | None = None, of_features: float = 1.0
 ) -> Tensor:
@@ -84,8 +103,8 @@ def person_weights(
         Tensor: float32 (B, 1, T, h, w).
     """
 
-    def shown(pictures: Tensor) -> Tensor:
-        brightest = rearrange(pictures, "b t c h w -> (b t) c h w").amax(dim=1, keepdim=True)
+    def shown(images: Tensor) -> Tensor:
+        brightest = rearrange(images, "b t c h w -> (b t) c h w").amax(dim=1, keepdim=True)
         return F.adaptive_max_pool2d((brightest > 0).float(), grid)
 
     reach = max(1, round(grid[0] / 8))

@@ -12,8 +12,8 @@ from xdyna.evaluation.metric import LOWER, Column, Metric
 from xdyna.evaluation.metrics.distribution import FrechetMetric
 from xdyna.evaluation.metrics.dynamics import AppearanceDrift, Flicker, TemporalRatio, WarpingError
 from xdyna.evaluation.metrics.face_cos import FaceCos
+from xdyna.evaluation.metrics.images import DEFINITIONS, FrameMetric
 from xdyna.evaluation.metrics.people import FaceDetection, FaceExpression, PeopleReader, PoseAccuracy
-from xdyna.evaluation.metrics.pictures import DEFINITIONS, FrameMetric
 from xdyna.evaluation.networks.lpips import LpipsMetric
 from xdyna.evaluation.networks.registry import EXTRACTORS
 from xdyna.evaluation.report import Skipped

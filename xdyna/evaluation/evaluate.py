@@ -13,8 +13,9 @@ from xdyna.core.manifest import versions
 from xdyna.evaluation import engine
 from xdyna.evaluation.catalogue import Shared, make_metrics
 from xdyna.evaluation.inputs import Inputs, counted
+from xdyna.evaluation.metric import Metric
 from xdyna.evaluation.processes import Team
-from xdyna.evaluation.report import Report
+from xdyna.evaluation.report import Report, Skipped
 from xdyna.evaluation.store import Store
 from xdyna.evaluation.weights import WeightsFolder
 
@@ -51,20 +52,8 @@ def evaluate(
         ValueError: no video can be read, or the records cannot be kept.
     """
     store = Store(cache)
-    shared = Shared(
-        store,
-        weights,
-        clip=config.clip,
-        masks=config.masks,
-        pose_backend=config.pose_backend,
-        mtcnn_softmax=config.mtcnn_softmax,
-    )
-    weights.batch, weights.dtype = config.batch, config.dtype
     team = team or Team()
-    metrics, skipped = make_metrics(config.metrics, shared)
-    if team.rank == 0:
-        for entry in skipped:
-            tell(f"{entry.name} will be skipped: {entry.reason}")
+    metrics, skipped = _metrics(config, store, weights, tell if team.rank == 0 else lambda text: None)
     mine = engine.share(found.entries, rank=team.rank, world=team.world)
     failures = engine.preflight(mine)
     for name, reason in failures.items():
@@ -98,6 +87,43 @@ def evaluate(
         config.table,
         failures,
     )
+
+
+def check_metrics(
+    config: EvalConfig, *, cache: Path, weights: WeightsFolder, tell: Callable[[str], None] = lambda text: None
+) -> None:
+    """See, before videos are made for it, which metrics can be computed; their networks are let go again.
+
+    Args:
+        config: the protocol.
+        cache: as for `evaluate`.
+        weights: of the metrics' networks; what is missing and has an address is downloaded where that is asked for.
+        tell: called with what will be missing in the report.
+
+    Raises:
+        UsageError: an unknown metric.
+        WeightsError: a weight file is damaged or another one.
+    """
+    _metrics(config, Store(cache), weights, tell)
+    weights.release()
+
+
+def _metrics(
+    config: EvalConfig, store: Store, weights: WeightsFolder, tell: Callable[[str], None]
+) -> tuple[list[Metric], list[Skipped]]:
+    weights.batch, weights.dtype = config.batch, config.dtype
+    shared = Shared(
+        store,
+        weights,
+        clip=config.clip,
+        masks=config.masks,
+        pose_backend=config.pose_backend,
+        mtcnn_softmax=config.mtcnn_softmax,
+    )
+    metrics, skipped = make_metrics(config.metrics, shared)
+    for entry in skipped:
+        tell(f"{entry.name} will be skipped: {entry.reason}")
+    return metrics, skipped
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

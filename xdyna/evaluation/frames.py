@@ -107,7 +107,7 @@ class Decoded(LazyFrames):
         if len(frames) < len(wanted):
             raise VideoError(f"'{self._name}' ends after {wanted.start + len(frames)} of {len(self)} frames")
         if any(frame.shape != self.shape[1:] for frame in frames):
-            raise VideoError(f"'{self._name}' has pictures of several sizes; expected the frames of one video")
+            raise VideoError(f"'{self._name}' has images of several sizes; expected the frames of one video")
         return frames
 
 

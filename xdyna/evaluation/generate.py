@@ -64,7 +64,13 @@ def read_tests(path: Path) -> list[dict[str, str]]:
 
 
 def generate(
-    path: Path, folder: Path, make: Callable[[list[Request]], Any], *, model: Model, settings: InferConfig
+    path: Path,
+    folder: Path,
+    make: Callable[[list[Request]], Any],
+    *,
+    model: Model,
+    settings: InferConfig,
+    first: int | None = None,
 ) -> Inputs:
     """Make the videos of a test list that are not there yet, or were made differently.
 
@@ -74,6 +80,7 @@ def generate(
         make: makes the animations that are asked for, replacing files; one that fails does not stop the others.
         model: the weights.
         settings: of the animations.
+        first: only the first so many entries by id; None: all.
 
     Returns:
         Inputs: the generated videos with their truth and driving videos.
@@ -84,7 +91,7 @@ def generate(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--generate runs in one process; run it alone first, then measure its folder with several")
-    tests = read_tests(path)
+    tests = read_tests(path)[:first]
     folder.mkdir(parents=True, exist_ok=True)
     files = {test["id"]: OutputFiles(folder / f"{test['id']}{ENDINGS[settings.save]}", settings.save) for test in tests}
     requests = {test["id"]: _request(files[test["id"]], test) for test in tests}

@@ -19,7 +19,7 @@ from xdyna.core.files import file_sha256
 from xdyna.evaluation.frames import Decoded
 from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metric import Case, Video
-from xdyna.media.folder import PICTURES, frame_files
+from xdyna.media.folder import IMAGES, frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 
@@ -88,7 +88,7 @@ def videos_in(folder: Path) -> dict[str, Path]:
             continue
         if path.is_file() and path.suffix.lower() in VIDEOS:
             name = relative.with_suffix("").as_posix()
-        elif path.is_file() and path.suffix.lower() in PICTURES and len(relative.parts) > 1:
+        elif path.is_file() and path.suffix.lower() in IMAGES and len(relative.parts) > 1:
             path, name = path.parent, relative.parent.as_posix()
         else:
             continue
@@ -126,7 +126,7 @@ def from_folders(
         if not videos:
             raise ValueError(
                 f"the {kind} folder '{sources[kind]}' has no videos; expected files ({', '.join(VIDEOS)}) or folders "
-                "of pictures"
+                "of images"
             )
     common = sorted(set.intersection(*(set(videos) for videos in found.values())))
     unpaired = {kind: sorted(set(videos) - set(common)) for kind, videos in found.items()}
@@ -149,7 +149,7 @@ def from_folders(
 def _mask(folder: Path | None, kind: str, name: str) -> Path | None:
     if folder is None:
         return None
-    for candidate in (folder / kind / name, *((folder / kind / f"{name}{suffix}") for suffix in (*VIDEOS, *PICTURES))):
+    for candidate in (folder / kind / name, *((folder / kind / f"{name}{suffix}") for suffix in (*VIDEOS, *IMAGES))):
         if candidate.exists():
             return candidate
     raise ValueError(f"no masks for the {kind} video '{name}': expected '{folder / kind / name}' (a folder or video)")
@@ -221,7 +221,7 @@ def read_video(path: Path, *, max_frames: int | None = None) -> Video:
         return Video(str(path), Decoded(lambda wanted: read_frames(path, wanted), size, str(path)), info.fps, digest)
     files = frame_files(path)[:max_frames]
     if not files:
-        raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
+        raise ValueError(f"'{path}' has no images; expected the frames of a video ({', '.join(IMAGES)})")
     shape = (len(files), *read_image(files[0]).shape)
     frames = Decoded(lambda wanted: (read_image(files[k]) for k in wanted), shape, str(path))
     names = "|".join(f"{file.name}:{file_sha256(file)}" for file in files)
@@ -235,12 +235,12 @@ def check_entry(entry: Entry) -> None:
         ValueError: one cannot; the message names it.
     """
     for path in (entry.generated, entry.truth, entry.driving, entry.mask_generated, entry.mask_truth):
-        if path is None or (path.is_file() and path.suffix.lower() in PICTURES):
+        if path is None or (path.is_file() and path.suffix.lower() in IMAGES):
             continue
         if not path.is_dir():
             probe(path)
         elif not (files := frame_files(path)):
-            raise ValueError(f"'{path}' has no pictures; expected the frames of a video ({', '.join(PICTURES)})")
+            raise ValueError(f"'{path}' has no images; expected the frames of a video ({', '.join(IMAGES)})")
         else:
             read_image(files[0])
 

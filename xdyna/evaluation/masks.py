@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from xdyna.evaluation.metric import Case, Video
-from xdyna.media.folder import PICTURES, frame_files
+from xdyna.media.folder import IMAGES, frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
 
@@ -125,19 +125,19 @@ def read_masks(path: Path, *, frames: int) -> np.ndarray:
         ValueError: nothing there, fewer masks than frames, or unequal sizes.
     """
     if path.is_dir():
-        pictures: Iterable[np.ndarray] = (read_image(p) for p in frame_files(path)[:frames])
-    elif path.suffix.lower() in PICTURES:
-        pictures = [read_image(path)] * frames
+        images: Iterable[np.ndarray] = (read_image(p) for p in frame_files(path)[:frames])
+    elif path.suffix.lower() in IMAGES:
+        images = [read_image(path)] * frames
     elif path.is_file():
-        pictures = read_frames(path, range(frames))
+        images = read_frames(path, range(frames))
     else:
-        raise ValueError(f"masks {path} do not exist; expected a video, a folder of pictures or a picture")
-    masks = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) >= THRESHOLD for picture in pictures]
+        raise ValueError(f"masks {path} do not exist; expected a video, a folder of images or an image")
+    masks = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) >= THRESHOLD for image in images]
     if len(masks) < frames:
-        raise ValueError(f"masks {path} has {len(masks)} pictures for a video of {frames} frames; give one per frame")
+        raise ValueError(f"masks {path} has {len(masks)} images for a video of {frames} frames; give one per frame")
     sizes = sorted({mask.shape for mask in masks})
     if len(sizes) > 1:
-        raise ValueError(f"masks {path} has pictures of several sizes ({sizes[0]}, {sizes[1]}); give them in one")
+        raise ValueError(f"masks {path} has images of several sizes ({sizes[0]}, {sizes[1]}); give them in one")
     return np.stack(masks)
 
 

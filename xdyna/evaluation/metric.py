@@ -188,16 +188,18 @@ class Extractor(Protocol):
         name: e.g. "inception".
         version: preprocessing version and hash of the weights.
         dim: D.
+        batch: images, or clips, that it sees at once.
     """
 
     name: str
     version: str
     dim: int
+    batch: int
 
     def features(self, frames: FrameSequence) -> np.ndarray:
         """Features of a video: uint8 (T, H, W, 3) -> float32 (N, D).
 
         A network of images gives N = T; a network of clips N = 1 for the clip that it is given (its length is the
-        protocol's business, see xdyna/evaluation/clips.py).
+        protocol's business, see xdyna/evaluation/clips.py), or N for (N, T, H, W, 3), where its `batch` is above 1.
         """
         ...

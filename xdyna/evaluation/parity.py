@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.inception import FIDInception, InceptionExtractor
 from xdyna.evaluation.networks.lpips import LPIPS, Backbone
 from xdyna.evaluation.parity_video import VIDEO_CASES
@@ -27,7 +27,7 @@ def inception() -> tuple[np.ndarray, np.ndarray]:
     state = random_weights(FIDInception().state_dict())
     theirs.load_state_dict_from_url = lambda *args, **kwargs: state
     net = theirs.InceptionV3([theirs.InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
-    frames = random_pictures(3)
+    frames = random_images(3)
     x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         expected = net(x)[0][..., 0, 0].numpy()
@@ -47,7 +47,7 @@ def lpips(kind: str) -> tuple[np.ndarray, np.ndarray]:
         renamed[name] = backbone["features." + name.split(".", 1)[1]]
     net.net.load_state_dict(renamed)
     net.load_state_dict({**net.state_dict(), **head})
-    a, b = random_pictures(3, seed=1), random_pictures(3, seed=2)
+    a, b = random_images(3, seed=1), random_images(3, seed=2)
     x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).float() / 255 for v in (a, b))
     with torch.no_grad():
         pairs = [net(2 * x - 1, 2 * y - 1), net(x, y)]
@@ -66,18 +66,18 @@ CASES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 def main(argv: Sequence[str]) -> int:
     """Run `scripts/eval.py parity`: all cases; exit code 1 when one differs by more than 1e-4 of its largest value."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     videos: dict[str, np.ndarray] = {}
     differences, worst = {}, 0.0
     for name, case in {**CASES, **VIDEO_CASES}.items():
         expected, ours = case()
-        (videos if name in VIDEO_CASES else pictures)[name] = expected.astype(np.float32)
+        (videos if name in VIDEO_CASES else images)[name] = expected.astype(np.float32)
         differences[name] = float(np.abs(expected - ours).max() / np.abs(expected).max())
         worst = max(worst, differences[name])
         print(f"{name:12} largest difference {differences[name]:.2e} of the largest value {np.abs(expected).max():.3g}")
     folder = ROOT / "tests" / "golden" / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "parity.npz", **pictures)
+    np.savez_compressed(folder / "parity.npz", **images)
     np.savez_compressed(folder / "parity_video.npz", **videos)
     (folder / "parity.json").write_text(
         json.dumps({"relative": differences, "torch": torch.__version__}, indent=1) + "\n"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from xdyna.evaluation.networks import mtcnn
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.i3d import I3D, I3DExtractor
 from xdyna.evaluation.networks.videomae import VideoMAE, VideoMAEExtractor
 
@@ -21,7 +21,7 @@ TINY_VIDEOMAE = {"width": 44, "depth": 3, "heads": 4, "hidden": 192}  # on the f
 
 def random_clip(frames: int, *, seed: int = 0) -> np.ndarray:
     """Two images that fade into each other, uint8 (frames, 64, 80, 3)."""
-    first, last = random_pictures(2, seed=seed).astype(np.float64)
+    first, last = random_images(2, seed=seed).astype(np.float64)
     part = np.linspace(0, 1, frames)[:, None, None, None] ** 2
     return (first * (1 - part) + last * part).round().astype(np.uint8)
 
@@ -107,7 +107,7 @@ def mtcnn_networks() -> tuple[np.ndarray, np.ndarray]:
         net.load_state_dict(state)
         mine = getattr(mtcnn, name)().eval()
         mine.load_state_dict(mtcnn.from_facenet(state))
-        x = torch.from_numpy(random_pictures(4, side=(40, 24, 48)[k])).permute(0, 3, 1, 2)
+        x = torch.from_numpy(random_images(4, side=(40, 24, 48)[k])).permute(0, 3, 1, 2)
         x = (x[..., : (56, 24, 48)[k]].float() - 127.5) * 0.0078125
         with torch.no_grad():
             # theirs: offsets, (landmarks,) both probabilities; ours: the face's, offsets, landmarks

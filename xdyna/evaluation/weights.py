@@ -74,6 +74,10 @@ class WeightsFolder:
             self._built[name] = network
         return self._built[name]
 
+    def release(self) -> None:
+        """Let go of the networks; they are made anew when they are asked for."""
+        self._built.clear()
+
     def _insightface(self) -> insightface.InsightFaceEmbedder:
         folder = self.folder / insightface.NAME if self.folder is not None else None
         files = sorted(folder.glob("*.onnx")) if folder is not None else []

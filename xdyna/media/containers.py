@@ -52,9 +52,9 @@ def _open_message(path: Path, error: Exception) -> str:
             f"video '{path}' is truncated or damaged: its index (moov atom or header) is missing or cut off, so no "
             f"frame can be read; copy or download it again"
         )
-    pictures = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
-    if head.startswith(pictures) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        return f"'{path}' is a picture, not a video; {EXPECTED}"
+    images = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+    if head.startswith(images) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return f"'{path}' is an image, not a video; {EXPECTED}"
     reason = str(getattr(error, "strerror", "") or error)
     return f"'{path}' is not a video that can be read ({reason}); {EXPECTED}"
 

@@ -18,12 +18,12 @@ from xdyna.core.files import natural_order
 from xdyna.media.errors import MediaError
 from xdyna.media.image import write_png
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def frame_files(folder: Path) -> list[Path]:
     """The images of a folder in the order of the numbers in their names (2 before 10); hidden files are left out."""
-    files = (p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
     return sorted(files, key=lambda path: natural_order(path.name))
 
 

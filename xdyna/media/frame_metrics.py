@@ -67,7 +67,7 @@ def ssim_map(truth: np.ndarray, generated: np.ndarray) -> np.ndarray:
     _check_pair(truth, generated)
     if min(truth.shape[:2]) < _WINDOW:
         raise ValueError(
-            f"SSIM was given pictures of {truth.shape[0]} x {truth.shape[1]} px, but its window is {_WINDOW} x "
+            f"SSIM was given images of {truth.shape[0]} x {truth.shape[1]} px, but its window is {_WINDOW} x "
             f"{_WINDOW}; give larger ones"
         )
     x, y = truth.astype(np.float64), generated.astype(np.float64)
@@ -89,8 +89,8 @@ def _blur(values: np.ndarray) -> np.ndarray:
 
 
 def _check_pair(truth: np.ndarray, generated: np.ndarray) -> None:
-    for picture in (truth, generated):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise ValueError(f"a frame has shape {picture.shape} and type {picture.dtype}, expected uint8 (H, W, 3)")
+    for image in (truth, generated):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"a frame has shape {image.shape} and type {image.dtype}, expected uint8 (H, W, 3)")
     if truth.shape != generated.shape:
         raise ValueError(f"frames of shape {truth.shape} and {generated.shape} cannot be compared; resize one first")

@@ -53,24 +53,24 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         MediaError: missing, a folder, empty, not an image, damaged or truncated, a side below 32 px or above
             20,000 px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
     """
-    path = check_input_file(path, what="picture")
+    path = check_input_file(path, what="image")
     _register_heif()
     with _without_pixel_limit():
         try:
             with Image.open(path) as opened:
                 _check_size(opened.size, path)
-                picture = _decode(opened, path)
+                image = _decode(opened, path)
         except UnidentifiedImageError as error:
-            raise MediaError(f"'{path}' is not a picture ({_looks_like(path)}); {_EXPECTED}") from error
+            raise MediaError(f"'{path}' is not an image ({_looks_like(path)}); {_EXPECTED}") from error
         except FileError:
             raise
         except MemoryError as error:
-            raise MediaError(f"picture '{path}' does not fit into memory; reduce it first") from error
+            raise MediaError(f"image '{path}' does not fit into memory; reduce it first") from error
         except _BROKEN as error:
             raise MediaError(
-                f"picture '{path}' is damaged or truncated ({error}); copy it again or re-save it"
+                f"image '{path}' is damaged or truncated ({error}); copy it again or re-save it"
             ) from error
-    return np.array(picture, dtype=np.uint8)
+    return np.array(image, dtype=np.uint8)
 
 
 _EXPECTED = "expected a PNG, JPEG, HEIC, WebP, AVIF, BMP, TIFF or GIF file"
@@ -99,9 +99,9 @@ def _without_pixel_limit() -> Iterator[None]:
 def _check_size(size: tuple[int, int], path: Path) -> None:
     width, height = size
     if min(size) < MIN_SIDE:
-        raise MediaError(f"picture '{path}' is {width} x {height} px; each side needs at least {MIN_SIDE} px")
+        raise MediaError(f"image '{path}' is {width} x {height} px; each side needs at least {MIN_SIDE} px")
     if max(size) > MAX_SIDE:
-        raise MediaError(f"picture '{path}' is {width} x {height} px; at most {MAX_SIDE} px a side, reduce it first")
+        raise MediaError(f"image '{path}' is {width} x {height} px; at most {MAX_SIDE} px a side, reduce it first")
 
 
 def _decode(opened: Image.Image, path: Path) -> Image.Image:
@@ -110,40 +110,40 @@ def _decode(opened: Image.Image, path: Path) -> Image.Image:
     if large:  # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which saves most of the memory
         opened.draft(None, (REDUCED_SIDE, REDUCED_SIDE))
     opened.load()
-    picture: Image.Image = opened
-    if picture.mode not in _CONVERTERS:
+    image: Image.Image = opened
+    if image.mode not in _CONVERTERS:
         raise MediaError(
-            f"picture '{path}' has {picture.mode!r} pixels (32-bit or special), which have no defined 8-bit value; "
+            f"image '{path}' has {image.mode!r} pixels (32-bit or special), which have no defined 8-bit value; "
             f"save it as 8-bit RGB"
         )
     if large:
-        if picture.mode in ("P", "PA", "1"):  # indices must not be averaged
-            picture = _to_rgb(picture)
-        if picture.mode.startswith("I;16"):
-            picture = _grey16_to_grey8(picture)
-        ratio = REDUCED_SIDE / max(picture.size)
-        target = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+        if image.mode in ("P", "PA", "1"):  # indices must not be averaged
+            image = _to_rgb(image)
+        if image.mode.startswith("I;16"):
+            image = _grey16_to_grey8(image)
+        ratio = REDUCED_SIDE / max(image.size)
+        target = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
         exif, info = opened.getexif(), dict(opened.info)
-        picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        picture.info.update(info)
-        picture.info["exif"] = exif.tobytes()
-    upright = ImageOps.exif_transpose(picture)
+        image = image.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image.info.update(info)
+        image.info["exif"] = exif.tobytes()
+    upright = ImageOps.exif_transpose(image)
     return _to_rgb(upright)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any supported mode to 8-bit sRGB, transparency on white."""
-    kind = _CONVERTERS[picture.mode]
+    kind = _CONVERTERS[image.mode]
     if kind == "grey16":
-        picture = _grey16_to_grey8(picture)
-    if kind == "alpha" or "transparency" in picture.info:
-        colours = picture.convert("RGBA")
+        image = _grey16_to_grey8(image)
+    if kind == "alpha" or "transparency" in image.info:
+        colours = image.convert("RGBA")
         flat = Image.new("RGBA", colours.size, (255, 255, 255, 255))
         flat.alpha_composite(colours)
-        return _apply_profile(flat.convert("RGB"), picture.info.get("icc_profile"))
-    if picture.mode in ("RGB", "CMYK"):
-        picture = _apply_profile(picture, picture.info.get("icc_profile"))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+        return _apply_profile(flat.convert("RGB"), image.info.get("icc_profile"))
+    if image.mode in ("RGB", "CMYK"):
+        image = _apply_profile(image, image.info.get("icc_profile"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 _CONVERTERS = {
@@ -153,24 +153,24 @@ _CONVERTERS = {
 }
 
 
-def _grey16_to_grey8(picture: Image.Image) -> Image.Image:
+def _grey16_to_grey8(image: Image.Image) -> Image.Image:
     """0..65535 to 0..255 by value; Pillow's own conversion would clip at 255."""
-    values = np.asarray(picture).astype(np.uint16)
+    values = np.asarray(image).astype(np.uint16)
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-def _apply_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
+def _apply_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert to sRGB through the embedded ICC profile, where there is a usable one that is not sRGB itself."""
     if not profile:
-        return picture
+        return image
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return picture
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile must not make the image unreadable
-        return picture
-    return converted if converted is not None else picture
+        return image
+    return converted if converted is not None else image
 
 
 def _looks_like(path: Path) -> str:
@@ -179,7 +179,7 @@ def _looks_like(path: Path) -> str:
     if head[4:8] == b"ftyp":
         if head[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
             missing = importlib.util.find_spec("pillow_heif") is None
-            return "an HEIC picture, " + ("which needs: pip install pillow-heif" if missing else "and damaged")
+            return "an HEIC image, " + ("which needs: pip install pillow-heif" if missing else "and damaged")
         return "a video"
     if head[:4] == b"\x1aE\xdf\xa3" or head[:4] == b"RIFF":
         return "a video or sound file"
@@ -243,7 +243,7 @@ class CropResize:
         left, top, width, height = self.box
         if array.ndim not in (2, 3) or top + height > array.shape[0] or left + width > array.shape[1]:
             raise MediaError(
-                f"crop box {self.box} (left, top, width, height) does not fit a picture of shape {array.shape}"
+                f"crop box {self.box} (left, top, width, height) does not fit an image of shape {array.shape}"
             )
         cut = np.ascontiguousarray(array[top : top + height, left : left + width])
         if cut.shape[:2] == self.size:
@@ -272,7 +272,7 @@ class CropResize:
 def _resize_bilinear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pillow's bilinear resize of (H, W) or (H, W, C), any number of channels."""
     if array.dtype not in (np.uint8, np.float32):
-        raise MediaError(f"bilinear resizing needs uint8 or float32; given {array.dtype}: convert the picture first")
+        raise MediaError(f"bilinear resizing needs uint8 or float32; given {array.dtype}: convert the image first")
     if array.ndim == 2 or (array.dtype == np.uint8 and array.shape[2] == 3):
         return np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     channels = [_resize_bilinear(np.ascontiguousarray(array[..., k]), size) for k in range(array.shape[2])]

@@ -91,14 +91,14 @@ def _rows_block(
     text: int,
 ) -> Image.Image:
     """Rows of frames with their labels at the left and captions over the columns."""
-    pictures = {
+    images = {
         label: [_scaled(frames[k], cell_height) for k in _spread(len(frames), min(columns, len(frames)))]
         for label, frames in rows.items()
     }
     gap = text // 2
     label_font, small_font = _font(text + 2), _font(text)
     label_width = max(_text_width(label_font, label) + 2 * gap if label else 0 for label in rows)
-    cell_width = max(picture.shape[1] for row in pictures.values() for picture in row)
+    cell_width = max(image.shape[1] for row in images.values() for image in row)
     cell_width = max(cell_width, *(_text_width(small_font, caption) for caption in captions))
     first_row = text + gap + 4
     size = (label_width + columns * (cell_width + gap) - gap, first_row + len(rows) * (cell_height + gap) - gap)
@@ -107,12 +107,12 @@ def _rows_block(
     for column, caption in enumerate(captions):
         x = label_width + column * (cell_width + gap) + cell_width // 2
         draw.text((x, text // 2), caption, font=small_font, fill=_GREY, anchor="mm")
-    for number, (label, row) in enumerate(pictures.items()):
+    for number, (label, row) in enumerate(images.items()):
         top = first_row + number * (cell_height + gap)
         draw.text((0, top + cell_height // 2), label, font=label_font, fill=_INK, anchor="lm")
-        for column, picture in enumerate(row):
-            left = label_width + column * (cell_width + gap) + (cell_width - picture.shape[1]) // 2
-            block.paste(Image.fromarray(picture), (left, top))
+        for column, image in enumerate(row):
+            left = label_width + column * (cell_width + gap) + (cell_width - image.shape[1]) // 2
+            block.paste(Image.fromarray(image), (left, top))
     return block
 
 
@@ -130,20 +130,20 @@ def grid_frame(cells: Mapping[str, np.ndarray], *, height: int = 512) -> np.ndar
         MediaError: no cells, height below 32, or a cell of another form.
     """
     if not cells:
-        raise MediaError("a grid needs at least one picture")
+        raise MediaError("a grid needs at least one image")
     if height < 32:
         raise MediaError(f"grid height must be at least 32 px; given {height}")
-    pictures = [_scaled(picture, height) for picture in cells.values()]
+    images = [_scaled(image, height) for image in cells.values()]
     gap = max(2, height // 128)
-    bar = _label_bar(tuple(cells), tuple(picture.shape[1] for picture in pictures), gap, max(20, height // 16))
+    bar = _label_bar(tuple(cells), tuple(image.shape[1] for image in images), gap, max(20, height // 16))
     total_height, total_width = bar.shape[0] + height, bar.shape[1]
     grid = np.empty((total_height + total_height % 2, total_width + total_width % 2, 3), dtype=np.uint8)
     grid[:] = _BAR
     grid[: bar.shape[0], : bar.shape[1]] = bar
     left = 0
-    for picture in pictures:
-        grid[bar.shape[0] : total_height, left : left + picture.shape[1]] = picture
-        left += picture.shape[1] + gap
+    for image in images:
+        grid[bar.shape[0] : total_height, left : left + image.shape[1]] = image
+        left += image.shape[1] + gap
     return grid
 
 
@@ -167,15 +167,15 @@ def _spread(count: int, picks: int) -> list[int]:
     return [int(k) for k in np.round(np.linspace(0, count - 1, picks)).astype(int)]
 
 
-def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-        raise MediaError(f"pictures must be uint8 (H, W, 3); given {picture.dtype} {picture.shape}")
-    if picture.shape[0] == height:
-        return picture
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=method))
+def _scaled(image: np.ndarray, height: int) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise MediaError(f"images must be uint8 (H, W, 3); given {image.dtype} {image.shape}")
+    if image.shape[0] == height:
+        return image
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    method = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method))
 
 
 @functools.lru_cache(maxsize=32)

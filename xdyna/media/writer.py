@@ -129,17 +129,15 @@ class VideoWriter:
                 f"frame {self.frame_count} of '{self.path}' is {frame.dtype} {frame.shape}; "
                 f"expected uint8 {(*self.size, 3)}"
             )
-        picture = av.VideoFrame.from_ndarray(self._padded(frame), format="rgb24")
+        image = av.VideoFrame.from_ndarray(self._padded(frame), format="rgb24")
         if self._lossless:
-            picture = picture.reformat(format="bgr0")
+            image = image.reformat(format="bgr0")
         else:
-            picture = picture.reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
-        picture.pts = self.frame_count
-        picture.time_base = 1 / self.fps
+            image = image.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        image.pts = self.frame_count
+        image.time_base = 1 / self.fps
         with self._disk_errors():
-            self._container.mux(self._stream.encode(picture))
+            self._container.mux(self._stream.encode(image))
             self.frame_count += 1
             if self._audio is not None:
                 # One frame behind the video, so that the cut at the end is still to be decided.

@@ -92,8 +92,17 @@ class DownBlock(Checkpointed):
         self.motion_modules = nn.ModuleList([_motion_module(out_channels, options) for _ in range(layers)])
         self.downsamplers = nn.ModuleList([Downsample(out_channels)]) if downsample else None
 
-    def forward(self, x_ZCHW: Tensor, context: ClipContext) -> tuple[Tensor, list[Tensor]]:
-        """Args: x_ZCHW: (B * F, in_channels, H, W). Returns: the output and the skips, in order of computation."""
+    def forward(self, x_ZCHW: Tensor, context: ClipContext, wanted: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Run the block.
+
+        Args:
+            x_ZCHW: (B * F, in_channels, H, W).
+            context: timestep and tokens of the clips.
+            wanted: end after so many skips; None runs all.
+
+        Returns:
+            tuple: the output and the skips, in order of computation.
+        """
         skips = []
         for i, (resnet, motion) in enumerate(zip(self.resnets, self.motion_modules, strict=True)):
             x_ZCHW = self._run(resnet, x_ZCHW, context)
@@ -101,6 +110,8 @@ class DownBlock(Checkpointed):
                 x_ZCHW = self._run(self.attentions[i], x_ZCHW, context)
             x_ZCHW = self._run(motion, x_ZCHW, context.num_frames)
             skips.append(x_ZCHW)
+            if len(skips) == wanted:
+                return x_ZCHW, skips
         if self.downsamplers is not None:
             x_ZCHW = self.downsamplers[0](x_ZCHW)
             skips.append(x_ZCHW)
@@ -170,27 +181,33 @@ class UpBlock(Checkpointed):
         self.upsamplers = nn.ModuleList([Upsample(out_channels)]) if upsample else None
 
     def forward(
-        self, x_ZCHW: Tensor, skips: Sequence[Tensor], context: ClipContext, size: tuple[int, int] | None
+        self,
+        x_ZCHW: Tensor,
+        skips: Sequence[Tensor],
+        context: ClipContext,
+        size: tuple[int, int] | None,
+        first: int = 0,
     ) -> Tensor:
         """Run the block.
 
         Args:
             x_ZCHW: (B * F, in_channels, H, W).
-            skips: this block's skip connections, in order of computation; used from the end. Not changed: hooks that
-                move a block's inputs between devices hand on copies of lists.
+            skips: this block's skip connections, in order of computation; used from the end, a layer each. Not changed:
+                hooks that move a block's inputs between devices hand on copies of lists.
             context: timestep and tokens of the clips.
-            size: (H', W') to enlarge to; None for the highest level.
+            size: (H', W') to enlarge to after the last layer; None for the highest level.
+            first: layer to begin with.
 
         Returns:
             Tensor: (B * F, out_channels, H', W').
         """
-        for i, (resnet, motion, skip) in enumerate(zip(self.resnets, self.motion_modules, skips[::-1], strict=True)):
+        for i, skip in enumerate(skips[::-1], first):
             x_ZCHW = torch.cat([x_ZCHW, skip], dim=1)
-            x_ZCHW = self._run(resnet, x_ZCHW, context)
+            x_ZCHW = self._run(self.resnets[i], x_ZCHW, context)
             if self.attentions is not None:
                 x_ZCHW = self._run(self.attentions[i], x_ZCHW, context)
-            x_ZCHW = self._run(motion, x_ZCHW, context.num_frames)
-        if self.upsamplers is not None:
+            x_ZCHW = self._run(self.motion_modules[i], x_ZCHW, context.num_frames)
+        if self.upsamplers is not None and first + len(skips) == len(self.resnets):
             assert size is not None
             x_ZCHW = self.upsamplers[0](x_ZCHW, size)
         return x_ZCHW

@@ -120,6 +120,38 @@ def run_controlnet(
     return ControlResiduals(tuple(down), mid)
 
 
+def shallow_residuals(
+    controlnet: ControlNetModel, sample: Tensor, timestep: Tensor, text_tokens: Tensor, condition: Tensor, *, depth: int
+) -> ControlResiduals:
+    """The first residuals of one ControlNet, for a UNet whose deep features are kept (`DeepFeatures`).
+
+    Args:
+        controlnet: pose or face net.
+        sample: see `run_controlnet`.
+        timestep: scalar.
+        text_tokens: see `run_controlnet`.
+        condition: see `run_controlnet`.
+        depth: how many residuals; blocks that these do not need are left out.
+
+    Returns:
+        ControlResiduals: `down` equals the first ones of `run_controlnet`; `mid` has no channels.
+    """
+    rows = sample.shape[0]
+    embedded = controlnet.time_proj(timestep.reshape(-1).expand(rows)).to(sample.dtype)
+    time_NC = controlnet.time_embedding(embedded)
+    text = text_tokens.expand(rows, -1, -1)
+    x_NChw = controlnet.conv_in(sample) + controlnet.controlnet_cond_embedding(condition)
+    found = [x_NChw]
+    for block in controlnet.down_blocks:
+        if len(found) >= depth:
+            break
+        more = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+        x_NChw, features = block(hidden_states=x_NChw, temb=time_NC, **more)
+        found += features
+    outputs = zip(controlnet.controlnet_down_blocks, found[:depth], strict=False)
+    return ControlResiduals(tuple(layer(x) for layer, x in outputs), sample.new_empty(rows, 0, 1, 1))
+
+
 def merge_residuals(residuals: Sequence[ControlResiduals]) -> ControlResiduals:
     """Sum the residuals of several ControlNets (pose + face).
 

@@ -29,6 +29,7 @@ from xdyna.core.device import to_device
 from xdyna.diffusion.guidance import condition_range, scale_condition
 from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
+from xdyna.models.deep import DeepFeatures
 from xdyna.models.image_tokens import ImageTokenResampler, image_tokens
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
@@ -55,6 +56,12 @@ class Tokens:
     def distinct_text(self) -> Tensor:
         """(B or 1, S, D): one row where all are the same."""
         return self.text[:1] if self.same_text else self.text
+
+    def rows(self, rows: slice) -> "Tokens":
+        """Some rows; itself for all of them."""
+        if rows == slice(0, len(self.text)):
+            return self
+        return Tokens(self.text[rows], self.image[rows] if self.image is not None else None)
 
     def per_frame(self, frames: int) -> "Tokens":
         """A row for each of `frames` frames of each clip."""
@@ -224,6 +231,7 @@ class Denoiser:
         residuals: ControlResiduals | None,
         features: Sequence[Tensor] = (),
         keys: CrossAttentionCache | None = None,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """The UNet's prediction for the generated frames.
 
@@ -235,6 +243,7 @@ class Denoiser:
             residuals: of the ControlNets, (B or 1, C, T, ., .) each; None without them.
             features: of `read_reference`.
             keys: of the video, kept from window to window and step to step; None for none.
+            deep: what is kept of this window in an earlier step; the residuals are then as many as it reads.
 
         Returns:
             Tensor: (B, C, T, h, w).
@@ -248,6 +257,7 @@ class Denoiser:
             down_residuals=residuals.down if residuals else (),
             mid_residual=residuals.mid if residuals else None,
             reference_features=features,
+            deep=deep,
         ).sample
         return out[:, :, 1:].expand(len(tokens.text), -1, -1, -1, -1)  # of rows that nothing tells apart
 

@@ -64,7 +64,7 @@ class ClipContext:
 
     Attributes:
         num_frames: F.
-        time_BC: (B, time_dim) timestep embedding, one per clip.
+        time_BC: (B or more, time_dim) timestep embedding, one per clip; equal ones where there are more.
         text_BSC: (B or 1, S, context_dim) text tokens.
         image_BSC: (B or 1, S', context_dim) image tokens or None.
         keys: what cross-attention made of the tokens before; None computes it in each pass, for gradients.

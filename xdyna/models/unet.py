@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.blocks import build_levels
 from xdyna.models.controls import add_to_frames
+from xdyna.models.deep import DeepFeatures
 from xdyna.models.layers import BlockOptions, ClipContext, SpatialTransformerBlock, clip_group_norm, to_clips
 
 
@@ -141,6 +142,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,
         reference_features: Sequence[Tensor] = (),
+        deep: DeepFeatures | None = None,
         return_dict: bool = True,
     ) -> XDynaUNetOutput | tuple[Tensor]:
         """Predict the noise in frames 1..T of a clip.
@@ -159,6 +161,8 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             reference_features: what `ReferenceNet` gives, one (B, L, C) per spatial self-attention; empty for none.
                 Only the self-attention of frames 1..T reads them. Frame 0 stays part of the clip: its own layers run
                 as in the ablation `w/IP-A` and it counts in the joint GroupNorm, so that all ablations normalise alike.
+            deep: what was kept of this clip in an earlier step: only the layers of its `depth` highest skip connections
+                run, and no others need residuals; where it is empty, all run and it is filled. None keeps nothing.
             return_dict: False gives a tuple.
 
         Returns:
@@ -167,14 +171,17 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         Raises:
             ValueError: on shapes that do not fit together.
         """
+        kept, wanted = (deep.kept, deep.depth) if deep is not None else (None, 0)
+        shallow = wanted if kept is not None else 0
         clips = max(len(sample), len(text_tokens), len(image_tokens) if image_tokens is not None else 1)
-        self._check_inputs(sample, text_tokens, image_tokens, down_residuals, clips)
+        self._check_inputs(sample, text_tokens, image_tokens, down_residuals, clips=clips, shallow=shallow)
         f = sample.shape[2]
         if reference_features:
             self._check_reference(reference_features, clips=clips, frames=f)
         context = ClipContext(
             num_frames=f,
-            time_BC=self._embed_time(timestep, clips),
+            # With a single row a CPU's result depends on how the weights lie in memory; layers take the rows they need.
+            time_BC=self._embed_time(timestep, clips if torch.is_grad_enabled() else max(clips, 2)),
             text_BSC=text_tokens,
             image_BSC=image_tokens,
             keys=keys,
@@ -185,16 +192,18 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             x_ZCHW = x_ZCHW + self.position_in(sine_positions(x_ZCHW, self.config.position_channels))
         skips = [x_ZCHW]
         for down_block in self.down_blocks:
-            x_ZCHW, block_skips = down_block(x_ZCHW, context)
+            if kept is not None and len(skips) == wanted:
+                break
+            x_ZCHW, block_skips = down_block(x_ZCHW, context, wanted - len(skips) if kept is not None else None)
             skips += block_skips
-        x_ZCHW = to_clips(self.mid_block(x_ZCHW, context), clips, num_frames=f)
+        x_ZCHW = to_clips(self.mid_block(x_ZCHW, context) if kept is None else kept, clips, num_frames=f)
         skips = [to_clips(skip, clips, num_frames=f) for skip in skips]
         # Only now: the last skip is also the middle block's input, which the residuals must not reach.
-        if mid_residual is not None:
+        if mid_residual is not None and kept is None:
             x_ZCHW = add_to_frames(x_ZCHW, mid_residual, num_frames=f)
         for i, residual in enumerate(down_residuals):
             skips[i] = add_to_frames(skips[i], residual, num_frames=f)
-        x_ZCHW = run_up_blocks(self.up_blocks, x_ZCHW, skips, context)
+        x_ZCHW = run_up_blocks(self.up_blocks, x_ZCHW, skips, context, deep)
         norm_frames = f if self.config.joint_group_norm else 1
         x_ZCHW = self.conv_out(F.silu(clip_group_norm(x_ZCHW, self.conv_norm_out, num_frames=norm_frames)))
         out = rearrange(x_ZCHW, "(b f) c h w -> b c f h w", f=f)
@@ -211,7 +220,14 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         return self.time_embedding(self.time_proj(t.expand(batch)).to(self.dtype))
 
     def _check_inputs(
-        self, sample: Tensor, text: Tensor, image: Tensor | None, down_residuals: Sequence[Tensor], clips: int
+        self,
+        sample: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+        down_residuals: Sequence[Tensor],
+        *,
+        clips: int,
+        shallow: int,
     ) -> None:
         if sample.ndim != 5 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
@@ -230,6 +246,9 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 )
         levels, layers = len(self.config.block_out_channels), self.config.layers_per_block
         skips = 1 + levels * layers + levels - 1  # conv_in, every layer, every downsampling
+        if shallow >= skips:
+            raise ValueError(f"deep.depth is {shallow}, expected less than this UNet's {skips} skip connections")
+        skips = shallow or skips
         if down_residuals and len(down_residuals) != skips:
             raise ValueError(f"{len(down_residuals)} down_residuals given, this UNet has {skips} skip connections")
 
@@ -248,7 +267,13 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             )
 
 
-def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor], context: ClipContext) -> Tensor:
+def run_up_blocks(
+    blocks: nn.ModuleList,
+    x_ZCHW: Tensor,
+    skips: Sequence[Tensor],
+    context: ClipContext,
+    deep: DeepFeatures | None = None,
+) -> Tensor:
     """All up blocks, each with its own skip connections.
 
     Args:
@@ -256,17 +281,30 @@ def run_up_blocks(blocks: nn.ModuleList, x_ZCHW: Tensor, skips: Sequence[Tensor]
         x_ZCHW: output of the middle block.
         skips: all skip connections that they take, in order of computation, and perhaps others before these.
         context: timestep and tokens of the clips.
+        deep: where the input of the layer of its `depth`-th skip connection is kept; if it is there already, `x_ZCHW`
+            is that, and `skips` are as many.
 
     Returns:
         Tensor: (B * F, C, H, W).
     """
     end = len(skips)
+    shallow = deep is not None and deep.kept is not None
+    if shallow:
+        end = sum(len(block.resnets) for block in blocks)  # type: ignore[arg-type, misc]
     for block in blocks:
         resnets = block.resnets
         assert isinstance(resnets, nn.ModuleList)
-        start = end - len(resnets)
+        start, first = end - len(resnets), 0
+        if shallow and deep is not None and start >= deep.depth:
+            end = start
+            continue
         size = (skips[start - 1].shape[-2], skips[start - 1].shape[-1]) if start else None
-        x_ZCHW = block(x_ZCHW, skips[start:end], context, size)
+        if deep is not None and start < deep.depth <= end:
+            first = end - deep.depth
+            if deep.kept is None:
+                deep.kept = block(x_ZCHW, skips[deep.depth : end], context, None)
+            x_ZCHW = deep.kept
+        x_ZCHW = block(x_ZCHW, skips[start : end - first], context, size, first)
         end = start
     return x_ZCHW
 

@@ -188,7 +188,7 @@ def align_track(
     """
     height, width = int(size[0]), int(size[1])
     if min(height, width) < 1:
-        raise PerceptionError(f"size of the reference picture is {size}; expected (H, W) in px, both at least 1")
+        raise PerceptionError(f"size of the reference image is {size}; expected (H, W) in px, both at least 1")
     target = _reference_figure(reference)
     found = track.found
     driving = _figure(track.body[found], track.face[found])
@@ -246,8 +246,8 @@ def _reference_figure(reference: Person | np.ndarray) -> _Figure:
     figure = _figure(np.asarray(body)[None], np.asarray(face)[None])
     if not figure.seen.any():
         raise PerceptionError(
-            f"the reference picture shows no joint with a confidence of {CONFIDENCE} or more; "
-            f"choose a picture that shows one person large and well lit, or run without alignment"
+            f"the reference image shows no joint with a confidence of {CONFIDENCE} or more; "
+            f"choose an image that shows one person large and well lit, or run without alignment"
         )
     return figure
 
@@ -286,7 +286,7 @@ def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Sc
     if not rows.any():
         raise PerceptionError(
             f"no part of the body could be compared: the reference is seen down to {_EXTENTS[_extent(target)][0]}, the "
-            f"driving person down to {_EXTENTS[_extent(driving)][0]}; choose a video and a picture that show the same "
+            f"driving person down to {_EXTENTS[_extent(driving)][0]}; choose a video and an image that show the same "
             f"part of the body, or run without alignment"
         )
     logs, weights = np.log(theirs[rows] / ours[rows]), weights[rows]
@@ -295,7 +295,7 @@ def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Sc
     limited = min(max(value, 1 / (_ZOOM * zoom)), _ZOOM / zoom)
     note = (
         f"the driving person would have to be scaled by {value:.3g}, limited to {limited:.3g}: the sizes in their "
-        f"pictures differ too much; choose a video that shows the person about as large as the reference does"
+        f"images differ too much; choose a video that shows the person about as large as the reference does"
     )
     return _Scale(
         value=limited,
@@ -366,11 +366,11 @@ def _quality_warnings(scale: _Scale, outside: float) -> list[str]:
     if scale.agreement < 0.5 or scale.weight < _FULL_WEIGHT / 4:
         notes.append(
             f"the scale is a rough guess: it was measured on {', '.join(scale.segments)} alone, {scale.agreement:.0%} "
-            f"of which agree; look at the pose maps, or choose a video and a picture that show more of the body"
+            f"of which agree; look at the pose maps, or choose a video and an image that show more of the body"
         )
     if outside > 0.05:
         notes.append(
-            f"the person leaves the reference picture in {outside:.0%} of the frames; choose a reference with more "
+            f"the person leaves the reference image in {outside:.0%} of the frames; choose a reference with more "
             f"room around the person, or a calmer part of the driving video"
         )
     return notes
@@ -382,9 +382,9 @@ def _framing_warning(driving: _Figure, target: _Figure) -> str:
     if ours == theirs:
         return ""
     effect = (
-        "what lies below is driven without a picture to go by"
+        "what lies below is driven without an image to go by"
         if ours > theirs
-        else "what lies below in the picture is not driven and may vanish"
+        else "what lies below in the image is not driven and may vanish"
     )
     lowest = f"the reference is seen down to {_EXTENTS[theirs][0]}, the driving person down to {_EXTENTS[ours][0]}"
     return f"{lowest}; {effect}"

@@ -76,11 +76,11 @@ class DWPoseBackend:
             PerceptionError: not such a frame.
         """
         frame = check_frame(frame)
-        picture = np.ascontiguousarray(frame[..., ::-1])  # rtmlib takes BGR
-        boxes = np.asarray(self._detector(picture), dtype=np.float32).reshape(-1, 4)
+        image = np.ascontiguousarray(frame[..., ::-1])  # rtmlib takes BGR
+        boxes = np.asarray(self._detector(image), dtype=np.float32).reshape(-1, 4)
         if not len(boxes):  # rtmlib would take the whole image for a person
             return []
-        points, scores = self._pose(picture, bboxes=boxes)
+        points, scores = self._pose(image, bboxes=boxes)
         people = [
             wholebody_person(np.column_stack(entry[:2]), box=entry[2], size=(frame.shape[0], frame.shape[1]))
             for entry in zip(points, scores, boxes, strict=True)

@@ -76,17 +76,17 @@ class InsightFaceBackend:
         Raises:
             PerceptionError: not such a frame.
         """
-        picture = np.ascontiguousarray(check_frame(frame)[..., ::-1])  # insightface takes BGR
-        boxes, points = self._models[_DETECTION].detect(picture, max_num=0, metric="default")
-        faces = [self._face(picture, box=box, kps5=kps5) for box, kps5 in zip(boxes, points, strict=True)]
+        image = np.ascontiguousarray(check_frame(frame)[..., ::-1])  # insightface takes BGR
+        boxes, points = self._models[_DETECTION].detect(image, max_num=0, metric="default")
+        faces = [self._face(image, box=box, kps5=kps5) for box, kps5 in zip(boxes, points, strict=True)]
         return sorted(faces, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
 
-    def _face(self, picture: np.ndarray, *, box: np.ndarray, kps5: np.ndarray) -> Face:
+    def _face(self, image: np.ndarray, *, box: np.ndarray, kps5: np.ndarray) -> Face:
         """One face with what the recognition model says about it."""
         entry = self._face_type(bbox=box[:4], kps=kps5, det_score=box[4])
         embedding = None
         if _RECOGNITION in self._models:
-            vector = np.asarray(self._models[_RECOGNITION].get(picture, entry), dtype=np.float32).reshape(-1)
+            vector = np.asarray(self._models[_RECOGNITION].get(image, entry), dtype=np.float32).reshape(-1)
             embedding = vector / max(float(np.linalg.norm(vector)), 1e-12)
         return Face(
             box=np.asarray(box[:4], dtype=np.float32),

@@ -196,10 +196,10 @@ class MediaPipeBackend:
         again = self._poses_in(frame[top:bottom, left:right], left=left, top=top)
         return max([pose, *again], key=lambda each: each[:, 2].mean())
 
-    def _poses_in(self, picture: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
+    def _poses_in(self, image: np.ndarray, *, left: int, top: int) -> list[np.ndarray]:
         """People of an image whose corner lies at (left, top) of the frame."""
-        height, width = picture.shape[:2]
-        result = self._run("pose", lambda x: self._landmarker.detect(x), models.as_image(picture))
+        height, width = image.shape[:2]
+        result = self._run("pose", lambda x: self._landmarker.detect(x), models.as_image(image))
         return [
             np.array([[p.x * width - 0.5 + left, p.y * height - 0.5 + top, p.visibility] for p in pose])
             for pose in result.pose_landmarks

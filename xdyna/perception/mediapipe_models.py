@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from xdyna.perception.mediapipe_tflite import with_normalisation, with_refined_p
 _T = TypeVar("_T")
 _MAX_PEOPLE = 5
 _MIN_FACE, _MIN_FULL_FACE = 0.3, 0.5  # least scores of faces in a crop and in the whole frame
+_PROCESSORS = Path("/sys/devices/system/cpu/possible")
 _INSTALL = '"xdyna[perception]"'
 
 
@@ -92,13 +94,23 @@ def load_mediapipe() -> Any:
     """
     mediapipe = import_mediapipe()
     if not hasattr(mediapipe, "solutions") and sys.platform == "linux":
-        _check_libraries()
+        _check_system()
     find_models()
     return mediapipe
 
 
-def _check_libraries() -> None:
-    """Releases above 1.0 are linked to the graphics libraries, also where nothing is drawn."""
+def _check_system() -> None:
+    """What releases above 1.0 need beside Python: graphics libraries, though nothing is drawn, and the list of
+    processors, without which their memory allocator ends the whole program (a chroot may have no /sys)."""
+    try:
+        processors = _PROCESSORS.read_text().strip()
+    except OSError:
+        processors = ""
+    if not processors:
+        raise PerceptionError(
+            f"mediapipe needs {_PROCESSORS}, which cannot be read here; mount /sys (mount -t sysfs sysfs /sys); or "
+            "give keypoints instead of a video, or pose_backend=dwpose"
+        )
     for library in ("libEGL.so.1", "libGLESv2.so.2"):
         try:
             ctypes.CDLL(library)

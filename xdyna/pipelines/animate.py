@@ -23,7 +23,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from xdyna.config.infer import InferConfig
@@ -38,9 +38,11 @@ from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.model import Model, load
+from xdyna.pipelines.options import Reuse
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
 from xdyna.pipelines.resume import PartialRun, fingerprint
+from xdyna.pipelines.solvers import solver_state
 from xdyna.pipelines.writing import write_outputs
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, XDynaPipelineOutput, to_uint8
 
@@ -252,7 +254,7 @@ def make(
             sampling = time.perf_counter() - before
             write_outputs(
                 plan.files,
-                _decoded(model.pipeline, latents, plan.settings.vae_chunk),
+                _decoded(model.pipeline, latents, plan.settings),
                 reference=fitted,
                 driving=plan.driving,
                 conditions=conditions,
@@ -354,15 +356,18 @@ def sample(
     assert settings.guidance is not None, "the checkpoint's own was put in"
     assert settings.steps is not None, "the checkpoint's own were put in"
     generator = torch.Generator("cpu").manual_seed(settings.seed)
-    if not isinstance(pipeline.scheduler, DDIMScheduler):
-        partial = None  # others keep a history of steps, which is not stored: their runs start over
-    done, latents = (partial.load() if partial is not None else None) or (0, None)
+    done, latents, solver = (partial.load() if partial is not None else None) or (0, None, None)
+    if partial is not None and solver_state(pipeline.scheduler, generator) is None:
+        name = type(pipeline.scheduler).__name__
+        watch.say(f"note: the state of a {name} cannot be stored; an interrupted run starts over")
     if done and partial is not None:
         watch.say(f"going on after step {done} of {settings.steps} (found {partial.path})")
 
     def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if partial is not None:
-            partial.update(step + 1, state["latents"])
+        # Between two steps in which all layers run, deep features are in memory alone: there no run can go on.
+        kept = solver_state(pipeline.scheduler, generator) if (step + 1) % settings.reuse_interval == 0 else None
+        if partial is not None and kept is not None:
+            partial.update(step + 1, state["latents"], kept)
         return state
 
     looked_at = plan.reference if plan.checkpoint.contract.reference == "whole" else fitted  # by the image encoder
@@ -375,6 +380,8 @@ def sample(
             negative_prompt=settings.negative_prompt,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            guidance_interval=settings.guidance_interval,
+            reuse=Reuse(settings.reuse_interval, settings.reuse_depth),
             context_frames=settings.context_frames,
             context_overlap=settings.context_overlap,
             context_schedule=settings.context_schedule,
@@ -382,7 +389,9 @@ def sample(
             generator=generator,
             latents=latents,
             precomputed=Precomputed(
-                reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator), start_step=done
+                reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator),
+                start_step=done,
+                solver=solver,
             ),
             callback_on_step_end=after_step,
             output_type="latent",
@@ -392,8 +401,8 @@ def sample(
     return sampled.frames
 
 
-def _decoded(pipeline: XDynaPipeline, latents: torch.Tensor, chunk: int) -> Iterator[np.ndarray]:
-    for frames in pipeline.decode_frames(latents, chunk=chunk):
+def _decoded(pipeline: XDynaPipeline, latents: torch.Tensor, settings: InferConfig) -> Iterator[np.ndarray]:
+    for frames in pipeline.decode_frames(latents, chunk=settings.vae_chunk, decoder=settings.decoder):
         yield from to_uint8(frames)
 
 

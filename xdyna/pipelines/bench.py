@@ -22,7 +22,8 @@ from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.denoiser import Control, Denoiser, Tokens
 from xdyna.models.naive import naive_noise
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
+from xdyna.pipelines.denoise import predict_noise
+from xdyna.pipelines.residuals import Condition, ControlResidualCache
 
 CHANNELS = (64, 128, 256, 256)
 TOKEN_CHANNELS = 154

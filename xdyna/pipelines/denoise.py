@@ -8,173 +8,20 @@ Nothing here draws random numbers: noise and window offsets come in (see `prepar
 """
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, SchedulerMixin
-from einops import rearrange
+from diffusers import SchedulerMixin
 from torch import Tensor
 
-from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
-from xdyna.models.attention import CrossAttentionCache
-from xdyna.models.controls import ControlResiduals, merge_residuals, run_controlnet, share_work
+from xdyna.diffusion.guidance import classifier_free_guidance
+from xdyna.models.controls import ControlResiduals
+from xdyna.models.deep import DeepReuse
 from xdyna.models.denoiser import Denoiser, Tokens
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One ControlNet with the control images of the whole clip.
-
-    Attributes:
-        controlnet: the net.
-        images: uint8 (T, C, 8h, 8w), kept where they are and moved to the device by the window.
-    """
-
-    controlnet: ControlNetModel
-    images: Tensor
-
-    @property
-    def value_range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of the whole clip, () each, on the host."""
-        low, high = condition_range(self.images[None])
-        return low.cpu().squeeze(), high.cpu().squeeze()
-
-    def scaled(self, frames: Sequence[int], value_range: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
-        """Some frames for the ControlNet: images in [0, 1], on the device and in the dtype of `like`."""
-        images = self.images[list(frames)].to(like.device)
-        return scale_condition(images, *value_range).to(like.dtype)
-
-
-EMBEDDED_FRAMES = 192
-"""Frames of a video whose embedded control images are kept: 1.8 GB for both ControlNets at 896 x 512 px in 16 bits."""
-
-
-class EmbeddedConditions:
-    """Control images of one ControlNet as it embeds them, which no timestep enters: once per clip is enough.
-
-    Only frames below a fixed number are kept, on the device, so that memory does not grow with the video; those of
-    later frames are computed in each step. The ControlNet embeds them itself in its first pass over them, where weights
-    that are kept elsewhere are at hand.
-
-    Args:
-        condition: the ControlNet with the images of the whole clip.
-        frames: how many frames are kept.
-    """
-
-    def __init__(self, condition: Condition, frames: int) -> None:
-        self.condition, self.frames = condition, frames
-        self.value_range = condition.value_range
-        self._kept: dict[int, Tensor] = {}
-        share_work(condition.controlnet)
-
-    def residuals(self, sample: Tensor, timestep: Tensor, text: Tensor, frames: Sequence[int]) -> ControlResiduals:
-        """The ControlNet's residuals; its dtype need not be the UNet's.
-
-        Args:
-            sample: (N, 4, h, w) noisy latents of these frames.
-            timestep: scalar.
-            text: (1, S, D).
-            frames: their N numbers.
-
-        Returns:
-            ControlResiduals: in the dtype of `sample`.
-        """
-        net = self.condition.controlnet
-        own, text = sample.to(net.dtype), text.to(net.dtype)
-        if all(frame in self._kept for frame in frames):
-            embedded = torch.stack([self._kept[frame] for frame in frames])
-            residuals = run_controlnet(net, own, timestep, text, embedded)
-        else:
-            images = self.condition.scaled(frames, self.value_range, own)
-            hook = net.controlnet_cond_embedding.register_forward_hook(
-                lambda _, inputs, output: self._keep(frames, output)
-            )
-            try:
-                residuals = run_controlnet(net, own, timestep, text, images)
-            finally:
-                hook.remove()
-        return ControlResiduals(
-            tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype)
-        )
-
-    def _keep(self, frames: Sequence[int], embedded: Tensor) -> None:
-        for frame, row in zip(frames, embedded, strict=True):
-            if frame < self.frames:
-                self._kept[frame] = row.clone()
-
-
-class ControlResidualCache:
-    """ControlNet residuals of one denoising step, computed once per frame although windows overlap.
-
-    A frame's residuals are dropped after the last window that holds it, so that memory does not grow with the video.
-
-    Args:
-        conditions: the ControlNets; their value ranges are taken here, over the whole clip.
-        tokens: text for the ControlNets.
-        embedded_frames: frames whose embedded control images are kept from step to step.
-
-    Attributes:
-        keys: what cross-attention makes of the tokens, for all steps.
-    """
-
-    def __init__(
-        self, conditions: Sequence[Condition], tokens: Tokens, *, embedded_frames: int = EMBEDDED_FRAMES
-    ) -> None:
-        self.conditions = [EmbeddedConditions(condition, embedded_frames) for condition in conditions]
-        self.tokens, self.keys = tokens, CrossAttentionCache()
-        self._texts = tokens.distinct_text
-        self._frames: dict[int, ControlResiduals] = {}
-        self._uses: Counter[int] = Counter()
-
-    def start(self, windows: Sequence[Sequence[int]]) -> None:
-        """Forget everything and learn which frames the coming step needs, and how often."""
-        self._frames.clear()
-        self._uses = Counter(frame for window in windows for frame in window)
-
-    def window(self, latents: Tensor, timestep: Tensor, window: Sequence[int]) -> ControlResiduals | None:
-        """Residuals of the frames of one window.
-
-        Args:
-            latents: (1, 4, T, h, w) of the whole clip, in the networks' dtype.
-            timestep: scalar.
-            window: frame numbers.
-
-        Returns:
-            ControlResiduals: each (B or 1, C, frames, ., .); None without ControlNets.
-        """
-        if not self.conditions:
-            return None
-        new = [frame for frame in window if frame not in self._frames]
-        if new:
-            for frame, residuals in zip(new, self._compute(latents, timestep, new), strict=True):
-                self._frames[frame] = residuals
-        out = _stack_frames([self._frames[frame] for frame in window])
-        for frame in window:
-            self._uses[frame] -= 1
-            if not self._uses[frame]:
-                del self._frames[frame]
-        return out
-
-    def _compute(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> Iterator[ControlResiduals]:
-        sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w")
-        per_text = [
-            merge_residuals([condition.residuals(sample, timestep, text, frames) for condition in self.conditions])
-            for text in self._texts.split(1)
-        ]
-        for i in range(len(frames)):
-            rows = [r.select([i]) for r in per_text]
-            yield ControlResiduals(
-                tuple(torch.cat(level) for level in zip(*(r.down for r in rows), strict=True)),
-                torch.cat([r.mid for r in rows]),
-            )
-
-
-def _stack_frames(frames: list[ControlResiduals]) -> ControlResiduals:
-    down = tuple(torch.stack(level, dim=2) for level in zip(*(f.down for f in frames), strict=True))
-    return ControlResiduals(down, torch.stack([f.mid for f in frames], dim=2))
+from xdyna.pipelines.options import Savings
+from xdyna.pipelines.residuals import EMBEDDED_FRAMES, Condition, ControlResidualCache
 
 
 def predict_noise(
@@ -187,6 +34,9 @@ def predict_noise(
     tokens: Tokens,
     controls: ControlResidualCache,
     reference_features: Sequence[Tensor] = (),
+    deep: DeepReuse | None = None,
+    step: int = 0,
+    apart: bool = False,
     on_window: Callable[[], Any] = lambda: None,
 ) -> Tensor:
     """Noise prediction for all frames, averaged over the windows that hold each frame.
@@ -200,6 +50,9 @@ def predict_noise(
         tokens: text and image tokens per branch.
         controls: residual cache of the clip.
         reference_features: of `Denoiser.read_reference`; empty without a ReferenceNet.
+        deep: deep features kept between steps; None computes all of them.
+        step: number of the step, which decides whether they are computed anew.
+        apart: the branches of guidance run one after the other, in less memory.
         on_window: called after each window (progress).
 
     Returns:
@@ -209,22 +62,33 @@ def predict_noise(
     latents, reference = latents.to(dtype), reference.to(dtype)
     total = torch.zeros(rows, *latents.shape[1:], device=latents.device)
     count = torch.zeros(latents.shape[2], device=latents.device)
-    controls.start(windows)
+    reuse = deep or DeepReuse(1, 1)
+    controls.start(windows, depth=reuse.start(step, windows, rows))
     for window in windows:
         frames = list(window)
-        out = denoiser.predict(
-            latents[:, :, frames],
-            timestep,
-            tokens,
-            reference_BC1hw=reference,
-            residuals=controls.window(latents, timestep, frames),
-            features=reference_features,
-            keys=controls.keys,
-        )
-        total[:, :, frames] += out.float()
+        residuals = controls.window(latents, timestep, frames)
+        for branch in [slice(k, k + 1) for k in range(rows)] if apart else [slice(0, rows)]:
+            out = denoiser.predict(
+                latents[:, :, frames],
+                timestep,
+                tokens.rows(branch),
+                reference_BC1hw=reference,
+                residuals=_branch(residuals, branch),
+                features=[feature[branch] for feature in reference_features],
+                keys=controls.keys(branch),
+                deep=reuse.of(frames, branch.start),
+            )
+            total[branch, :, frames] += out.float()
         count[frames] += 1
         on_window()
     return total / count[:, None, None]
+
+
+def _branch(residuals: ControlResiduals | None, branch: slice) -> ControlResiduals | None:
+    """Those of some branches of guidance; a single row serves all."""
+    if residuals is None or len(residuals.mid) == 1:
+        return residuals
+    return ControlResiduals(tuple(level[branch] for level in residuals.down), residuals.mid[branch])
 
 
 def guide(prediction: Tensor, scale: float) -> Tensor:
@@ -336,6 +200,7 @@ class VideoSampler:
         windows: frame numbers of each window, for each step.
         generator: of schedulers that draw noise in their steps.
         eta: of DDIM, 0 draws no noise.
+        savings: what is computed less often, or in smaller parts.
     """
 
     def __init__(
@@ -348,7 +213,10 @@ class VideoSampler:
         windows: Sequence[Sequence[Sequence[int]]],
         generator: torch.Generator | None,
         eta: float,
+        savings: Savings | None = None,
     ) -> None:
+        self.savings = savings or Savings()
+        self._deep = DeepReuse(self.savings.reuse.interval, self.savings.reuse.depth)
         self.denoiser = denoiser
         self.scheduler = scheduler
         self.reference = reference
@@ -383,7 +251,12 @@ class VideoSampler:
             Tensor: (1, C, T, h, w).
         """
         if self._controls is None or self._controls.tokens is not tokens:
-            self._controls = ControlResidualCache(self.conditions, tokens)
+            self._controls = ControlResidualCache(
+                self.conditions,
+                tokens,
+                chunk=self.savings.control_chunk,
+                embedded_frames=0 if self.savings.apart else EMBEDDED_FRAMES,
+            )
             features = self.denoiser.read_reference(self.reference, tokens)
             self._features = tuple(feature.to(self.denoiser.unet.dtype) for feature in features)
         prediction = predict_noise(
@@ -395,6 +268,9 @@ class VideoSampler:
             tokens=tokens,
             controls=self._controls,
             reference_features=self._features,
+            deep=self._deep,
+            step=number,
+            apart=self.savings.apart,
             on_window=on_window,
         )
         noise = guide(prediction, scale)

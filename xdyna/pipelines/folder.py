@@ -17,6 +17,7 @@ from xdyna.config.contract import ConditionContract, read_contract
 from xdyna.core.errors import UsageError, WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import pretrained
+from xdyna.pipelines.memory import save_memory
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 OFFICIAL, TINY = pretrained("xdyna"), pretrained("xdyna-tiny")
@@ -35,6 +36,7 @@ class Checkpoint:
         vae_scale: pixels per latent.
         max_context: largest number of generated frames in one window.
         contract: what it was trained with and is sampled with, see there.
+        has_tiny_decoder: whether it has a `tiny_vae`.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Checkpoint:
     vae_scale: int
     max_context: int
     contract: ConditionContract = field(default_factory=ConditionContract)
+    has_tiny_decoder: bool = False
 
     def weight_files(self) -> list[Path]:
         """All weight files, in a fixed order."""
@@ -107,7 +110,8 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     height, width = contract.size or (side * scale for side in unet["sample_size"])
     has_face = index.get("face_controlnet", [None, None])[1] is not None and contract.face != "none"
     untrained = (folder / UNTRAINED_MARK).is_file()
-    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], contract)
+    tiny = index.get("tiny_vae", [None, None])[1] is not None
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], contract, tiny)
 
 
 def _agreeing(contract: ConditionContract, scheduler: Mapping[str, Any], folder: Path) -> ConditionContract:
@@ -136,11 +140,18 @@ def checkpoint_of(pipeline: DiffusionPipeline) -> Checkpoint:
     height, width = contract.size or (side * scale for side in unet.sample_size)
     has_face = pipeline.face_controlnet is not None and contract.face != "none"
     untrained = (folder / UNTRAINED_MARK).is_file()
-    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, contract)
+    tiny = pipeline.tiny_vae is not None
+    return Checkpoint(folder, (height, width), has_face, untrained, scale, unet.motion_max_frames, contract, tiny)
 
 
 def load_pipeline(
-    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, face: bool, attention: str = "sdpa"
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    face: bool,
+    attention: str = "sdpa",
+    low_memory: bool = False,
 ) -> XDynaPipeline:
     """Load a checkpoint: every weight must be there, fit and be a finite number.
 
@@ -150,6 +161,7 @@ def load_pipeline(
         dtype: floating-point type of all networks.
         face: load the face ControlNet.
         attention: "sdpa" or "xformers".
+        low_memory: see `save_memory`.
 
     Returns:
         XDynaPipeline: ready to run.
@@ -168,9 +180,12 @@ def load_pipeline(
         elif list((checkpoint.folder / name).glob("*.safetensors")):
             parts[name] = load_component(checkpoint.folder / name, *entry, dtype=dtype)
     pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
-    pipeline.to(device)
     if attention == "xformers":
         pipeline.enable_xformers_memory_efficient_attention()
+    if low_memory:
+        save_memory(pipeline, device)
+    else:
+        pipeline.to(device)
     return pipeline
 
 

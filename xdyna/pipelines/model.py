@@ -56,6 +56,11 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, settings: InferConfig, *, pipeline: XDynaPipeline | None = None) -> None:
         self.checkpoint, self.settings, self.given = checkpoint, settings, pipeline
         if pipeline is not None:
+            if settings.low_memory:
+                raise UsageError(
+                    "low_memory is asked for with a loaded pipeline, which is where it is already; call "
+                    "xdyna.pipelines.memory.save_memory(pipeline, device) and leave low_memory out"
+                )
             if settings.scheduler is not None or settings.lora:
                 raise UsageError(
                     f"scheduler={settings.scheduler} and lora={settings.lora} are asked for with a loaded pipeline, "
@@ -74,9 +79,9 @@ class Model:
         """See whether an animation's settings ask for the networks that this model has.
 
         Raises:
-            UsageError: another scheduler or LoRA, or face control that the model was made without.
+            UsageError: another scheduler, LoRA or low_memory, or face control that the model was made without.
         """
-        for name in ("scheduler", "lora"):
+        for name in ("scheduler", "lora", "low_memory"):
             mine, asked = getattr(self.settings, name), getattr(settings, name)
             if mine != asked:
                 raise UsageError(
@@ -96,7 +101,12 @@ class Model:
         settings = self.settings
         face = self.checkpoint.has_face and settings.face is not False
         pipeline = load_pipeline(
-            self.checkpoint, device=self.device, dtype=self.dtype, face=face, attention=settings.attention
+            self.checkpoint,
+            device=self.device,
+            dtype=self.dtype,
+            face=face,
+            attention=settings.attention,
+            low_memory=settings.low_memory,
         )
         if self.scheduler is not None:
             pipeline.scheduler = self.scheduler.from_config(pipeline.scheduler.config)

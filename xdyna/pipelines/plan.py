@@ -220,6 +220,11 @@ def plan_animation(
             f"{checkpoint.max_context} frames; use at most that"
         )
     person = _known_person(request, settings, reference)
+    if settings.decoder == "tiny" and not checkpoint.has_tiny_decoder:
+        raise UsageError(
+            f"decoder=tiny, but {checkpoint.folder} has no tiny_vae; add one (an AutoencoderTiny, such as TAESD), or "
+            "choose decoder=vae or auto"
+        )
     files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
     face = _use_face(driving, settings, checkpoint)
@@ -241,6 +246,10 @@ def plan_animation(
 def _contract_notes(settings: InferConfig, driving: Driving, checkpoint: Checkpoint) -> Iterator[str]:
     """Where an animation leaves what the model was trained on."""
     contract, fps = checkpoint.contract, float(driving.fps)
+    if settings.guidance is not None and settings.guidance <= 1 and list(settings.guidance_interval) != [0, 1]:
+        yield f"guidance_interval changes nothing: guidance is {settings.guidance:g}, so it never runs"
+    if settings.decoder == "auto" and not checkpoint.has_tiny_decoder:
+        yield "decoder=auto: this checkpoint has no tiny_vae; its vae decodes"
     window = min(len(driving.rows), settings.context_frames)
     if contract.frames is not None and window > contract.frames:
         yield f"windows of {window} frames; the model was trained on {contract.frames}"
@@ -367,7 +376,7 @@ def read_person(path: Path, size: tuple[int, ...]) -> Person:
     if track.size != tuple(size) or not len(seen):
         who = "somebody" if len(seen) else "nobody"
         raise UsageError(
-            f"--ref-keypoints {path} shows {who} in a picture of {track.size[0]}x{track.size[1]} (HxW); expected a "
+            f"--ref-keypoints {path} shows {who} in an image of {track.size[0]}x{track.size[1]} (HxW); expected a "
             f"person in one of {size[0]}x{size[1]}, the size of --ref"
         )
     box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])

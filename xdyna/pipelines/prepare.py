@@ -6,12 +6,12 @@ Shape legend: N videos, S text or image tokens, c their channels, T generated fr
 """
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, SchedulerMixin
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
@@ -27,15 +27,21 @@ from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.crop import fit_image, published_crop
-from xdyna.pipelines.denoise import Condition, VideoSampler
+from xdyna.pipelines.denoise import VideoSampler
 from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated
-from xdyna.pipelines.options import Draws, Precomputed, Windows
+from xdyna.pipelines.options import Draws, Precomputed, Savings, Windows
+from xdyna.pipelines.residuals import Condition
+from xdyna.pipelines.solvers import restore_solver
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DECODERS = ("vae", "tiny", "auto")
 
 
 class EncodersMixin:
     """What `XDynaPipeline` encodes with; a part of it."""
 
     vae: AutoencoderKL
+    tiny_vae: AutoencoderTiny | None
     text_encoder: CLIPTextModel | None
     tokenizer: CLIPTokenizer | None
     image_encoder: CLIPVisionModelWithProjection | None
@@ -158,6 +164,72 @@ class PreparationMixin(EncodersMixin):
     reference_net: ReferenceNet | None
     vae_scale_factor: int
     _num_timesteps: int
+    _callback_tensor_inputs: ClassVar[list[str]]
+
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        *,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        output_type: str,
+        decoder: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+        at_least_one: Mapping[str, int],
+    ) -> None:
+        """See whether the arguments of a call make sense before anything is computed.
+
+        Args:
+            prompt: see the call.
+            negative_prompt: see the call.
+            prompt_embeds: see the call.
+            negative_prompt_embeds: see the call.
+            output_type: see the call.
+            decoder: see the call.
+            callback_on_step_end_tensor_inputs: see the call.
+            at_least_one: numbers, by name, that must be 1 or more.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}")
+        self.decoder(decoder)
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        for name, text, embeds in (
+            ("prompt", prompt, prompt_embeds),
+            ("negative_prompt", negative_prompt, negative_prompt_embeds),
+        ):
+            if text and embeds is not None:
+                raise ValueError(f"{name} and {name}_embeds were both given; give one of the two")
+            if text is not None and not isinstance(text, str | list | tuple):
+                raise ValueError(f"{name} is a {type(text).__name__}, expected a text or a list of texts")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {unknown}, expected some of {self._callback_tensor_inputs}"
+            )
+
+    def decoder(self, name: str) -> AutoencoderKL | AutoencoderTiny:
+        """The autoencoder that decodes.
+
+        Args:
+            name: "vae"; "tiny" for `tiny_vae`; "auto" for that where there is one.
+
+        Raises:
+            ValueError: an unknown name, or "tiny" without one.
+        """
+        if name not in DECODERS:
+            raise ValueError(f"decoder {name!r} is unknown; choose {', '.join(DECODERS)}")
+        if name == "tiny" and self.tiny_vae is None:
+            raise ValueError(
+                "decoder=tiny, but this checkpoint has no tiny_vae; add one (an AutoencoderTiny, such as TAESD), or "
+                "choose decoder=vae or auto"
+            )
+        return self.vae if name == "vae" or self.tiny_vae is None else self.tiny_vae
 
     def _controls(
         self,
@@ -216,6 +288,7 @@ class PreparationMixin(EncodersMixin):
         given: Precomputed,
         similar: bool,
         eta: float,
+        savings: Savings,
     ) -> tuple[list[VideoSampler], Tensor]:
         """What takes the steps of each video, and the latents (N, C, T, h, w) to begin with."""
         frames, height, width = _frames_size(controls[0][0].images)
@@ -231,6 +304,7 @@ class PreparationMixin(EncodersMixin):
             reference = rearrange(reference.to(self._execution_device), "1 c h w -> 1 c 1 h w")
             draws = self._draw((1, reference.shape[1], frames, *grid), generator, windows.context_frames, steps)
             offsets = draws.offsets if given.offsets is None else given.offsets
+            offsets = [offsets[step - step % windows.hold] for step in range(steps)]
             state = _row(latents, number)
             if given.start_step == 0:
                 prior = _row(given.prior, number)
@@ -254,8 +328,11 @@ class PreparationMixin(EncodersMixin):
                     ],
                     generator=generator,
                     eta=eta,
+                    savings=savings,
                 )
             )
+            if given.solver is not None:
+                restore_solver(samplers[-1].scheduler, given.solver, generator, device=self._execution_device)
         return samplers, torch.cat(starts)
 
     def _fit_and_encode(

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import FileError
+from xdyna.pipelines.solvers import SolverState
 
 SECONDS_BETWEEN_WRITES = 30.0
 
@@ -38,23 +39,25 @@ class PartialRun:
     def __init__(self, output: Path, key: str) -> None:
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
         self.key = key
-        self._latest: tuple[int, torch.Tensor] | None = None
+        self._latest: tuple[int, torch.Tensor, SolverState] | None = None
         self._written = time.monotonic()
 
-    def load(self) -> tuple[int, torch.Tensor] | None:
-        """The number of finished steps and the latents after them; None when there is nothing to go on from."""
+    def load(self) -> tuple[int, torch.Tensor, SolverState] | None:
+        """Finished steps, the latents and the solver's state after them; None when there is nothing to go on from."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("key") != self.key:
                     return None
-                return int(metadata["steps"]), file.get_tensor("latents")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                latents = tensors.pop("latents")
+                return int(metadata["steps"]), latents, SolverState(tensors, metadata["solver"])
         except (OSError, SafetensorError, KeyError, ValueError):
             return None  # missing or damaged: the run starts from the beginning
 
-    def update(self, steps: int, latents: torch.Tensor) -> None:
+    def update(self, steps: int, latents: torch.Tensor, solver: SolverState) -> None:
         """Remember the state after a step; writes it now and then."""
-        self._latest = (steps, latents)
+        self._latest = (steps, latents, solver)
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.save()
 
@@ -67,11 +70,11 @@ class PartialRun:
         if self._latest is None:
             return False
         self._written = time.monotonic()
-        steps, latents = self._latest
+        steps, latents, solver = self._latest
         try:
             with atomic_output(self.path, overwrite=True) as temporary:
-                metadata = {"key": self.key, "steps": str(steps)}
-                save_file({"latents": latents.cpu().contiguous()}, temporary, metadata=metadata)
+                metadata = {"key": self.key, "steps": str(steps), "solver": solver.values}
+                save_file({**solver.tensors, "latents": latents.cpu().contiguous()}, temporary, metadata=metadata)
         except (OSError, SafetensorError, FileError) as error:
             print(f"warning: the partial result could not be written: {error}", file=sys.stderr)
             return False

@@ -66,7 +66,7 @@ def write_outputs(
         stack.enter_context(video)
         grid: VideoWriter | None = None
         shown = zip(
-            driving_pictures(driving, conditions.placement), conditions.pose, _faces(conditions), frames, strict=True
+            driving_images(driving, conditions.placement), conditions.pose, _faces(conditions), frames, strict=True
         )
         for i, (driven, pose, face, frame) in enumerate(shown):
             cells = {"reference": reference, "driving": driven, "pose": pose, "face": face, "result": frame}
@@ -112,7 +112,7 @@ def describe(files: OutputFiles) -> str:
     return f"{info.frame_count} frames, {info.width}x{info.height}, {info.fps:.4g} fps, {info.duration:.2f} s, {sound}"
 
 
-def driving_pictures(driving: Driving, placement: Placement) -> Iterator[np.ndarray | None]:
+def driving_images(driving: Driving, placement: Placement) -> Iterator[np.ndarray | None]:
     """The driving person at the video's size, one per output frame; None where there are no images of a person."""
     if driving.face_video is None:
         yield from (None for _ in driving.rows)

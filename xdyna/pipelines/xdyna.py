@@ -6,14 +6,14 @@ Shape legend: N videos, T generated frames, H W pixels, h = H / 8, w = W / 8 lat
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DiffusionPipeline, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from einops import rearrange
@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from xdyna.config.contract import PUBLISHED_GUIDANCE, ConditionContract, read_contract
 from xdyna.config.infer import InferConfig
+from xdyna.diffusion.guidance import check_interval
 from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
@@ -30,13 +31,13 @@ from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import Embeddings, VideoSampler
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
 from xdyna.pipelines.lora import LoraLoaderMixin
-from xdyna.pipelines.options import Precomputed, Windows
+from xdyna.pipelines.options import Precomputed, Reuse, Savings, Windows
 from xdyna.pipelines.prepare import PreparationMixin
 
 __all__ = ["Precomputed", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
 
+CONTROL_CHUNK = 4  # frames that go through a ControlNet at a time in low memory
 PUBLISHED = InferConfig()  # the sampling defaults
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[["XDynaPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -68,15 +69,17 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         feature_extractor: CLIP image preprocessing.
         image_projection: the Resampler.
         reference_net: of the ablation `w/RefNet`, for a UNet without the Dynamics-Adapter; else None.
+        tiny_vae: a small autoencoder with the latents of `vae`, that decodes previews (TAESD); optional.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->reference_net->unet->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->reference_net->unet->vae->tiny_vae"
     _optional_components: ClassVar = [
         "face_controlnet",
         "image_encoder",
         "feature_extractor",
         "image_projection",
         "reference_net",
+        "tiny_vae",
     ]
     _callback_tensor_inputs: ClassVar = [
         "latents",
@@ -99,6 +102,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         feature_extractor: Any | None = None,
         image_projection: ImageTokenResampler | None = None,
         reference_net: ReferenceNet | None = None,
+        tiny_vae: AutoencoderTiny | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -113,11 +117,13 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             feature_extractor=feature_extractor,
             image_projection=image_projection,
             reference_net=reference_net,
+            tiny_vae=tiny_vae,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample="bilinear")
         self._guidance_scale = PUBLISHED_GUIDANCE
         self._contract: ConditionContract | None = None  # read when it is first asked for
+        self._low_memory = False
         self._num_timesteps = 0
         self._interrupt = False
 
@@ -177,6 +183,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         num_videos_per_prompt: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        reuse: Reuse | None = None,
         context_frames: int = PUBLISHED.context_frames,
         context_overlap: int = PUBLISHED.context_overlap,
         context_schedule: str = PUBLISHED.context_schedule,
@@ -190,6 +198,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         negative_image_embeds: Tensor | None = None,
         precomputed: Precomputed | None = None,
         decode_chunk_size: int = PUBLISHED.vae_chunk,
+        decoder: str = "vae",
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -217,6 +226,9 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             num_inference_steps: denoising steps; None takes those of `contract` (published: 25).
             guidance_scale: of classifier-free guidance; None takes that of `contract` (published: 7.5); at 1 or below
                 only the conditional branch runs.
+            guidance_interval: [low, high], shares of the noise schedule (0 is clean, 1 pure noise) between which
+                guidance runs; elsewhere only the conditional branch does (Kynkaanniemi et al., arXiv 2404.07724).
+            reuse: of deep features between steps, not exact; None for none.
             context_frames: generated frames per window.
             context_overlap: frames shared by neighbouring windows.
             context_schedule: "uniform" (closed loop, published) or "uniform_open" (the end is not tied to the
@@ -232,6 +244,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             negative_image_embeds: (N, S', c) those of the unconditional branch.
             precomputed: other values to use instead of computed or drawn ones.
             decode_chunk_size: frames decoded at a time.
+            decoder: "vae", "tiny" (`tiny_vae`) or "auto" (that where there is one).
             output_type: "pil", "np", "pt" or "latent", see `XDynaPipelineOutput`.
             return_dict: False gives the tuple (frames,).
             callback_on_step_end: called after each step as (pipeline, step, timestep, tensors); may return
@@ -252,6 +265,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             output_type=output_type,
+            decoder=decoder,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             at_least_one={
                 "num_inference_steps": num_inference_steps,
@@ -262,7 +276,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                 "width": 1 if width is None else width,
             },
         )
-        given = precomputed or Precomputed()
+        given, interval = precomputed or Precomputed(), check_interval(guidance_interval)
+        reuse = reuse or Reuse()
         self._guidance_scale, self._interrupt = guidance_scale, False
         images = as_images(image) if image is not None else None
         controls = self._controls(pose_video, face_video, num_frames, (height, width))
@@ -297,12 +312,13 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             repeated(images, entries, "image", each=each) if images is not None else [None] * count,
             repeated(controls, entries, "pose_video", each=each),
             repeated(generator if isinstance(generator, list) else [generator], count, "generator"),
-            windows=Windows(context_frames, context_overlap, context_schedule),
+            windows=Windows(context_frames, context_overlap, context_schedule, reuse.interval),
             steps=len(timesteps),
             latents=latents,
             given=given,
             similar=similarity_prior,
             eta=eta,
+            savings=Savings(reuse, self._low_memory, CONTROL_CHUNK if self._low_memory else None),
         )
         latents = self._denoise(
             samplers,
@@ -310,56 +326,17 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             embeddings.to(self._execution_device, self.unet.dtype),
             timesteps,
             start_step=given.start_step,
+            interval=interval,
             callback=callback_on_step_end,
             tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        frames = latents if output_type == "latent" else self._decode(latents, decode_chunk_size, output_type)
+        frames = (
+            latents
+            if output_type == "latent"
+            else (self._decode(latents, decode_chunk_size, output_type, self.decoder(decoder)))
+        )
         self.maybe_free_model_hooks()
         return XDynaPipelineOutput(frames=frames) if return_dict else (frames,)  # type: ignore[return-value]
-
-    def check_inputs(
-        self,
-        prompt: str | Sequence[str] | None,
-        negative_prompt: str | Sequence[str] | None,
-        *,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-        at_least_one: Mapping[str, int],
-    ) -> None:
-        """See whether the arguments of a call make sense before anything is computed.
-
-        Args:
-            prompt: see the call.
-            negative_prompt: see the call.
-            prompt_embeds: see the call.
-            negative_prompt_embeds: see the call.
-            output_type: see the call.
-            callback_on_step_end_tensor_inputs: see the call.
-            at_least_one: numbers, by name, that must be 1 or more.
-
-        Raises:
-            ValueError: they do not.
-        """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type {output_type!r} is unknown; choose {', '.join(OUTPUT_TYPES)}")
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more")
-        for name, text, embeds in (
-            ("prompt", prompt, prompt_embeds),
-            ("negative_prompt", negative_prompt, negative_prompt_embeds),
-        ):
-            if text and embeds is not None:
-                raise ValueError(f"{name} and {name}_embeds were both given; give one of the two")
-            if text is not None and not isinstance(text, str | list | tuple):
-                raise ValueError(f"{name} is a {type(text).__name__}, expected a text or a list of texts")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {unknown}, expected some of {self._callback_tensor_inputs}"
-            )
 
     # --- denoise --------------------------------------------------------------------------------------------------
 
@@ -371,6 +348,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         timesteps: Tensor,
         *,
         start_step: int,
+        interval: tuple[float, float],
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
     ) -> Tensor:
@@ -381,7 +359,9 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             for step in range(start_step, len(timesteps)):
                 if self.interrupt:
                     continue
-                t, guided = timesteps[step], self.do_classifier_free_guidance
+                t = timesteps[step]
+                share = float(t) / self.scheduler.config.num_train_timesteps
+                guided = self.do_classifier_free_guidance and interval[0] <= share <= interval[1]
                 if built_for is None or built_for[0] is not embeddings or built_for[1] != guided:
                     tokens = [embeddings.tokens(number, guided=guided) for number in range(len(samplers))]
                     built_for = embeddings, guided
@@ -405,29 +385,32 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
     # --- decode ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode_frames(self, latents: Tensor, *, chunk: int = PUBLISHED.vae_chunk) -> Iterator[Tensor]:
+    def decode_frames(
+        self, latents: Tensor, *, chunk: int = PUBLISHED.vae_chunk, decoder: str = "vae"
+    ) -> Iterator[Tensor]:
         """Decode the latents of one video a few frames at a time, so that a long video needs no memory.
 
         Args:
             latents: (1, 4, T, h, w), scaled: what a call with `output_type="latent"` gives.
             chunk: frames at a time.
+            decoder: see the call.
 
         Yields:
             Tensor: (<= chunk, 3, H, W) float32 in [0, 1], on the CPU.
         """
-        yield from self._decoded(latents, chunk)
+        yield from self._decoded(latents, chunk, self.decoder(decoder))
         self.maybe_free_model_hooks()
 
-    def _decoded(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
-        frames = rearrange(latents, "1 c t h w -> t c h w") / self.vae.config.scaling_factor
-        for part in frames.to(self._execution_device, self.vae.dtype).split(chunk):
-            decoded = self.vae.decode(part, return_dict=False)[0]
+    def _decoded(self, latents: Tensor, chunk: int, vae: AutoencoderKL | AutoencoderTiny) -> Iterator[Tensor]:
+        frames = rearrange(latents, "1 c t h w -> t c h w") / vae.config.scaling_factor
+        for part in frames.to(self._execution_device, vae.dtype).split(chunk):
+            decoded = vae.decode(part, return_dict=False)[0]
             if not bool(torch.isfinite(decoded).all()):
                 raise ValueError("decoding gave NaN or infinity; use another dtype (bfloat16 or float32) for the VAE")
             yield (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
-    def _decode(self, latents: Tensor, chunk: int, output_type: str) -> Any:
-        videos = [torch.cat(list(self._decoded(video, chunk))) for video in latents.split(1)]
+    def _decode(self, latents: Tensor, chunk: int, output_type: str, vae: AutoencoderKL | AutoencoderTiny) -> Any:
+        videos = [torch.cat(list(self._decoded(video, chunk, vae))) for video in latents.split(1)]
         if output_type == "pil":
             return [[Image.fromarray(frame) for frame in to_uint8(video)] for video in videos]
         frames = torch.stack(videos)

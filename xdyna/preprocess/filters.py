@@ -32,7 +32,7 @@ def too_small(size: tuple[int, int], options: PreprocessOptions) -> Refusal | No
     return Refusal(
         "probe",
         "too_small",
-        f"The picture is {size[1]} x {size[0]} px without letterbox; its shorter side must have {options.min_side} px.",
+        f"The image is {size[1]} x {size[0]} px without letterbox; its shorter side must have {options.min_side} px.",
     )
 
 
@@ -62,7 +62,7 @@ def static(motion: Motion, options: PreprocessOptions) -> Refusal | None:
     return Refusal(
         "quality",
         "static",
-        f"The mean motion is {motion.flow:.4f} heights of the picture per second; at least {options.min_motion:g} is "
+        f"The mean motion is {motion.flow:.4f} heights of the image per second; at least {options.min_motion:g} is "
         f"expected.",
     )
 
@@ -74,7 +74,7 @@ def camera_shake(motion: Motion, options: PreprocessOptions) -> Refusal | None:
     return Refusal(
         "quality",
         "camera_shake",
-        f"The background moves by {motion.camera:.2f} heights of the picture per second; at most "
+        f"The background moves by {motion.camera:.2f} heights of the image per second; at most "
         f"{options.max_camera:g} is allowed.",
     )
 
@@ -151,7 +151,7 @@ def small_person(person: PersonNumbers, options: PreprocessOptions) -> Refusal |
     return Refusal(
         "quality",
         "small_person",
-        f"The person takes {person.height:.0%} of the picture's height; at least {options.min_person:.0%} is expected.",
+        f"The person takes {person.height:.0%} of the image's height; at least {options.min_person:.0%} is expected.",
     )
 
 
@@ -174,7 +174,7 @@ def occluded(person: PersonNumbers, options: PreprocessOptions) -> Refusal | Non
     return Refusal(
         "quality",
         "occluded",
-        f"{person.hidden:.0%} of the person's joints are hidden or outside the picture; at most "
+        f"{person.hidden:.0%} of the person's joints are hidden or outside the image; at most "
         f"{options.max_hidden:.0%} may be.",
     )
 

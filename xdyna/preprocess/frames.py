@@ -90,7 +90,7 @@ def _ends(lit: np.ndarray, side: int) -> tuple[int, int]:
 
 def _even(left: int, top: int, width: int, height: int) -> Box:
     if min(width, height) < 2:
-        raise MediaError(f"the picture is {width} x {height} px; expected at least 2 px a side")
+        raise MediaError(f"the image is {width} x {height} px; expected at least 2 px a side")
     return left, top, width - width % 2, height - height % 2
 
 

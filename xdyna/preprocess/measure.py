@@ -52,9 +52,9 @@ class Rectangle(NamedTuple):
         """First row below it."""
         return self.top + self.height
 
-    def of(self, picture: np.ndarray) -> np.ndarray:
+    def of(self, image: np.ndarray) -> np.ndarray:
         """What lies inside of a (h, w) image."""
-        return picture[max(0, self.top) : max(0, self.bottom), max(0, self.left) : max(0, self.right)]
+        return image[max(0, self.top) : max(0, self.bottom), max(0, self.left) : max(0, self.right)]
 
     def joined(self, other: Rectangle) -> Rectangle:
         """The smallest one around both."""

@@ -21,7 +21,7 @@ from xdyna.data.records import REASONS, ClipRecord, Skip
 from xdyna.data.store import write_if_changed
 
 REPORT, CARD = "report.html", "README.md"
-_PICTURES_KEPT, _PICTURES_PER_REASON, _ROWS = 60, 12, 2000
+_IMAGES_KEPT, _IMAGES_PER_REASON, _ROWS = 60, 12, 2000
 _FPS_EDGES = (12, 20, 24.5, 27, 31, 61)
 _SIDE_EDGES = (256, 480, 720, 1080, 2160)
 
@@ -130,10 +130,10 @@ def _measured(records: Sequence[ClipRecord]) -> list[tuple[str, ...]]:
     """What was measured of the clips: where thresholds would cut."""
     humans = [record for record in records if record.kind == "human"]
     columns = [
-        ("person, share of the picture's height", [record.person_height for record in humans]),
+        ("person, share of the image's height", [record.person_height for record in humans]),
         ("confidence of the person's joints", [record.confidence for record in humans]),
-        ("motion, picture heights per second", [record.motion for record in records]),
-        ("camera, picture heights per second", [record.camera for record in records]),
+        ("motion, image heights per second", [record.motion for record in records]),
+        ("camera, image heights per second", [record.camera for record in records]),
     ]
     return [
         (name, f"{min(values):.3g}", f"{statistics.median(values):.3g}", f"{max(values):.3g}")
@@ -166,12 +166,12 @@ h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 19px; margin: 40px 0 12p
 .bars i { display: block; height: 14px; border-radius: 3px; background: var(--bad); min-width: 2px }
 .bars i.good { background: var(--good) }
 .bars em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums }
-.pictures { display: flex; flex-wrap: wrap; gap: 10px }
+.images { display: flex; flex-wrap: wrap; gap: 10px }
 figure { margin: 0; width: 160px } figure img { display: block; width: 160px; height: 120px; object-fit: contain;
   background: var(--wash); border: 1px solid var(--line); border-radius: 6px }
 figcaption { font-size: 12px; color: var(--soft); line-height: 1.35; overflow-wrap: anywhere; padding-top: 3px }
 details { border: 1px solid var(--line); border-radius: 8px; margin: 10px 0; padding: 10px 16px }
-summary { cursor: pointer } summary b { margin-right: 8px } details .pictures { padding: 12px 0 4px }
+summary { cursor: pointer } summary b { margin-right: 8px } details .images { padding: 12px 0 4px }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 13px }
 th, td { text-align: left; vertical-align: top; padding: 6px 10px; border-bottom: 1px solid var(--line) }
 th { background: var(--wash); font-weight: 600 } td.n { text-align: right; font-variant-numeric: tabular-nums }
@@ -199,7 +199,7 @@ def write_report(folder: Path, summary: Summary) -> None:
         "</div>",
         "<h2>Kept</h2>",
         _bars([(name, kinds[name]) for name in sorted(kinds)], good=True) if kinds else "<p>Nothing.</p>",
-        _pictures(folder, [(summary.thumbnails.get(r.clip_id, ""), _told(r)) for r in _spread(summary.records)]),
+        _images(folder, [(summary.thumbnails.get(r.clip_id, ""), _told(r)) for r in _spread(summary.records)]),
         "<h2>Skipped</h2>",
         _bars([(REASONS[name], count) for name, count in reasons.most_common()]) if skips else "<p>Nothing.</p>",
         *(_reason(folder, name, [s for s in summary.skips if s.reason == name]) for name, _ in reasons.most_common()),
@@ -219,7 +219,7 @@ def _text(value: object) -> str:
 
 def _spread(records: Sequence[ClipRecord]) -> list[ClipRecord]:
     """Some clips from everywhere in the list."""
-    step = max(1, math.ceil(len(records) / _PICTURES_KEPT))
+    step = max(1, math.ceil(len(records) / _IMAGES_KEPT))
     return list(records[::step])
 
 
@@ -238,23 +238,23 @@ def _bars(rows: Sequence[tuple[str, int]], *, good: bool = False) -> str:
     return f'<div class="bars">{"".join(cells)}</div>'
 
 
-def _pictures(folder: Path, pictures: Sequence[tuple[str, str]]) -> str:
+def _images(folder: Path, images: Sequence[tuple[str, str]]) -> str:
     figures = []
-    for name, caption in pictures:
+    for name, caption in images:
         if name and (folder / name).is_file():
             data = base64.b64encode((folder / name).read_bytes()).decode()
             source = f"data:image/{'png' if name.endswith('.png') else 'jpeg'};base64,{data}"
             figures.append(f'<figure><img alt="" src="{source}"><figcaption>{_text(caption)}</figcaption></figure>')
-    return f'<div class="pictures" style="margin-top:16px">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="images" style="margin-top:16px">{"".join(figures)}</div>' if figures else ""
 
 
 def _reason(folder: Path, reason: str, skips: Sequence[Skip]) -> str:
-    shown = [skip for skip in skips if skip.thumbnail][:_PICTURES_PER_REASON]
-    pictures = _pictures(folder, [(skip.thumbnail, f"{_where(skip)}: {skip.detail}") for skip in shown])
-    if not pictures:
+    shown = [skip for skip in skips if skip.thumbnail][:_IMAGES_PER_REASON]
+    images = _images(folder, [(skip.thumbnail, f"{_where(skip)}: {skip.detail}") for skip in shown])
+    if not images:
         return ""
     head = f"<summary><b>{_text(REASONS[reason])}</b>{len(skips)} &times; <code>{reason}</code></summary>"
-    return f"<details open>{head}{pictures}</details>"
+    return f"<details open>{head}{images}</details>"
 
 
 def _frames(skip: Skip) -> str:

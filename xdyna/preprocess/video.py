@@ -134,10 +134,10 @@ class _Writer:
         )  # fmt: skip
 
     def _write_thumbnail(self, where: str, window: Window) -> None:
-        picture = Image.fromarray(window.frames[len(window.frames) // 2])
-        picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+        image = Image.fromarray(window.frames[len(window.frames) // 2])
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
         buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=80)
+        image.save(buffer, format="JPEG", quality=80)
         try:
             write_if_changed(self._folder / where, buffer.getvalue())
         except FileError as error:

@@ -60,17 +60,17 @@ def act(track: PoseTrack, reference: np.ndarray) -> ActedFaces:
     rendered = np.linalg.norm(clip.body[:, EARS[0], :2] - clip.body[:, EARS[1], :2], axis=1).mean()
     noses, angles = _noses(track, reference), _angles(track.face) - _angles(clip.face)
     body, face = track.body.copy(), np.empty_like(track.face)
-    pictures = np.empty((len(track), *track.size, 3), np.uint8)
+    images = np.empty((len(track), *track.size, 3), np.uint8)
     for k in range(len(track)):
         matrix = _similarity(clip.body[k, NOSE, :2], noses[k], scale=float(width / rendered), angle=float(angles[k]))
         height, across = track.size
-        pictures[k] = cv2.warpAffine(
+        images[k] = cv2.warpAffine(
             clip.frames[k], matrix, (across, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         body[k, HEAD] = _moved(clip.body[k, HEAD], matrix)
         face[k] = mark_face(_moved(clip.face[k], matrix), track.size)
     placed = replace(track, body=mark_outside(body, track.size), face=face)
-    return ActedFaces(placed, pictures)
+    return ActedFaces(placed, images)
 
 
 def expressions(face: np.ndarray) -> np.ndarray:

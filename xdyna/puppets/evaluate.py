@@ -9,7 +9,7 @@ from xdyna.core.files import file_sha256
 from xdyna.evaluation.masks import REGIONS, Masker
 from xdyna.evaluation.metric import Metric
 from xdyna.evaluation.metrics.dynamics import AppearanceDrift, Flicker, TemporalRatio, WarpingError
-from xdyna.evaluation.metrics.pictures import DEFINITIONS, FrameMetric
+from xdyna.evaluation.metrics.images import DEFINITIONS, FrameMetric
 from xdyna.evaluation.store import ArrayCache
 from xdyna.puppets.expression import ExpressionReader
 from xdyna.puppets.metrics import Places, PuppetFaceCos, PuppetFaceExp, dtfvd

@@ -13,7 +13,7 @@ import yaml
 
 from xdyna.config.contract import PoseStyle
 from xdyna.core.resources import resource
-from xdyna.data.conditions import face_pictures, pose_pictures
+from xdyna.data.conditions import face_images, pose_images
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.puppets.expression import READINGS
@@ -185,7 +185,7 @@ def true_readings(clip: PuppetClip) -> np.ndarray:
 
 def _conditions(frames: np.ndarray, track: PoseTrack, style: PoseStyle) -> tuple[np.ndarray, np.ndarray]:
     """Pose maps and face patches, drawn by the functions that draw them in training."""
-    return pose_pictures(track, style), face_pictures(frames, track.face)
+    return pose_images(track, style), face_images(frames, track.face)
 
 
 def _person(still: PuppetClip) -> Person:

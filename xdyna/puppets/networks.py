@@ -128,6 +128,7 @@ class PuppetDynamics(_Shipped):
     """
 
     kind = name = "puppet-dynamics"
+    batch = 1
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ SHEET_CLIPS, PER_SHEET, CROSS_CLIPS = 12, 4, 4
 
 NOTES = """\
 PSNR (dB) and SSIM are means over N clips. Frame: of whole frames, computed frame by frame, SSIM of the grey
-pictures (7 x 7 px), as `scripts/eval.py` and docs/eval_tiny.md have them. Figure: over the figure's pixels of all
+images (7 x 7 px), as `scripts/eval.py` and docs/eval_tiny.md have them. Figure: over the figure's pixels of all
 frames of a clip together, SSIM in colour (Gaussian, 11 x 11 px). ± is the standard error of the paired
 difference, in brackets its N. Temporal energy: mean squared difference of neighbouring frames where the scene
 moves by itself, dynamic scenes only. Expression: read from the face's pixels (`pretrained/puppet-expression`),

@@ -206,8 +206,8 @@ def _notes(report: Report) -> list[str]:
         "them.",
         "- [puppet] metrics go through `pretrained/puppet-*`, which know puppets only; they do not compare with the "
         "published metrics of the same names. [sensitivity.md](metrics/sensitivity.md) shows what each reacts to.",
-        "- Temporal energy ratio: 1 is as lively as the truth, 0 is a still picture. Flicker is low for still "
-        "pictures, too. The warping error moves pictures by the truth's motion: it does not reward stillness, and a "
+        "- Temporal energy ratio: 1 is as lively as the truth, 0 is a still image. Flicker is low for still "
+        "images, too. The warping error moves images by the truth's motion: it does not reward stillness, and a "
         "blurred video improves it.",
     ]
     few = []

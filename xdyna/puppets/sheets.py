@@ -60,15 +60,15 @@ def write_sheet(path: Path, blocks: Sequence[np.ndarray]) -> None:
         for column, block in enumerate(row):
             sheet[top : top + block.shape[0], column * width : column * width + block.shape[1]] = block
         top += height
-    picture = Image.fromarray(sheet)
-    data = _png(picture)
+    image = Image.fromarray(sheet)
+    data = _png(image)
     if len(data) > MAX_BYTES:
-        data = _png(picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+        data = _png(image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
     with atomic_output(path, overwrite=True) as temporary:
         temporary.write_bytes(data)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     encoded = BytesIO()
-    picture.save(encoded, format="PNG", optimize=True)
+    image.save(encoded, format="PNG", optimize=True)
     return encoded.getvalue()

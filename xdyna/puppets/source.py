@@ -80,13 +80,13 @@ class PuppetVideo:
     def window(self, rows: np.ndarray, *, reference: int) -> ClipWindow:
         """Render; see `Video`."""
         clip = self._render(rows)
-        picture = self._render(np.array([reference])).frames[0]
+        image = self._render(np.array([reference])).frames[0]
         faces = None
         if self.face_identity is not None and self.face_scene is not None and self.kind == "human":
             other = dataclasses.replace(self, scene=self.face_scene)._render(rows, face_identity=self.face_identity)
             faces = Faces(self._cut(other.frames), other.track().transform(self.crop).face)
         track = clip.track().transform(self.crop)
-        return ClipWindow(self.crop.image(picture), self._cut(clip.frames), None, track, faces)
+        return ClipWindow(self.crop.image(image), self._cut(clip.frames), None, track, faces)
 
     def own_faces(self, rows: np.ndarray, shot: ClipWindow) -> Faces:
         """See `Video`."""
@@ -126,10 +126,10 @@ class PuppetVideo:
             face_identity=face_identity,
         )
 
-    def _cut(self, pictures: np.ndarray) -> np.ndarray:
+    def _cut(self, images: np.ndarray) -> np.ndarray:
         """The crop of (T, H, W, ...) images or masks; it never resamples."""
         left, top, width, height = self.crop.box
-        return pictures[:, top : top + height, left : left + width]
+        return images[:, top : top + height, left : left + width]
 
 
 class PuppetSource:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xdyna.evaluation.metrics.pictures import psnr_float, ssim_grey
+from xdyna.evaluation.metrics.images import psnr_float, ssim_grey
 from xdyna.evaluation.metrics.regions import RegionQuality, temporal_energy
 from xdyna.puppets.expression import READINGS, ExpressionReader
 from xdyna.puppets.heldout import Task, true_readings
@@ -146,7 +146,7 @@ def tables(summary: Mapping[str, Any]) -> str:
     if "cross_aligned" in summary["quality"]:
         distance = summary["quality"]["cross_aligned"]["joint_distance"]
         parts.append(
-            f"The aligned joints are {distance:.1f} px from the truth's on average: where in the picture the other "
+            f"The aligned joints are {distance:.1f} px from the truth's on average: where in the image the other "
             "person would move is not known from its reference, which counts as an error here."
         )
     for title, key in (("Temporal energy", "energy"), ("Temporal energy of (a) by scene", "energy_by_scene")):

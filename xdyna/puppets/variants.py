@@ -166,8 +166,8 @@ class Bench:
         task = self.task(entry, variant.driving)
         facts = {**asdict(self.settings), **asdict(variant), "label": "", "number": number, "version": __version__}
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
-        for pictures in (task.reference, task.pose, task.face, task.truth.frames):
-            digest.update(hashlib.blake2b(pictures.tobytes(), digest_size=16).digest())
+        for images in (task.reference, task.pose, task.face, task.truth.frames):
+            digest.update(hashlib.blake2b(images.tobytes(), digest_size=16).digest())
         return digest.hexdigest()
 
 

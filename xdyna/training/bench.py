@@ -116,6 +116,7 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> Trainer
     if config.channels_last:
         use_channels_last(components)
     stage = STAGES[config.stage]
+    stage.add_what_trains(components, config)
     groups = select_trainable(components, stage.chosen_groups(config.appearance, config.train))
     accelerator = make_accelerator(config, cpu=device.type == "cpu")
     objective = stage.objective(components, config.loss, seed=config.seed)

@@ -1,16 +1,22 @@
 """The networks of a run: where they come from, and the pipeline that they make."""
 
+import copy
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from xdyna.config.train import TrainConfig, check_size
+from xdyna.core.atomic import write_file
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.models.denoiser import Denoiser
 from xdyna.models.image_tokens import ImageTokenResampler
@@ -84,6 +90,41 @@ def load_components(config: TrainConfig) -> Components:
     if config.init is None:
         initialise(components.vae, components.unet, seed=config.seed)
     return components
+
+
+LORA = "default"  # name of the adapter that trains
+
+
+def add_lora(unet: XDynaUNet, rank: int) -> None:
+    """Put LoRA layers on all linear layers and convolutions, in place; they change nothing yet.
+
+    Args:
+        unet: gets them.
+        rank: of each; alpha is the same, so that the factors are what is added.
+    """
+    layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), LORA)
+
+
+def without_lora(unet: XDynaUNet) -> XDynaUNet:
+    """The same network with its LoRA layers in its weights; a copy, where it has any."""
+    if not getattr(unet, "peft_config", None):
+        return unet
+    fused = copy.deepcopy(unet)
+    fused.fuse_lora()
+    fused.unload_lora()
+    return fused
+
+
+def save_lora(unet: XDynaUNet, path: Path) -> None:
+    """Write the LoRA layers alone, float16, as `load_lora_weights` and `--lora` read them.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    layers = get_peft_model_state_dict(unet, adapter_name=LORA)
+    halves = {f"unet.{name}": value.detach().half().contiguous().cpu() for name, value in layers.items()}
+    write_file(path, save(halves, {"format": "pt"}))
 
 
 def use_channels_last(components: Components) -> None:

@@ -45,7 +45,7 @@ def draw_panel(title: str, points: Points) -> np.ndarray:
     Returns:
         np.ndarray: uint8 (PANEL_H, PANEL_W, 3), RGB.
     """
-    picture = np.full((PANEL_H, PANEL_W, 3), 255, np.uint8)
+    image = np.full((PANEL_H, PANEL_W, 3), 255, np.uint8)
     steps = np.array([step for step, _ in points], np.float64)
     values = np.array([value for _, value in points], np.float64)
     logarithmic = bool(values.min() > 0 and values.max() / values.min() > LOG_RANGE)
@@ -61,25 +61,23 @@ def draw_panel(title: str, points: Points) -> np.ndarray:
 
     for x in x_ticks:
         across = int(place(np.array(x), np.array(y_range[0]))[0])
-        cv2.line(picture, (across, TOP), (across, PANEL_H - BOTTOM), GRID, 1)
-        _text(picture, label(x), (across, PANEL_H - BOTTOM + 16), align=0.5)
+        cv2.line(image, (across, TOP), (across, PANEL_H - BOTTOM), GRID, 1)
+        _text(image, label(x), (across, PANEL_H - BOTTOM + 16), align=0.5)
     for y in y_ticks:
         down = int(place(np.array(x_range[0]), np.array(y))[1])
-        cv2.line(picture, (LEFT, down), (PANEL_W - RIGHT, down), GRID, 1)
-        _text(picture, label(10**y if logarithmic else y), (LEFT - 6, down + 4), align=1.0)
-    cv2.rectangle(picture, (LEFT, TOP), (PANEL_W - RIGHT, PANEL_H - BOTTOM), INK, 1)
+        cv2.line(image, (LEFT, down), (PANEL_W - RIGHT, down), GRID, 1)
+        _text(image, label(10**y if logarithmic else y), (LEFT - 6, down + 4), align=1.0)
+    cv2.rectangle(image, (LEFT, TOP), (PANEL_W - RIGHT, PANEL_H - BOTTOM), INK, 1)
     smooth = len(points) >= SMOOTH_FROM
-    _curve(picture, place(steps, heights), RAW if smooth else LINE, marks=len(points) < 12)
+    _curve(image, place(steps, heights), RAW if smooth else LINE, marks=len(points) < 12)
     if smooth:
         mean = running_mean(values, window=len(points) // 30 | 1)
-        _curve(picture, place(steps, np.log10(mean) if logarithmic else mean), LINE, marks=False)
+        _curve(image, place(steps, np.log10(mean) if logarithmic else mean), LINE, marks=False)
     scale = ", logarithmic" if logarithmic else ""
-    _text(picture, f"{title}{scale}", (LEFT, TOP - 12), align=0.0, scale=0.5)
-    _text(picture, "step", (LEFT, PANEL_H - 10), align=0.0)
-    _text(
-        picture, f"last {label(values[-1])}, lowest {label(values.min())}", (PANEL_W - RIGHT, PANEL_H - 10), align=1.0
-    )
-    return picture
+    _text(image, f"{title}{scale}", (LEFT, TOP - 12), align=0.0, scale=0.5)
+    _text(image, "step", (LEFT, PANEL_H - 10), align=0.0)
+    _text(image, f"last {label(values[-1])}, lowest {label(values.min())}", (PANEL_W - RIGHT, PANEL_H - 10), align=1.0)
+    return image
 
 
 def ticks(low: float, high: float, *, count: int) -> list[float]:
@@ -128,14 +126,14 @@ def _padded(values: np.ndarray, *, pad: float) -> tuple[float, float]:
     return low - pad * (high - low), high + pad * (high - low)
 
 
-def _curve(picture: np.ndarray, places: np.ndarray, colour: tuple[int, int, int], *, marks: bool) -> None:
+def _curve(image: np.ndarray, places: np.ndarray, colour: tuple[int, int, int], *, marks: bool) -> None:
     fixed = np.round(places * 16).astype(np.int32)  # OpenCV's fixed-point coordinates: four binary digits
-    cv2.polylines(picture, [fixed[:, None]], False, colour, 1 if colour == RAW else 2, cv2.LINE_AA, shift=4)
+    cv2.polylines(image, [fixed[:, None]], False, colour, 1 if colour == RAW else 2, cv2.LINE_AA, shift=4)
     if marks:
         for x, y in places:
-            cv2.circle(picture, (round(float(x)), round(float(y))), 3, colour, -1, cv2.LINE_AA)
+            cv2.circle(image, (round(float(x)), round(float(y))), 3, colour, -1, cv2.LINE_AA)
 
 
-def _text(picture: np.ndarray, text: str, place: tuple[int, int], *, align: float, scale: float = SMALL) -> None:
+def _text(image: np.ndarray, text: str, place: tuple[int, int], *, align: float, scale: float = SMALL) -> None:
     width = cv2.getTextSize(text, FONT, scale, 1)[0][0]
-    cv2.putText(picture, text, (round(place[0] - align * width), place[1]), FONT, scale, INK, 1, cv2.LINE_AA)
+    cv2.putText(image, text, (round(place[0] - align * width), place[1]), FONT, scale, INK, 1, cv2.LINE_AA)

@@ -11,10 +11,12 @@ from torch import Tensor
 from xdyna.config.train import TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.pipelines.folder import save_pipeline
-from xdyna.training.components import Components, as_pipeline
+from xdyna.training.components import Components, as_pipeline, save_lora, without_lora
 from xdyna.training.stages import STAGES
 from xdyna.training.state import Progress, refuse_non_finite
 from xdyna.training.validation import held_out_images
+
+LORA_FILE = "lora.safetensors"  # what was trained, by itself, where that is a LoRA
 
 
 def export(
@@ -43,7 +45,10 @@ def export(
     stage = STAGES[config.stage]
     trained = stage.chosen_groups(config.appearance, config.train)
     measured = stage.hand_over(components, held_out_images(config, components), trained=trained)
-    save_pipeline(as_pipeline(components), unfinished, contract=stage.contract(config, components))
+    whole = dataclasses.replace(components, unet=without_lora(components.unet))
+    save_pipeline(as_pipeline(whole), unfinished, contract=stage.contract(config, components))
+    if trained == ("lora",):
+        save_lora(components.unet, unfinished / LORA_FILE)
     done = dataclasses.asdict(progress)
     note = {"stage": config.stage, "progress": done, **measured, **extra, "config": dataclasses.asdict(config)}
     (unfinished / "training.json").write_text(json.dumps(note, indent=1, default=str) + "\n")

@@ -13,6 +13,7 @@ from xdyna.training.components import Components
 
 # Group -> (component, pattern of parameter names). The first pattern that matches wins, in this order.
 GROUPS: dict[str, tuple[str, str]] = {
+    "lora": ("unet", r"\.lora_[AB]\."),
     "adapter": ("unet", ADAPTER),
     "motion": ("unet", MOTION),
     "unet": ("unet", r""),

@@ -10,9 +10,9 @@ from xdyna.models.unet import XDynaUNet
 
 
 @torch.no_grad()
-def latent_scale(vae: AutoencoderKL, pictures: Iterable[Tensor]) -> float:
+def latent_scale(vae: AutoencoderKL, images: Iterable[Tensor]) -> float:
     """1 / standard deviation of the posterior means, as Stable Diffusion's 0.18215 (arXiv 2112.10752, appendix G)."""
-    latents = torch.cat([vae.encode(batch).latent_dist.mean.flatten() for batch in pictures])
+    latents = torch.cat([vae.encode(batch).latent_dist.mean.flatten() for batch in images])
     return round(float(1 / latents.std()), 5)
 
 

@@ -96,9 +96,9 @@ def carry_colour(vae: AutoencoderKL) -> None:
     vae.post_quant_conv.weight[:, COLOURS:] = 0
     # What the norms' constants come to depends on the widths: measured once, on flat colours.
     colours = torch.rand(64, COLOURS, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pictures = colours.expand(-1, -1, 32, 32)
-    encoder.conv_out.weight[:COLOURS] *= LATENT_GAIN / _slope(colours, vae.encode(pictures).latent_dist.mean)
-    latents = vae.encode(pictures).latent_dist.mean
+    images = colours.expand(-1, -1, 32, 32)
+    encoder.conv_out.weight[:COLOURS] *= LATENT_GAIN / _slope(colours, vae.encode(images).latent_dist.mean)
+    latents = vae.encode(images).latent_dist.mean
     decoder.conv_out.weight[:COLOURS] /= _slope(colours, vae.decode(latents).sample)
 
 

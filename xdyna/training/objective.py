@@ -10,7 +10,7 @@ Shape legend: B clips, F = 1 + T frames (frame 0 is the reference), C channels, 
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from xdyna.config.train import LossConfig
 from xdyna.core.device import to_device
 from xdyna.data.samples import Batch
 from xdyna.diffusion import losses
-from xdyna.models.denoiser import Control, Tokens
+from xdyna.models.denoiser import Control, Denoiser, Tokens
 from xdyna.training.components import Components
 from xdyna.training.draws import TRAINING, Draw, Inputs, sample_generator, spread_timestep
 
@@ -86,6 +86,14 @@ class Objective(nn.Module, abc.ABC):
             Batch: with the same loss.
         """
         return batch
+
+    def follow(self, average: Mapping[str, Tensor]) -> None:
+        """Know the run's average, of use where a target is made with it.
+
+        Args:
+            average: the EMA weights, or the weights themselves in a run without; by "component.name", changed in place
+                whenever a step is taken.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -259,7 +267,16 @@ class DiffusionObjective(Objective):
 
     # --- the networks ---------------------------------------------------------------------------------------------
 
-    def predict(self, reference: Tensor, noisy: Tensor, t_B: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
+    def predict(
+        self,
+        reference: Tensor,
+        noisy: Tensor,
+        t_B: Tensor,
+        tokens: Tokens,
+        batch: Batch,
+        *,
+        by: Denoiser | None = None,
+    ) -> Tensor:
         """What the denoiser says of noisy latents.
 
         Args:
@@ -268,11 +285,12 @@ class DiffusionObjective(Objective):
             t_B: timesteps.
             tokens: text and image tokens.
             batch: its control images and masks.
+            by: other networks than those that train.
 
         Returns:
             Tensor: (B, C, T, h, w).
         """
-        denoiser = self.components
+        denoiser = self.components if by is None else by
         if self.single_frames:
             return denoiser.denoise_frames(noisy, t_B, tokens)
         controls = [Control(denoiser.pose_controlnet, batch.pose)]

@@ -125,6 +125,7 @@ def make_plan(config: TrainConfig) -> Plan:
         Plan: for one process.
     """
     stage, components = STAGES[config.stage], sized_components(config)
+    stage.add_what_trains(components, config)
     chosen = select_trainable(components, stage.chosen_groups(config.appearance, config.train))
     trainable = count(chosen)
     values = sum(trainable.values())

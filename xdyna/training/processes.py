@@ -1,7 +1,10 @@
 """The processes of a run: accelerate's view of them, and what the main one does alone."""
 
+import itertools
 import os
 import re
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,17 +12,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from xdyna.config.train import TrainConfig
 from xdyna.core.program import FAILURE
-from xdyna.training.errors import TrainingWarning
+from xdyna.training.errors import TrainingError, TrainingWarning
 
 Result = TypeVar("Result")
 # How long processes wait for one that does something alone: reading a model, writing a checkpoint. One that died is
 # noticed then.
 WAIT_FOR_MAIN = timedelta(minutes=15)
+PULSE = 2.0  # seconds between two signs of life of a process that works at leisure
+_times = itertools.count()
 
 
 def make_accelerator(config: TrainConfig, *, cpu: bool) -> Accelerator:
@@ -107,3 +113,64 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result | No
     if failed:
         raise SystemExit(FAILURE)  # the main process says why
     return result
+
+
+def at_leisure(work: Callable[[], Result], *, patience: timedelta = WAIT_FOR_MAIN, pulse: float = PULSE) -> Result:
+    """Do something in every process that may take hours; all go on when all have done it.
+
+    Nobody waits in a collective meanwhile, whose timeout would end the run: those at work count up a number in the
+    group's store, and the others wait as long as it rises.
+
+    Args:
+        work: what is done; it may take another time in each process.
+        patience: how long the number may stand still.
+        pulse: seconds between two signs of life.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        TrainingError: a process gave no sign of life for so long.
+        SystemExit: `work` raised in another process, which says why.
+    """
+    if not dist.is_initialized():
+        return work()
+    # The store that the group met in; torch offers no other way to it.
+    store = dist.PrefixStore(f"at_leisure/{next(_times)}", dist.distributed_c10d._get_default_store())
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(pulse):
+            store.add("beats", 1)
+
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
+    try:
+        result = work()
+    except BaseException:
+        store.add("failed", 1)
+        raise
+    finally:
+        ended.set()
+        heart.join()
+    store.add("done", 1)
+    store.set(f"done/{dist.get_rank()}", "")
+    _await_all(store, patience=patience.total_seconds(), pulse=pulse)
+    return result
+
+
+def _await_all(store: dist.Store, *, patience: float, pulse: float) -> None:
+    beats, since, world, pause = -1, time.monotonic(), dist.get_world_size(), 0.05
+    while store.add("done", 0) < world:
+        if store.add("failed", 0):
+            raise SystemExit(FAILURE)
+        if (now := store.add("beats", 0)) != beats:
+            beats, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            silent = [rank for rank in range(world) if not store.check([f"done/{rank}"])]
+            raise TrainingError(
+                f"process {', '.join(map(str, silent))} of {world} gave no sign of life for {patience / 60:g} minutes "
+                "while the data were checked; see its own messages, and start the run again: what was checked is kept"
+            )
+        time.sleep(pause)
+        pause = min(1.5 * pause, pulse)

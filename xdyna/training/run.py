@@ -31,7 +31,7 @@ FREE_TO_CHANGE = (
 )
 FREE_TO_CHANGE_DATA = ("data.workers", "data.prefetch")
 # Settings that even --change leaves: which parameters a checkpoint holds follows from them.
-FIXED = ("stage", "appearance", "face", "train", "init", "model", "optim.name", "replay")
+FIXED = ("stage", "appearance", "face", "train", "lora_rank", "init", "model", "optim.name", "replay")
 
 
 def start_run(

@@ -7,6 +7,7 @@ shows, and what it prepares for the stage after it.
 | base     | 2-D UNet with image tokens, image encoder, Resampler                       | (tiny only)    |
 | dynamics | Dynamics-Adapter (W'q, W'o), motion modules, pose ControlNet               | stage 1        |
 | face     | face ControlNet                                                            | stage 2        |
+| distill  | LoRA on the UNet, or any of its groups: a student of few steps             | (none)         |
 
 Ablations change the first group of `dynamics`: `reference_net` trains the ReferenceNet instead of the adapter,
 `ip_adapter` neither. What clips a stage needs (`data.face`) stands in its configuration (xdyna/config/train.py); which
@@ -14,17 +15,21 @@ stage comes after which, in the experiments' `init` and `out` (`xdyna.config.rec
 """
 
 import abc
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
+from diffusers import LCMScheduler
 from torch import Tensor
 
-from xdyna.config.contract import ConditionContract
+from xdyna.config.contract import ConditionContract, read_contract
 from xdyna.config.train import LossConfig, TrainConfig
 from xdyna.core.errors import ConfigError, UsageError
 from xdyna.models.reference_net import ReferenceNet
-from xdyna.training.components import Components, load_components, use_channels_last, without_adapter
+from xdyna.pipelines.folder import named_folder
+from xdyna.training.components import Components, add_lora, load_components, use_channels_last, without_adapter
 from xdyna.training.contract import run_contract
+from xdyna.training.distill import ConsistencyObjective
 from xdyna.training.groups import GROUPS
 from xdyna.training.handover import copy_encoder, latent_scale
 from xdyna.training.objective import DiffusionObjective, Objective, VAEObjective
@@ -94,6 +99,7 @@ class Stage(abc.ABC):
         if config.face != "sface":
             components.face_controlnet = None
         self.contract(config, components)  # a contradiction is said before anything is trained
+        self.add_what_trains(components, config)
         if config.channels_last:
             use_channels_last(components)
         return components
@@ -114,6 +120,11 @@ class Stage(abc.ABC):
     def fit(self, components: Components, config: TrainConfig) -> Components:
         """The networks of an ablation; in most stages those that were given."""
         return components
+
+    def add_what_trains(self, components: Components, config: TrainConfig) -> None:
+        """Put in LoRA layers, where they are among what trains."""
+        if "lora" in self.chosen_groups(config.appearance, config.train):
+            add_lora(components.unet, config.lora_rank)
 
     def sampler(self, config: TrainConfig, components: Components) -> Sampler | None:
         """What makes the images or videos of validation, shared among the processes; None for none."""
@@ -271,4 +282,51 @@ class FaceStage(ClipStage):
         raise UsageError(f"{config.init} has no ReferenceNet; start from its own stage=dynamics")
 
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (VAEStage(), BaseStage(), DynamicsStage(), FaceStage())}
+class DistillStage(ClipStage):
+    """A student that needs few steps; its teacher is `init`."""
+
+    name = "distill"
+    reached = ("lora", *(group for group in FaceStage.reached if group not in ("image_encoder", "resampler")))
+
+    def groups(self, appearance: str) -> tuple[str, ...]:
+        """LoRA layers."""
+        return ("lora",)
+
+    def objective(self, components: Components, loss: LossConfig, *, seed: int) -> Objective:
+        """Consistency with the teacher's path."""
+        face = components.face_controlnet is not None
+        return ConsistencyObjective(components, loss, seed=seed, face=face)
+
+    def fit(self, components: Components, config: TrainConfig) -> Components:
+        """Sampled by LCMScheduler from now on; what the teacher says of guidance is taken over.
+
+        Raises:
+            UsageError: no teacher, or one without the face ControlNet that is asked for.
+        """
+        if config.init is None:
+            raise UsageError("stage=distill needs a teacher; give init=FOLDER, a pipeline folder")
+        if config.shows_faces and components.face_controlnet is None:
+            raise UsageError(f"{config.init} has no face ControlNet; give face=none")
+        components = super().fit(components, config)
+        if config.loss.distill.guidance is None:
+            config.loss.distill.guidance = read_contract(named_folder(config.init)).guidance
+        components.scheduler = LCMScheduler.from_config(components.scheduler.config)
+        return components
+
+    def contract(self, config: TrainConfig, components: Components) -> ConditionContract:
+        """See `Stage.contract`: few steps, without guidance."""
+        contract = super().contract(config, components)
+        return dataclasses.replace(contract, steps=config.loss.distill.steps, guidance=1.0)
+
+    def new_reference_net(self, components: Components, config: TrainConfig) -> ReferenceNet:
+        """There must be one already.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{config.init} has no ReferenceNet; choose the appearance that it was trained with")
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (VAEStage(), BaseStage(), DynamicsStage(), FaceStage(), DistillStage())
+}

@@ -104,6 +104,7 @@ class Stepper:
             make_capturable(bare, accelerator.device)
             self.graph = StepGraph(self.model, bare, list(self.parameters.values()), clip=config.optim.clip)
         self.ema = EMA(self.parameters, decay=config.optim.ema, warmup=True) if config.optim.ema else None
+        objective.follow(self.parameters if self.ema is None else self.ema.state_dict())
         self.progress = Progress()
         self.time_share = 0.0
         self.wants_to_stop: Callable[[], bool] = lambda: False
@@ -279,6 +280,10 @@ def check_distribution(config: TrainConfig, kind: DistributedType) -> None:
         ConfigError: FSDP or DeepSpeed with what needs whole parameters.
     """
     fsdp = kind == DistributedType.FSDP
+    if kind in SHARDED and config.stage == "distill":
+        raise ConfigError(
+            "stage=distill holds whole copies of what trains beside it, which FSDP and DeepSpeed divide; use DDP"
+        )
     if kind == DistributedType.DEEPSPEED and config.optim.max_norm_ratio is not None:
         raise ConfigError("optim.max_norm_ratio: DeepSpeed clips by itself, at optim.clip; set it to null or use DDP")
     if kind in SHARDED and config.optim.name == "muon":

@@ -65,10 +65,10 @@ def open_tracker(kind: str, run_dir: Path, *, name: str, config: dict[str, Any],
 
 def gif(frames: np.ndarray, fps: float) -> bytes:
     """Frames uint8 (T, H, W, 3) as a GIF, which needs no video encoder; the file counts time in 1/100 s."""
-    pictures = [Image.fromarray(frame) for frame in frames]
+    images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     duration = max(20, 10 * round(100 / fps))
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     return buffer.getvalue()
 
 
@@ -94,8 +94,8 @@ class _TensorBoard:
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         # SummaryWriter.add_video needs moviepy for the same GIF.
         height, width = frames.shape[1:3]
-        picture = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif(frames, fps))
-        summary = self._summary(value=[self._summary.Value(tag=name, image=picture)])
+        image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif(frames, fps))
+        summary = self._summary(value=[self._summary.Value(tag=name, image=image)])
         self._writer._get_file_writer().add_summary(summary, step)
 
     def close(self) -> None:

@@ -33,14 +33,14 @@ from xdyna.training.contract import warn_of_untrained_branch
 from xdyna.training.groups import count, select_trainable
 from xdyna.training.logs import RunLog, plot_curves, read_metrics
 from xdyna.training.objective import Objective
-from xdyna.training.processes import describe_processes, make_accelerator, on_main
+from xdyna.training.processes import at_leisure, describe_processes, make_accelerator, on_main
 from xdyna.training.replay import Replay
 from xdyna.training.resumable import ResumableStepper
 from xdyna.training.run import CONFIG, start_run
 from xdyna.training.stages import STAGES
 from xdyna.training.state import Progress
 from xdyna.training.step import Values
-from xdyna.training.validation import Sampler, band_losses, sample_together
+from xdyna.training.validation import Sampler, band_losses, check_videos, sample_together
 
 VIDEO_FPS = 12  # of validation videos in the tracker
 
@@ -84,6 +84,8 @@ def train(
             f"{final} is there already: this run is finished. Remove it to export again, or use another out=FOLDER."
         )
         return True
+    if export_to is None:
+        at_leisure(lambda: check_videos(config))
     set_seed(config.seed)
     components = stage.build(config)
     groups = select_trainable(components, stage.chosen_groups(config.appearance, config.train))

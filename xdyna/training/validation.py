@@ -2,6 +2,7 @@
 noise every time."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from xdyna.config.train import TrainConfig
 from xdyna.data.cached import paced, read_header
 from xdyna.data.clips import build_dataset
 from xdyna.data.samples import Sample, collate
+from xdyna.data.sources import open_source
 from xdyna.evaluation.metrics.regions import RegionQuality
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
 from xdyna.training.components import Components, as_pipeline
@@ -108,6 +110,24 @@ def validation_data(config: DataConfig) -> DataConfig:
     )
 
 
+def check_videos(config: TrainConfig) -> None:
+    """Read the bytes of all videos that training and validation will show (`data.verify`); what opens them later finds
+    that remembered. With footage that may take hours.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        DataError: options that cannot be met.
+    """
+    wanted = [config.data] + ([validation_data(config.data)] if config.validation.every else [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when they are opened for use
+        for data in wanted:
+            if data.verify and data.source == "footage":
+                open_source(paced(data))
+
+
 @torch.no_grad()
 def band_losses(
     model: nn.Module, objective: Objective, config: TrainConfig, *, accelerator: Accelerator
@@ -173,7 +193,7 @@ def sampled_videos(config: TrainConfig, components: Components, *, contract: Con
 
 def _generate(pipeline: XDynaPipeline, clip: Sample, config: TrainConfig, *, seed: int, guidance: float) -> np.ndarray:
     shown = collate([clip])
-    face = _images(shown.face[0]) if config.stage == "face" else None
+    face = _images(shown.face[0]) if config.shows_faces else None
     generator = torch.Generator().manual_seed(seed)
     reference = _images(clip.pixels[:1])[0]
     videos = pipeline(

@@ -191,9 +191,9 @@ def test_widened_condition_answers_alike():
     for parameter in pose.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     official.load_controlnet(face, official.widen_condition(pose.state_dict(), 6), what="widened")
-    sample, text, picture = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 6), torch.rand(1, 3, 16, 16)
-    a = pose(sample, 1, text, picture, return_dict=False)
-    b = face(sample, 1, text, torch.cat([picture, picture], 1), return_dict=False)
+    sample, text, image = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 6), torch.rand(1, 3, 16, 16)
+    a = pose(sample, 1, text, image, return_dict=False)
+    b = face(sample, 1, text, torch.cat([image, image], 1), return_dict=False)
     torch.testing.assert_close(b[1], a[1], atol=1e-5, rtol=1e-4)
     with pytest.raises(WeightsError, match="cannot widen it to 5"):
         official.widen_condition(pose.state_dict(), 5)

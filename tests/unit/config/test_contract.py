@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from xdyna.config.contract import ConditionContract, PoseStyle, read_contract
-from xdyna.core.errors import WeightsError
+from xdyna.core.errors import WeightsError, XDynaWarning
 
 
 def test_read_as_written(tmp_path: Path) -> None:
@@ -23,6 +23,24 @@ def test_read_as_written(tmp_path: Path) -> None:
     contract.write(tmp_path)
     assert read_contract(tmp_path) == contract
     assert json.loads((tmp_path / "conditions.json").read_text())["pose"]["landmarks"] is True
+
+
+def test_the_published_contract_is_not_assumed_in_silence_for_the_hubs_pipelines(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """diffusers fetches the files that model_index.json names: conditions.json is none of them."""
+    snapshot = tmp_path / "models--her--dancer" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for folder in (snapshot, Path("her/dancer")):
+        with pytest.warns(XDynaWarning, match="published contract is assumed .guidance 7.5, 25 steps") as said:
+            assert read_contract(folder) == ConditionContract()
+        assert len(said) == 1
+        assert "huggingface_hub.snapshot_download" in str(said[0].message)
+    ConditionContract(guidance=2.0).write(snapshot)
+    assert read_contract(snapshot).guidance == 2.0
+    for folder in (tmp_path, tmp_path / "removed", Path()):  # here, once here, never in a folder
+        read_contract(folder)
+    assert not recwarn.list
 
 
 def test_folders_without_one(tmp_path: Path) -> None:

@@ -67,8 +67,26 @@ def test_defaults_are_the_published_settings() -> None:
 
 
 def test_preview_is_a_quarter_of_the_pixels() -> None:
-    changed = {"steps": 10, "guidance": 3.5, "height": 448, "width": 256, "fps": 8.0, "frames": 32}
+    changed = {"steps": 6, "guidance": 3.5, "height": 448, "width": 256, "fps": 8.0, "frames": 32}
+    changed |= {"scheduler": "dpmsolver++", "guidance_interval": [0.2, 0.9], "decoder": "auto"}
     assert asdict(compose(InferConfig, "infer", ["preset=preview"]).config) == {**asdict(InferConfig()), **changed}
+
+
+def test_modes_by_name() -> None:
+    assert compose(InferConfig, "infer", ["preset=exact"]).config == InferConfig()
+    low = {**asdict(InferConfig()), "low_memory": True, "vae_chunk": 1}
+    assert asdict(compose(InferConfig, "infer", ["preset=lowmem"]).config) == low
+    fast = compose(InferConfig, "infer", ["preset=fast", "reuse_interval=1", "reuse_depth=1"]).config
+    assert (fast.scheduler, fast.guidance, fast.reuse_interval) == ("dpmsolver++", None, 1)
+    for words, message in (
+        (["guidance_interval=[0.5,0.5]"], "expected .low, high. with low below high"),
+        (["guidance_interval=[0.5]"], "expected .low, high. with low below high"),
+        (["guidance_interval=[-1,1]"], "guidance_interval: got -1.0, expected 0 to 1"),
+        (["reuse_depth=2"], "reuse_depth=2 and reuse_interval=1 contradict each other"),
+        (["decoder=tinny"], "did you mean 'tiny'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compose(InferConfig, "infer", words)
 
 
 @pytest.mark.parametrize("schema", [InferConfig, ModelConfig])
@@ -93,7 +111,7 @@ def test_the_users_own_folder_is_searched_first(tmp_path: Path) -> None:
     (tmp_path / "preset").mkdir()
     (tmp_path / "preset" / "preview.yaml").write_text("# @package _global_\nsteps: 7\n")
     assert compose(InferConfig, "infer", ["preset=preview"], config_dir=tmp_path).config == InferConfig(steps=7)
-    assert compose(InferConfig, "infer", ["preset=preview"]).config.steps == 10
+    assert compose(InferConfig, "infer", ["preset=preview"]).config.steps == 6
     with pytest.raises(ConfigError, match="nowhere: no such folder"):
         compose(InferConfig, "infer", config_dir="nowhere")
 

@@ -19,7 +19,7 @@ from xdyna.puppets.world import SPLITS, PuppetClip, render_clip
 Small = Callable[..., DataConfig]
 
 
-def pictures(tensor: torch.Tensor) -> np.ndarray:
+def images(tensor: torch.Tensor) -> np.ndarray:
     return tensor.permute(0, 2, 3, 1).numpy()
 
 
@@ -61,12 +61,12 @@ def test_without_a_crop_a_sample_is_the_rendering(small: Small) -> None:
         assert isinstance(video, PuppetVideo)
         whole = render_clip(video.identity, video.motion, video.scene, frames=8, size=(64, 64))
         expected = whole.frames[[take.reference, *take.rows]]
-        np.testing.assert_array_equal(pictures(sample.pixels), expected)
+        np.testing.assert_array_equal(images(sample.pixels), expected)
         poses = [draw_pose(whole.body[row], whole.hands[row], size=(64, 64)) for row in take.rows]
-        np.testing.assert_array_equal(pictures(sample.pose), np.stack(poses))
+        np.testing.assert_array_equal(images(sample.pose), np.stack(poses))
         local, whole_face = face_patches(whole.frames[take.rows], whole.face[take.rows])
-        np.testing.assert_array_equal(pictures(sample.face[:, :3]), local)
-        np.testing.assert_array_equal(pictures(sample.face[:, 3:]), whole_face)
+        np.testing.assert_array_equal(images(sample.face[:, :3]), local)
+        np.testing.assert_array_equal(images(sample.face[:, 3:]), whole_face)
         assert sample.face.any()
 
 
@@ -85,9 +85,9 @@ def test_cross_identity_faces(small: Small) -> None:
             video.identity, video.motion, video.face_scene, frames=8, size=(64, 64), face_identity=video.face_identity
         )
         local, whole = face_patches(other.frames[take.rows], other.face[take.rows])
-        np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
+        np.testing.assert_array_equal(images(sample.face), np.concatenate([local, whole], axis=-1))
         own = render_clip(video.identity, video.motion, video.scene, frames=8, size=(64, 64))
-        np.testing.assert_array_equal(pictures(sample.pixels)[1:], own.frames[take.rows])
+        np.testing.assert_array_equal(images(sample.pixels)[1:], own.frames[take.rows])
         assert not np.array_equal(own.frames, other.frames)
     assert plain[0].face is None
 
@@ -115,12 +115,12 @@ def test_the_crop_moves_pixels_keypoints_and_truth_alike(small: Small, monkeypat
         video = dataset.take(index).video
         assert isinstance(video, PuppetVideo)
         boxes.add(video.crop.box)
-        np.testing.assert_array_equal(pictures(sample.pixels)[1:], truth.frames)
+        np.testing.assert_array_equal(images(sample.pixels)[1:], truth.frames)
         for k in range(3):
             x, y = truth.body[k, 1, :2].astype(int)
-            white = np.argwhere(pictures(sample.pixels)[1 + k].all(axis=-1))
+            white = np.argwhere(images(sample.pixels)[1 + k].all(axis=-1))
             np.testing.assert_allclose(white.mean(axis=0), (y, x))
-            drawn = np.argwhere(pictures(sample.pose)[k].any(axis=-1))
+            drawn = np.argwhere(images(sample.pose)[k].any(axis=-1))
             np.testing.assert_allclose(drawn.mean(axis=0), (y, x))
             np.testing.assert_array_equal(np.argwhere(truth.mask[k]), [[y, x]])
     assert len(boxes) > 3
@@ -249,7 +249,7 @@ def test_landmarks_are_drawn_into_the_pose(small: Small) -> None:
     assert marked.face is None
     for k in range(3):
         x, y = truth.face[k, :, :2].astype(int).T
-        assert pictures(marked.pose)[k][y, x].min() == 255
+        assert images(marked.pose)[k][y, x].min() == 255
         inside = np.zeros((64, 64), bool)
         inside[y, x] = True
         assert not (changed[k] & ~inside).any()
@@ -259,7 +259,7 @@ def test_truth_is_of_the_very_frames(small: Small) -> None:
     dataset = build_dataset(small(crop_scale=[0.6, 0.8]), seed=5)
     for index in range(6):
         truth, sample = known(dataset, index), dataset[index]
-        np.testing.assert_array_equal(truth.frames, pictures(sample.pixels)[1:])
+        np.testing.assert_array_equal(truth.frames, images(sample.pixels)[1:])
         again, mask = dataset.masked(index)
         assert torch.equal(again.pixels, sample.pixels)
         np.testing.assert_array_equal(mask, truth.mask)

@@ -18,6 +18,7 @@ import torch
 from tests.unit.data.footage_sets import BORDER, FIRST, build_set, record, write_set
 from tests.unit.data.test_loader import assert_equal
 from xdyna.config.data import DataConfig, DataError, DataWarning
+from xdyna.config.train import TrainConfig
 from xdyna.core.files import file_sha256
 from xdyna.data import verify
 from xdyna.data.clips import ClipDataset, build_dataset
@@ -30,6 +31,7 @@ from xdyna.data.store import read_arrays, read_dataset, write_arrays
 from xdyna.media import CropResize, read_frames
 from xdyna.perception import PoseTrack, draw_pose, face_patches
 from xdyna.puppets.world import render_clip
+from xdyna.training import trainer
 
 Options = Callable[..., DataConfig]
 
@@ -58,7 +60,7 @@ def copied(master: Path, tmp_path: Path) -> Path:
     return write_set(folder, own)
 
 
-def pictures(tensor: torch.Tensor) -> np.ndarray:
+def images(tensor: torch.Tensor) -> np.ndarray:
     return tensor.permute(0, 2, 3, 1).numpy()
 
 
@@ -86,16 +88,16 @@ def test_frames_poses_and_faces_are_those_of_inference(master: Path) -> None:
         crop = CropResize(box=(left, top + BORDER, width, height), size=(64, 64))
         decoded = list(read_frames(video.record.path))
         expected = [crop.image(decoded[FIRST + row]) for row in (take.reference, *take.rows)]
-        np.testing.assert_array_equal(pictures(sample.pixels), np.stack(expected))
+        np.testing.assert_array_equal(images(sample.pixels), np.stack(expected))
         numbers = read_arrays(master / video.record.arrays)
         track = PoseTrack(
             numbers.body, numbers.hands, numbers.face, (64, video.record.width), numbers.times, numbers.frame_index
         )
         moved = track.transform(video.crop).select(take.rows)
         drawn = [draw_pose(body, hands, size=(64, 64)) for body, hands in zip(moved.body, moved.hands, strict=True)]
-        np.testing.assert_array_equal(pictures(sample.pose), np.stack(drawn))
+        np.testing.assert_array_equal(images(sample.pose), np.stack(drawn))
         local, whole = face_patches(np.stack(expected[1:]), moved.face)
-        np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
+        np.testing.assert_array_equal(images(sample.face), np.concatenate([local, whole], axis=-1))
         assert sample.caption == f"text of {video.record.clip_id}"
     assert len(crops) == 6
 
@@ -124,7 +126,7 @@ def test_other_faces_are_cropped_as_the_frames(copied: Path) -> None:
         landmarks[..., :2] = video.crop.points(landmarks[..., :2])
         frames = np.stack([video.crop.image(frame) for frame in faces.frames[take.rows]])
         local, whole = face_patches(frames, landmarks)
-        np.testing.assert_array_equal(pictures(sample.face), np.concatenate([local, whole], axis=-1))
+        np.testing.assert_array_equal(images(sample.face), np.concatenate([local, whole], axis=-1))
         assert sample.face.any()
         seen.add(video.record.clip_id)
     assert seen == {"human1", "human2"}
@@ -398,6 +400,37 @@ def test_bytes_are_read_once_before_training(copied: Path, monkeypatch: pytest.M
     assert sorted(hashed[4:]) == shown
     with pytest.warns(DataWarning, match="'one/human0' is replaced.*other bytes"):
         [worker[index] for index in range(12)]  # that set was opened before the time changed
+
+
+def test_training_begins_with_the_bytes_of_all_its_videos(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of validation, before networks are made and while no process waits in a collective."""
+    hashed: list[str] = []
+    monkeypatch.setattr(verify, "file_sha256", lambda path: hashed.append(Path(path).name) or file_sha256(path))
+
+    def only_check(work: Callable[[], None]) -> None:
+        work()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "at_leisure", only_check)
+    monkeypatch.setattr(trainer.STAGES["dynamics"].__class__, "build", lambda *_: pytest.fail("networks are made"))
+    config = TrainConfig(data=options(copied), stage="dynamics", out=str(copied / "run"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)  # those come when the data are opened for use
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(config, cpu=True)
+    assert sorted(hashed) == ["held.mp4", *(f"human{number}.mp4" for number in range(3)), "scene0.mp4"]
+
+
+def test_nothing_is_read_twice_where_nothing_can_be_remembered(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(verify, "file_sha256", lambda path: hashed.append(Path(path).name) or file_sha256(path))
+    (tmp_path / "no_folder").write_text("")
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "no_folder"))
+    for _ in range(2):
+        build_dataset(options(copied, scene_ratio=0), seed=2)
+    assert len(hashed) == 3
 
 
 def test_nothing_but_damaged_clips_is_an_error(copied: Path) -> None:

@@ -91,7 +91,7 @@ def test_validation_reads_the_data_sets_that_the_cache_is_of(written: Path, foot
 
 def test_what_a_cache_cannot_hold(written: Path, writer: ClipDataset, tmp_path: Path) -> None:
     sized = dataclasses.replace(writer.config, buckets=[[64, 64], [64, 128]])
-    with pytest.raises(DataError, match="a cache has pictures of one size"):
+    with pytest.raises(DataError, match="a cache has images of one size"):
         write_cache(tmp_path / "new", ClipDataset(sized, writer.source, seed=0), clips=2, encode=encode, vae=VAE)
     with pytest.raises(DataError, match=r"data.face is 'cross', but cache .* holds no other faces"):
         build_dataset(options(written, face="cross"), seed=0, vae=VAE)

@@ -27,20 +27,20 @@ def test_share_of_the_area_and_position() -> None:
     assert all(crop.size == (128, 96) and crop.box[2:] == (96, 128) for _, crop in drawn)
 
 
-@pytest.mark.parametrize("picture", [(1080, 1920), (1920, 1080), (128, 96), (50, 40)])
-def test_crop_of_real_pictures(picture: tuple[int, int]) -> None:
+@pytest.mark.parametrize("image", [(1080, 1920), (1920, 1080), (128, 96), (50, 40)])
+def test_crop_of_real_images(image: tuple[int, int]) -> None:
     """The target's aspect, the share asked for of the largest such part, anywhere in the image."""
     rng, target = np.random.default_rng(0), (128, 96)
-    largest = min(picture[0] / 128, picture[1] / 96)
-    crops = [crop_around(rng.random(3), picture=picture, target=target, scale=[0.5, 0.9]) for _ in range(2000)]
+    largest = min(image[0] / 128, image[1] / 96)
+    crops = [crop_around(rng.random(3), image=image, target=target, scale=[0.5, 0.9]) for _ in range(2000)]
     boxes = np.array([crop.box for crop in crops])
     assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 0] + boxes[:, 2] <= picture[1]).all()
-    assert (boxes[:, 1] + boxes[:, 3] <= picture[0]).all()
+    assert (boxes[:, 0] + boxes[:, 2] <= image[1]).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= image[0]).all()
     np.testing.assert_allclose(boxes[:, 2] / boxes[:, 3], 96 / 128, atol=1.5 / boxes[:, 3].min())
     share = boxes[:, 2] * boxes[:, 3] / (largest**2 * 128 * 96)
     assert share.mean() == pytest.approx(0.7, abs=0.03)
-    for axis, side in ((0, picture[1]), (1, picture[0])):
+    for axis, side in ((0, image[1]), (1, image[0])):
         slack = side - boxes[:, axis + 2]
         assert (boxes[:, axis] == 0).any()
         assert (boxes[:, axis] == slack).any()
@@ -53,7 +53,7 @@ def test_crop_keeps_a_person_that_fits() -> None:
     boxes = np.array(
         [
             crop_around(
-                rng.random(3), picture=(1080, 1920), target=(64, 64), scale=[0.3, 1], person=(1000, 400, 1400, 900)
+                rng.random(3), image=(1080, 1920), target=(64, 64), scale=[0.3, 1], person=(1000, 400, 1400, 900)
             ).box
             for _ in range(500)
         ]
@@ -67,10 +67,10 @@ def test_crop_keeps_a_person_that_fits() -> None:
 
 def test_crop_of_a_person_that_does_not_fit() -> None:
     """Centred across, with the head; boxes may reach outside the image."""
-    crop = crop_around((0, 0.9, 0.9), picture=(400, 400), target=(64, 64), scale=[0.25, 1], person=(-20, 100, 310, 420))
+    crop = crop_around((0, 0.9, 0.9), image=(400, 400), target=(64, 64), scale=[0.25, 1], person=(-20, 100, 310, 420))
     assert crop.box == (55, 100, 200, 200)
 
 
 def test_a_crop_of_everything() -> None:
-    crop = crop_around((0.3, 0.5, 0.5), picture=(96, 64), target=(96, 64), scale=[1, 1])
+    crop = crop_around((0.3, 0.5, 0.5), image=(96, 64), target=(96, 64), scale=[1, 1])
     assert crop.box == (0, 0, 64, 96)

@@ -75,8 +75,8 @@ def test_kl_against_torch() -> None:
     mean, logvar = torch.randn(2, 50).unbind(0)
     normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())
     expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
-    by_picture = losses.kl_to_standard_normal(mean.reshape(5, 10), logvar.reshape(5, 10))
-    torch.testing.assert_close(by_picture, expected.reshape(5, 10).mean(1))
+    by_image = losses.kl_to_standard_normal(mean.reshape(5, 10), logvar.reshape(5, 10))
+    torch.testing.assert_close(by_image, expected.reshape(5, 10).mean(1))
 
 
 def test_reconstruction_loss_of_a_constant_error() -> None:

@@ -45,6 +45,6 @@ def test_guidance():
 
 
 def test_condition_scaling():
-    pictures = torch.tensor([10, 20, 60], dtype=torch.uint8)
-    torch.testing.assert_close(scale_condition(pictures, 10, 60), torch.tensor([0, 0.2, 1.0]))
+    images = torch.tensor([10, 20, 60], dtype=torch.uint8)
+    torch.testing.assert_close(scale_condition(images, 10, 60), torch.tensor([0, 0.2, 1.0]))
     assert torch.equal(scale_condition(torch.full((2,), 7), 7, 7), torch.zeros(2))

@@ -53,12 +53,12 @@ WITHOUT_WEIGHTS = {
 }
 # network: (files, kind, D, beginning of sha256)
 NETWORKS = {
-    "inception": (["pt_inception-2015-12-05-6726825d.pth"], "picture", 2048, "6726825d0af5f729"),
+    "inception": (["pt_inception-2015-12-05-6726825d.pth"], "image", 2048, "6726825d0af5f729"),
     "i3d_dtdb_16": (["I3D_16.pth.tar"], "clip", 1024, None),
     "i3d_dtdb_32": (["I3D_32.pth.tar"], "clip", 1024, None),
     "i3d_kinetics": (["i3d_pretrained_400.pt"], "clip", 400, None),
     "videomae_ssv2": (["vit_g_hybrid_pt_1200e_ssv2_ft.pth"], "clip", 1408, "5a210a92f035dff3"),
-    "lpips_vgg": (["vgg16-397923af.pth", "vgg.pth"], "picture", 0, "397923af8e79cdbb"),
+    "lpips_vgg": (["vgg16-397923af.pth", "vgg.pth"], "image", 0, "397923af8e79cdbb"),
     **{
         f"adaface_{kind}_{softmax}": ([file, "pnet.npy", "rnet.npy", "onet.npy"], "face", 512, None)
         for kind, file in (("ir50", "adaface_ir50_ms1mv2.ckpt"), ("ir101", "adaface_ir101_webface12m.ckpt"))
@@ -83,7 +83,7 @@ PAPER = {
 class Colours:
     """Mean colours: one feature per image, or one per clip."""
 
-    version, dim = "1", 3
+    version, dim, batch = "1", 3, 1
 
     def __init__(self, name: str) -> None:
         self.name, self.calls = name, list[dict[str, Any]]()

@@ -18,13 +18,17 @@ COLUMN = Column("fid", "FID", LOWER)
 class Linear:
     """Colours of five places: a feature per image, or their mean for a clip."""
 
-    name, version, dim = "linear", "1", D
+    name, version, dim, batch = "linear", "1", D, 1
 
     def __init__(self, *, clips: bool = False) -> None:
         self.clips, self.calls = clips, 0
 
     def features(self, frames: np.ndarray) -> np.ndarray:
         self.calls += 1
+        if frames.ndim == 5:
+            assert self.clips
+            assert 1 < len(frames) <= self.batch
+            return np.concatenate([self.features(clip) for clip in frames])
         x = frames[:, :D, 0, 0].astype(np.float32)
         return x.mean(axis=0, keepdims=True) if self.clips else x
 
@@ -62,6 +66,17 @@ def test_numbers_of_features() -> None:
     assert notes["fid.features_truth"] == 12  # 6 frames hold one window of 4
     assert m.reduce([m.measure(c) for c in cases()[:1]])["fid"] != m.reduce([])["fid"]  # NaN both: too few
     assert np.isnan(m.reduce([])["fid"])
+
+
+def test_several_clips_at_once_give_the_features_of_each() -> None:
+    case = Case("a", video(1, frames=24), video(2, frames=4))  # six windows, and one
+    single, batched = metric(clips=True), metric(clips=True)
+    batched._extractor.batch = 4
+    expected, record = single.measure(case), batched.measure(case)
+    for name, count in (("generated", 6), ("truth", 1)):
+        assert record.arrays[name].shape == (count, D)
+        np.testing.assert_array_equal(record.arrays[name], expected.arrays[name])
+    assert batched._extractor.calls == (1 + 4) + (1 + 2) + 1  # type: ignore[attr-defined] # fours, the rest, one
 
 
 @pytest.mark.parametrize("shards", [2, 3])

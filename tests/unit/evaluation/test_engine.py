@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.unit.evaluation.test_inputs import frames, write_pictures
+from tests.unit.evaluation.test_inputs import frames, write_images
 from xdyna.evaluation import engine
 from xdyna.evaluation.inputs import Entry
-from xdyna.evaluation.metrics.pictures import FrameMetric
+from xdyna.evaluation.metrics.images import FrameMetric
 from xdyna.evaluation.report import Report, as_csv, as_markdown
 from xdyna.evaluation.store import Store
 
@@ -23,7 +23,7 @@ def test_shares_are_disjoint_and_whole() -> None:
 def test_a_damaged_video_is_listed_and_the_others_are_measured(tmp_path: Path) -> None:
     entries = []
     for k in range(3):
-        first, second = (write_pictures(tmp_path / kind / str(k), frames(k)) for kind in ("g", "t"))
+        first, second = (write_images(tmp_path / kind / str(k), frames(k)) for kind in ("g", "t"))
         entries.append(Entry(str(k), first, second))
     (tmp_path / "g" / "1" / "002.png").write_bytes(b"damaged in the middle")
     (tmp_path / "t" / "2" / "000.png").write_bytes(b"damaged at once")

@@ -7,13 +7,14 @@ import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.i3d import I3D, I3DExtractor, pad_same
 from xdyna.evaluation.networks.inception import FIDInception, InceptionExtractor
 from xdyna.evaluation.networks.loading import load_published
 from xdyna.evaluation.networks.lpips import LPIPS, Backbone
 from xdyna.evaluation.networks.registry import EXTRACTORS, how_to_get
 from xdyna.evaluation.networks.videomae import VideoMAE, sinusoid_positions
+from xdyna.evaluation.parity_video import our_videomae
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "evaluation" / "parity.npz"
 
@@ -26,7 +27,7 @@ def golden(name: str) -> np.ndarray:
 def test_inception_is_pytorch_fids() -> None:
     expected = golden("inception")
     state = random_weights(FIDInception().state_dict())
-    ours = InceptionExtractor(state, weights="random").features(random_pictures(3))
+    ours = InceptionExtractor(state, weights="random").features(random_images(3))
     assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()  # images are told apart
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -38,7 +39,7 @@ def test_lpips_is_the_packages(kind: str) -> None:
     like = {f"lin{k}.model.1.weight": torch.zeros(1, width, 1, 1) for k, width in enumerate(widths)}
     head = {name: tensor.abs() for name, tensor in random_weights(like).items()}
     net = LPIPS(backbone, head, kind=kind, weights="random")
-    a, b = random_pictures(3, seed=1), random_pictures(3, seed=2)
+    a, b = random_images(3, seed=1), random_images(3, seed=2)
     np.testing.assert_allclose(net.distance(a, b), golden(f"lpips_{kind}")[0], rtol=1e-4)
     np.testing.assert_allclose(net.distance(a, b, low=0.0), golden(f"lpips_{kind}")[1], rtol=1e-4)
     assert net.distance(a, a).max() == 0
@@ -154,12 +155,22 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int) -> Non
 @pytest.mark.long
 def test_i3d_features_of_short_and_long_clips() -> None:
     state = random_weights(I3D(classes=18).state_dict())
-    frames = random_pictures(16)
+    frames = random_images(16)
     net = I3DExtractor(state, classes=18, frames=16, what="x", weights="random")
     features = net.features(frames)
     assert features.shape == (1, 1024)
     assert features.std() > 0
     assert np.abs(net.features(frames[::-1]) - features).max() > 1e-3 * np.abs(features).max()  # time matters
+    both = net.features(np.stack([frames, frames[::-1]]))
+    np.testing.assert_allclose(both[:1], features, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_among_others_has_the_features_it_has_alone() -> None:
+    net = our_videomae()
+    clips = np.stack([random_pictures(16, seed=seed) for seed in range(3)])
+    alone = np.concatenate([net.features(clip) for clip in clips])
+    assert np.abs(alone[0] - alone[1]).max() > 1e-4
+    np.testing.assert_allclose(net.features(clips), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_missing_is_said_with_its_source() -> None:

@@ -12,7 +12,7 @@ import pytest
 from xdyna.evaluation.inputs import Entry, counted, from_folders, from_list, read_case, read_video, videos_in
 from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metrics.dynamics import TemporalRatio, WarpingError
-from xdyna.evaluation.metrics.pictures import FrameMetric
+from xdyna.evaluation.metrics.images import FrameMetric
 from xdyna.media.writer import VideoWriter
 
 
@@ -21,25 +21,25 @@ def frames(seed: int, *, count: int = 4, size: tuple[int, int] = (48, 64)) -> np
     return np.stack([cv2.resize(f, size[::-1], interpolation=cv2.INTER_CUBIC) for f in coarse])
 
 
-def write(path: Path, pictures: np.ndarray, *, fps: float = 8) -> Path:
+def write(path: Path, images: np.ndarray, *, fps: float = 8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(path, fps=fps, size=pictures.shape[1:3]) as writer:
-        for picture in pictures:
-            writer.write(picture)
+    with VideoWriter(path, fps=fps, size=images.shape[1:3]) as writer:
+        for image in images:
+            writer.write(image)
     return path
 
 
-def write_pictures(folder: Path, pictures: np.ndarray) -> Path:
+def write_images(folder: Path, images: np.ndarray) -> Path:
     folder.mkdir(parents=True)
-    for k, picture in enumerate(pictures):
-        cv2.imwrite(str(folder / f"{k:03d}.png"), picture[..., ::-1])
+    for k, image in enumerate(images):
+        cv2.imwrite(str(folder / f"{k:03d}.png"), image[..., ::-1])
     return folder
 
 
 def test_folders_are_paired_by_name_and_the_rest_is_listed(tmp_path: Path) -> None:
     for name in ("b", "a", "sub/c", "only_here"):
         write(tmp_path / "g" / f"{name}.mp4", frames(1))
-    write_pictures(tmp_path / "t" / "a", frames(2))
+    write_images(tmp_path / "t" / "a", frames(2))
     for name in ("b", "sub/c", "only_there"):
         write(tmp_path / "t" / f"{name}.mp4", frames(3))
     (tmp_path / "t" / "notes.txt").write_text("no video")
@@ -76,9 +76,9 @@ def test_single_files(tmp_path: Path) -> None:
 
 
 def test_frame_folders_are_read_exactly(tmp_path: Path) -> None:
-    pictures = frames(5)
-    video = read_video(write_pictures(tmp_path / "clip", pictures))
-    assert np.array_equal(video.frames, pictures)
+    images = frames(5)
+    video = read_video(write_images(tmp_path / "clip", images))
+    assert np.array_equal(video.frames, images)
     again = read_video(tmp_path / "clip")
     assert again.digest == video.digest
     (tmp_path / "clip" / "002.png").write_bytes((tmp_path / "clip" / "001.png").read_bytes())
@@ -173,7 +173,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         from_folders(tmp_path / "g", tmp_path / "t")
     with pytest.raises(ValueError, match="missing"):
         from_folders(tmp_path / "none")
-    write_pictures(tmp_path / "t" / "sub" / "x", frames(1))
+    write_images(tmp_path / "t" / "sub" / "x", frames(1))
     write(tmp_path / "t" / "sub" / "x.mp4", frames(1))
     with pytest.raises(ValueError, match="have one name"):
         videos_in(tmp_path / "t")

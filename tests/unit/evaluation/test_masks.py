@@ -73,7 +73,7 @@ def test_masks_from_files(tmp_path: Path) -> None:
         cv2.imwrite(str(folder / f"{k:03d}.png"), np.where(mask, 128, 127).astype(np.uint8))
     assert np.array_equal(read_masks(folder, frames=4), expected)
     assert np.array_equal(read_masks(folder / "001.png", frames=2), expected[[1, 1]])
-    with pytest.raises(ValueError, match="4 pictures for a video of 5"):
+    with pytest.raises(ValueError, match="4 images for a video of 5"):
         read_masks(folder, frames=5)
     cv2.imwrite(str(folder / "002.png"), np.zeros((40, 40), np.uint8))
     with pytest.raises(ValueError, match="several sizes"):

@@ -10,7 +10,7 @@ from xdyna.evaluation.metrics.regions import RegionQuality, TemporalEnergy, temp
 from xdyna.media.frame_metrics import psnr, squared_error, ssim_map
 
 
-def pictures(*, count: int = 3, size: tuple[int, int] = (37, 45), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def images(*, count: int = 3, size: tuple[int, int] = (37, 45), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Smooth images and noisy copies, uint8 (count, H, W, 3)."""
     rng = np.random.default_rng(seed)
     base = [cv2.GaussianBlur(rng.uniform(0, 255, (*size, 3)), (0, 0), 2) for _ in range(count)]
@@ -22,7 +22,7 @@ def pictures(*, count: int = 3, size: tuple[int, int] = (37, 45), seed: int = 0)
 def test_ssim_equals_scikit_image() -> None:
     metrics = pytest.importorskip("skimage.metrics")
     for seed in range(3):
-        truth, noisy = pictures(seed=seed)
+        truth, noisy = images(seed=seed)
         for a, b in zip(truth, noisy, strict=True):
             options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
             expected, full = metrics.structural_similarity(a, b, channel_axis=-1, full=True, **options)
@@ -33,7 +33,7 @@ def test_ssim_equals_scikit_image() -> None:
             assert np.isnan(ours).sum() == ours.size - ours[5:-5, 5:-5].size
 
 
-def test_ssim_of_flat_pictures_is_the_luminance_term() -> None:
+def test_ssim_of_flat_images_is_the_luminance_term() -> None:
     """Without variance eq. 13 leaves (2 a b + C1) / (a^2 + b^2 + C1)."""
     a, b, c1 = 100.0, 150.0, 2.55**2
     flat = [np.full((20, 20, 3), value, np.uint8) for value in (a, b)]
@@ -42,7 +42,7 @@ def test_ssim_of_flat_pictures_is_the_luminance_term() -> None:
 
 
 def test_masked_quality_equals_a_plain_loop() -> None:
-    truth, noisy = pictures()
+    truth, noisy = images()
     masks = np.random.default_rng(1).random(truth.shape[:3]) < 0.3
     quality = RegionQuality.of(truth, noisy, masks)
     errors, similarities = [], []
@@ -58,14 +58,14 @@ def test_masked_quality_equals_a_plain_loop() -> None:
 
 
 def test_whole_frame_is_a_full_mask() -> None:
-    truth, noisy = pictures()
+    truth, noisy = images()
     whole, masked = (RegionQuality.of(truth, noisy, masks) for masks in (None, np.ones(truth.shape[:3], bool)))
     assert (whole.mse, whole.ssim) == (masked.mse, masked.ssim)
     assert whole.psnr == pytest.approx(psnr(float(np.mean((truth.astype(float) - noisy) ** 2))))
 
 
 def test_errors_outside_the_mask_do_not_count() -> None:
-    truth, _ = pictures()
+    truth, _ = images()
     mask = np.zeros(truth.shape[:3], bool)
     mask[:, 10:20, 10:20] = True
     spoiled = truth.copy()
@@ -76,7 +76,7 @@ def test_errors_outside_the_mask_do_not_count() -> None:
 
 
 def test_empty_region_is_not_a_number() -> None:
-    truth, noisy = pictures()
+    truth, noisy = images()
     quality = RegionQuality.of(truth, noisy, np.zeros(truth.shape[:3], bool))
     assert math.isnan(quality.psnr)
     assert math.isnan(quality.ssim)
@@ -126,7 +126,7 @@ def test_frames_that_cannot_be_compared(truth: np.ndarray, generated: np.ndarray
         squared_error(truth, generated)
 
 
-def test_wrong_masks_and_small_pictures() -> None:
+def test_wrong_masks_and_small_images() -> None:
     frame = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(ValueError, match="expected bool"):
         RegionQuality().add(frame, frame, np.ones((20, 20)))
@@ -137,7 +137,7 @@ def test_wrong_masks_and_small_pictures() -> None:
 
 
 def test_clips_of_different_lengths() -> None:
-    truth, noisy = pictures()
+    truth, noisy = images()
     for masks in (None, np.ones(truth.shape[:3], bool)):
         with pytest.raises(ValueError, match="zip"):
             RegionQuality.of(truth, noisy[:2], masks)

@@ -11,7 +11,7 @@ from tests.unit.core.test_hub import Hub, serve
 from xdyna.core.errors import WeightsError
 from xdyna.core.files import file_sha256
 from xdyna.core.hub import _partial_file
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.inception import FIDInception
 from xdyna.evaluation.networks.registry import EXTRACTORS, WeightFile
 from xdyna.evaluation.weights import WeightsFolder
@@ -24,7 +24,7 @@ def test_batches_change_rounding_alone_and_half_precision_is_another_version(
     torch.save(state, tmp_path / "net.pth")
     spec = dataclasses.replace(EXTRACTORS["inception"], files=(WeightFile("net.pth", "", ""),))
     monkeypatch.setitem(EXTRACTORS, "inception", spec)
-    frames = random_pictures(5, side=64)
+    frames = random_images(5, side=64)
     plain, two, half = (
         WeightsFolder(tmp_path, batch=batch, dtype=dtype).extractor("inception")
         for batch, dtype in ((None, "float32"), (2, "float32"), (None, "bfloat16"))

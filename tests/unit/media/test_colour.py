@@ -137,11 +137,11 @@ SHARES = np.array([0, 255, 128, 51])
 
 
 def _with_pillow(path, frame):
-    pictures = [Image.fromarray(frame) for _ in range(4)]
-    for number, picture in enumerate(pictures):
-        picture.putpixel((20 + number, 2), (0, 0, 0, 255))  # equal frames would be left out
+    images = [Image.fromarray(frame) for _ in range(4)]
+    for number, image in enumerate(images):
+        image.putpixel((20 + number, 2), (0, 0, 0, 255))  # equal frames would be left out
     more = {"format": "PNG", "default_image": False} if path.suffix == ".apng" else {"disposal": 2}
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, **more)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=40, **more)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_transparent_videos_lie_on_white(tmp_path, name, codec, pixels, options)
             stream = container.add_stream(codec, rate=25, options=options)
             stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
             for number in range(4):
-                picture = av.VideoFrame.from_ndarray(frame, format="rgba").reformat(format=pixels)
-                picture.pts = number
-                container.mux(stream.encode(picture))
+                image = av.VideoFrame.from_ndarray(frame, format="rgba").reformat(format=pixels)
+                image.pts = number
+                container.mux(stream.encode(image))
             container.mux(stream.encode(None))
     share = np.where(SHARES > 0, 255, 0) if name == "a.gif" else SHARES  # GIF knows all or nothing
     expected = HIDDEN * share[:, None] / 255 + 255 - share[:, None]

@@ -247,7 +247,7 @@ def test_truncated_at_many_points(tmp_path, kind):
         path.write_bytes(data[: max(1, int(len(data) * share))])
         message = _refused(path)
         refused += bool(message)
-        assert not message or "damaged or truncated" in message or "is not a picture" in message
+        assert not message or "damaged or truncated" in message or "is not an image" in message
     assert refused >= (38 if kind != "tiff" else 30)
 
 
@@ -267,10 +267,10 @@ def test_flipped_bytes_never_escape(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "content", "pattern"),
     [
-        ("a.jpg", b"hello, I am text, and no picture", "is not a picture"),
+        ("a.jpg", b"hello, I am text, and no picture", "is not an image"),
         ("a.jpg", b"<!DOCTYPE html><html></html>", "a web page"),
         ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a web page or SVG drawing"),
-        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC picture"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image"),
         ("a.jpg", b"\0\0\0\x18ftypisom\0\0\0\0isomavc1", "a video"),
         ("a.png", b"", r"empty \(0 bytes\)"),
     ],
@@ -315,7 +315,7 @@ def test_heic_without_its_package(tmp_path, monkeypatch):
 
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileError, match="HEIC picture, which needs: pip install pillow-heif"):
+    with pytest.raises(FileError, match="HEIC image, which needs: pip install pillow-heif"):
         read_image(tmp_path / "a.heic")
 
 

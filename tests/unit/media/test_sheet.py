@@ -28,7 +28,7 @@ def test_sheet_shows_frames_spread_evenly():
     assert np.argwhere((sheet == (0, 0, 255)).all(-1))[0, 0] < np.argwhere((sheet == (0, 255, 0)).all(-1))[0, 0]
 
 
-def test_single_picture_stands_large_at_the_left():
+def test_single_image_stands_large_at_the_left():
     sheet = contact_sheet(
         {"reference": [flat((255, 0, 0))], "a": [flat((0, 255, 0))] * 3, "b": [flat((0, 0, 255))] * 3}, cell_height=60
     )

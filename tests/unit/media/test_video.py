@@ -277,7 +277,7 @@ def test_cover_art_and_further_tracks_are_not_shown(tmp_path, frame_of, number_o
                 name, ((32, 64), "yuv420p")
             )
             (made[name].height, made[name].width), made[name].pix_fmt = size, pixels
-        made["cover"].disposition = 1024  # attached picture
+        made["cover"].disposition = 1024  # attached image
         cover.pts = 0
         container.mux(made["cover"].encode(cover))
         for number in range(5):
@@ -414,12 +414,12 @@ def test_not_a_video(tmp_path, make_video, name, content):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "tiff"])
-def test_a_picture_is_no_video(tmp_path, kind):
+def test_a_image_is_no_video(tmp_path, kind):
     from PIL import Image
 
-    path = tmp_path / f"picture.{kind}"
+    path = tmp_path / f"image.{kind}"
     Image.new("RGB", (64, 64), (200, 30, 30)).save(path)
-    _check(path, "is a picture, not a video")
+    _check(path, "is an image, not a video")
 
 
 def test_audio_only(make_sound):

@@ -11,7 +11,8 @@ from xdyna.diffusion.windows import uniform_windows
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
+from xdyna.pipelines.denoise import predict_noise
+from xdyna.pipelines.residuals import Condition, ControlResidualCache
 
 GRID, WINDOW, OVERLAP, STEPS, LONG = (112, 64), 16, 4, 25, 192
 

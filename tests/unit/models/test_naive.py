@@ -12,7 +12,8 @@ from xdyna.diffusion.guidance import condition_range, scale_condition
 from xdyna.models.denoiser import Control, Denoiser, Tokens
 from xdyna.models.naive import naive_noise
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
+from xdyna.pipelines.denoise import predict_noise
+from xdyna.pipelines.residuals import Condition, ControlResidualCache
 
 SIZES = {"block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 6, "norm_num_groups": 4}
 NET = {

@@ -90,10 +90,10 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
     def make(frames: list[list[tuple[int, int, int, int, int]]], *, name: str = "drive.mp4", fps: int = 8) -> Path:
         with VideoWriter(tmp_path / name, fps=fps, size=(160, 240)) as writer:
             for boxes in frames:
-                picture = np.zeros((160, 240, 3), np.uint8)
+                image = np.zeros((160, 240, 3), np.uint8)
                 for channel, left, top, right, bottom in boxes:
-                    picture[top:bottom, left:right, channel] = 255
-                writer.write(picture)
+                    image[top:bottom, left:right, channel] = 255
+                writer.write(image)
         return tmp_path / name
 
     return make

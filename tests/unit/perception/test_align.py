@@ -275,7 +275,7 @@ def test_part_of_the_body(ours, theirs, words):
     assert [text for text in report.warnings if "seen down to" in text] == list(report.warnings)
     assert bool(report.warnings) == (words is not None)
     assert words is None or words in report.warnings[0]
-    effect = "is driven without a picture" if len(ours) < len(theirs) else "is not driven and may vanish"
+    effect = "is driven without an image" if len(ours) < len(theirs) else "is not driven and may vanish"
     assert words is None or effect in report.warnings[0]
     assert not aligned.body[:, list(ours)].any(), "missing joints stay missing"
 
@@ -360,7 +360,7 @@ def test_leaving_the_picture(share: float):
     body[gone, :, 0] += 900
     _, report = align_track(track_of(body, size=(600, 1400)), figure(), size=SIZE)
     expected = min(share, 1 - share)
-    assert any("leaves the reference picture in" in text for text in report.warnings) == (expected > 0)
+    assert any("leaves the reference image in" in text for text in report.warnings) == (expected > 0)
     assert expected == 0 or f"{expected:.0%} of the frames" in " ".join(report.warnings)
     assert report.score == pytest.approx(1 - expected, abs=0.05)
 
@@ -545,7 +545,7 @@ def test_random_tracks(seed: int):
 def test_low_confidence_counts_as_missing():
     body = figure()
     body[:, 2] = 0.29
-    with pytest.raises(PerceptionError, match=r"reference picture shows no joint .* choose a picture"):
+    with pytest.raises(PerceptionError, match=r"reference image shows no joint .* choose an image"):
         align_track(dance(), body, size=SIZE)
     dim = dance().body.copy()
     dim[..., 2] *= 0.2
@@ -575,7 +575,7 @@ def test_bad_reference(bad: np.ndarray):
 
 
 def test_bad_size():
-    with pytest.raises(PerceptionError, match=r"size of the reference picture is \(0, 5\)"):
+    with pytest.raises(PerceptionError, match=r"size of the reference image is \(0, 5\)"):
         align_track(dance(), figure(), size=(0, 5))
 
 

@@ -107,7 +107,7 @@ def test_unsure_faces_count_as_missing():
     assert len(set(face_boxes(faces, size=(80, 80)))) == 2
 
 
-def test_a_face_beyond_the_picture_gives_black():
+def test_a_face_beyond_the_image_gives_black():
     rng = np.random.default_rng(0)
     frames = np.full((1, 40, 40, 3), 9, np.uint8)
     for center in ((-200.0, 20.0), (20.0, 300.0), (500.0, -500.0)):

@@ -17,13 +17,13 @@ STRIDES = (8, 16, 32)
 
 def save(path: Path, *, size: tuple, outputs: dict[str, np.ndarray]) -> None:
     """A model that ignores its image and returns constants."""
-    picture = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, *size])
+    image = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, *size])
     nodes = [
         helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
         for name, value in outputs.items()
     ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in outputs.items()]
-    graph = helper.make_graph(nodes, "g", [picture], values)
+    graph = helper.make_graph(nodes, "g", [image], values)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
 
 
@@ -72,8 +72,8 @@ def test_the_library_gets_bgr(models: Path, monkeypatch):
     backend = get_face_backend("insightface", models_dir=models)
     seen = []
 
-    def detect(picture: np.ndarray, **_):
-        seen.append(picture)
+    def detect(image: np.ndarray, **_):
+        seen.append(image)
         return np.zeros((0, 5)), np.zeros((0, 5, 2))
 
     monkeypatch.setattr(backend._models["detection"], "detect", detect)

@@ -1,6 +1,7 @@
 """MediaPipe above 0.10.21: models from a wheel, everything by tasks; compared with 0.10.21's own numbers."""
 
 import dataclasses
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,7 +104,7 @@ def test_models_are_a_registered_file_of_known_hash() -> None:
 
 def test_models_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence, with the address and the place for a download by hand."""
-    monkeypatch.setattr(mediapipe_models, "_check_libraries", lambda: None)
+    monkeypatch.setattr(mediapipe_models, "_check_system", lambda: None)
     monkeypatch.setattr(mediapipe_files, "has_solutions", lambda: False)
     monkeypatch.setattr(mediapipe_files, "weights_folder", lambda: tmp_path)
     file = load_registry()[mediapipe_files.WHEEL]
@@ -115,6 +116,20 @@ def test_models_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.Mo
     assert closed.url() in str(caught.value)
     assert str(closed.target(tmp_path)) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux' /sys")
+def test_a_system_without_sys_is_refused_before_mediapipe_ends_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releases above 1.0 abort while they are loaded ("CHECK in NumCPUs"), as in a chroot where /sys is not mounted."""
+    monkeypatch.setattr(mediapipe_models, "import_mediapipe", SimpleNamespace)
+    monkeypatch.setattr(mediapipe_models, "_PROCESSORS", tmp_path / "possible")
+    for content in (None, "\n"):
+        if content is not None:
+            (tmp_path / "possible").write_text(content)
+        with pytest.raises(PerceptionError, match="possible, which cannot be read here; mount /sys"):
+            mediapipe_models.load_mediapipe()
 
 
 def test_damaged_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import denoise
-from xdyna.pipelines.denoise import Condition, ControlResidualCache
+from xdyna.pipelines.residuals import Condition, ControlResidualCache
 from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, to_uint8
 
 OPTIONS = {"num_inference_steps": 2, "context_frames": 4, "context_overlap": 1, "decode_chunk_size": 3}

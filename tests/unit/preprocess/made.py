@@ -55,17 +55,17 @@ def outcome_of(source: VideoSource, sha256: str, folder: Path, *, clips: int = 2
             group=source.group or source.id,
         )  # fmt: skip
         write_arrays(folder / record.arrays, arrays_of(start=number * 10, seed=int(value[:6], 16)))
-        write_picture(folder / place("thumbnails", clip_id, ".jpg"), seed=number)
+        write_image(folder / place("thumbnails", clip_id, ".jpg"), seed=number)
         records.append(record)
-    picture = place("thumbnails", f"{source.id}-skip-000099", ".jpg")
-    write_picture(folder / picture, seed=99)
-    skip = Skip(source.id, source.path, "quality", "static", "Nothing moves.", 99, 7, picture)
+    image = place("thumbnails", f"{source.id}-skip-000099", ".jpg")
+    write_image(folder / image, seed=99)
+    skip = Skip(source.id, source.path, "quality", "static", "Nothing moves.", 99, 7, image)
     return VideoOutcome(source.id, sha256, 4.0, tuple(records), (skip,))
 
 
-def write_picture(path: Path, *, seed: int) -> None:
-    picture = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    write_if_changed(path, cv2.imencode(".jpg", picture)[1].tobytes())
+def write_image(path: Path, *, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    write_if_changed(path, cv2.imencode(".jpg", image)[1].tobytes())
 
 
 def quick_process(source: VideoSource, local: Path, options: PreprocessOptions, folder: Path) -> VideoOutcome:

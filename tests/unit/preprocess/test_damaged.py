@@ -46,9 +46,9 @@ def encode(
         if rotation:
             stream.set_display_rotation(-rotation)
         for number, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)
-            picture.pts, picture.time_base = number if pts is None else pts[number], Fraction(1, 12)
-            file.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)
+            image.pts, image.time_base = number if pts is None else pts[number], Fraction(1, 12)
+            file.mux(stream.encode(image))
         file.mux(stream.encode(None))
     return path
 

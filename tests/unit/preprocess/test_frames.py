@@ -11,10 +11,10 @@ from xdyna.preprocess.frames import ANALYSIS_SIDE, analysis_size, bars_off, find
 
 
 @pytest.mark.parametrize("bars", [(0, 0, 0, 0), (30, 30, 0, 0), (0, 0, 41, 17), (25, 12, 9, 33), (1, 3, 0, 2)])
-def test_bars_of_made_up_pictures(bars: tuple[int, int, int, int]):
+def test_bars_of_made_up_images(bars: tuple[int, int, int, int]):
     top, bottom, left, right = bars
-    picture = np.pad(backdrop((120, 180))[..., 0], [(top, bottom), (left, right)])
-    box = bars_off(picture)
+    image = np.pad(backdrop((120, 180))[..., 0], [(top, bottom), (left, right)])
+    box = bars_off(image)
     # Inside of the image, at most 2 px of safety and 1 px of evenness less than all of it.
     assert left <= box[0] <= left + 2
     assert top <= box[1] <= top + 2
@@ -26,7 +26,7 @@ def test_bars_of_made_up_pictures(bars: tuple[int, int, int, int]):
 def test_darkness_is_no_bar():
     night = np.zeros((120, 180), np.uint8)
     night[40:60, 80:100] = 200
-    assert bars_off(night) == (0, 0, 180, 120), "a lamp in the dark is not all of the picture"
+    assert bars_off(night) == (0, 0, 180, 120), "a lamp in the dark is not all of the image"
     assert bars_off(np.zeros((121, 181), np.uint8)) == (0, 0, 180, 120)
 
 

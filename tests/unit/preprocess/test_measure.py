@@ -74,7 +74,7 @@ def test_people_are_no_background():
     assert measure_motion(moving, np.arange(COUNT) / 10, person_still).camera == pytest.approx(0.25, rel=0.1)
 
 
-def test_flat_pictures():
+def test_flat_images():
     flat = np.full((COUNT, *SIZE, 3), 90, np.uint8)
     motion = measure_motion(flat, np.arange(COUNT) / 10)
     assert (motion.flow, motion.camera) == (0, 0)
@@ -121,7 +121,7 @@ def distance(first: str, second: str) -> int:
     return (int(first, 16) ^ int(second, 16)).bit_count()
 
 
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     return [render_clip(k, k, k, frames=1, size=(128, 160)).frames[0] for k in range(4)]
 
 
@@ -129,25 +129,25 @@ def test_hash_is_that_of_opencv():
     """OpenCV's contributed pHash reduces the image a little differently: few bits near the mean may differ."""
     if not hasattr(cv2, "img_hash"):
         pytest.skip("OpenCV without its contributed modules")
-    for picture in pictures():
-        theirs = cv2.img_hash.PHash.create().compute(np.ascontiguousarray(picture[..., ::-1]))[0]
-        ours = perceptual_hash(picture)
+    for image in images():
+        theirs = cv2.img_hash.PHash.create().compute(np.ascontiguousarray(image[..., ::-1]))[0]
+        ours = perceptual_hash(image)
         assert len(ours) == 16
         # OpenCV fills each byte from its lowest bit.
         bits = np.unpackbits(theirs, bitorder="little")
         assert (bits != np.unpackbits(np.frombuffer(bytes.fromhex(ours), np.uint8))).sum() <= 8
 
 
-def test_hash_tells_pictures_apart_and_knows_them_again():
-    shown = pictures()
-    for k, picture in enumerate(shown):
-        _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 50])
+def test_hash_tells_images_apart_and_knows_them_again():
+    shown = images()
+    for k, image in enumerate(shown):
+        _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 50])
         again = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         for changed in (
             again,
-            cv2.resize(picture, (90, 64), interpolation=cv2.INTER_AREA),
-            (picture * 0.8).astype("u1"),
+            cv2.resize(image, (90, 64), interpolation=cv2.INTER_AREA),
+            (image * 0.8).astype("u1"),
         ):
-            assert distance(perceptual_hash(picture), perceptual_hash(changed)) <= 6
+            assert distance(perceptual_hash(image), perceptual_hash(changed)) <= 6
         for other in shown[k + 1 :]:
-            assert distance(perceptual_hash(picture), perceptual_hash(other)) >= 10
+            assert distance(perceptual_hash(image), perceptual_hash(other)) >= 10

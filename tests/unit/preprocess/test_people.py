@@ -78,7 +78,7 @@ def test_numbers_of_a_person():
     assert (nobody.share, nobody.height, nobody.hidden) == (0, 0, 1)
 
 
-def test_boxes_stay_in_the_picture():
+def test_boxes_stay_in_the_image():
     moved = track(seen=8, faces=8)
     moved.body[..., 0] -= 40  # half of it lies outside now
     boxes = people.person_boxes(moved)

@@ -122,9 +122,9 @@ def test_first_clips_only(tmp_path: Path):
 
 
 def shaken() -> list[np.ndarray]:
-    picture, rng = backdrop((SIZE[0], 400), 4), np.random.default_rng(0)
+    image, rng = backdrop((SIZE[0], 400), 4), np.random.default_rng(0)
     offsets = rng.integers(0, 20, 200) + 100
-    return [picture[:, offsets[k] : offsets[k] + SIZE[1]] for k in range(COUNT)]
+    return [image[:, offsets[k] : offsets[k] + SIZE[1]] for k in range(COUNT)]
 
 
 def captioned() -> list[np.ndarray]:

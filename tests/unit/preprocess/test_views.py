@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.preprocess.made import Here, arrays_of, record_of, write_picture
+from tests.unit.preprocess.made import Here, arrays_of, record_of, write_image
 from xdyna.config.data import DataError
 from xdyna.core.files import file_sha256
 from xdyna.data.records import DATASET_FILE, FORMAT, MANIFEST, ClipRecord, Skip
@@ -33,7 +33,7 @@ def summary_of(folder: Path, *, skips: int = 3) -> Summary:
     thumbnails = {}
     for record in records:
         thumbnails[record.clip_id] = f"thumbnails/{record.clip_id}.jpg"
-        write_picture(folder / thumbnails[record.clip_id], seed=1)
+        write_image(folder / thumbnails[record.clip_id], seed=1)
     found = [Skip("bad<script>", "bad.mp4", "quality", "static", f"Flow {k} | none.", k, 2) for k in range(skips)]
     found.append(dataclasses.replace(found[0], reason="no_person", thumbnail=thumbnails["film1-0000"]))
     return Summary(9, 3700.0, records, found, thumbnails, {"finish": {"test": 0.5}}, {"numpy": "1"})
@@ -44,14 +44,14 @@ class Tags(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self.text = ""
         self.rows = 0
         self._open: list[str] = []
 
     def handle_starttag(self, tag, attrs) -> None:
         if tag == "img":
-            self.pictures.append(dict(attrs)["src"])
+            self.images.append(dict(attrs)["src"])
         self.rows += tag == "tr"
         if tag not in ("img", "meta"):
             self._open.append(tag)
@@ -69,8 +69,8 @@ def test_the_report_is_one_page_with_everything_in_it(tmp_path) -> None:
     tags = Tags()
     tags.feed(page)
     assert tags._open == []
-    assert len(tags.pictures) == 5
-    assert all(source.startswith("data:image/jpeg;base64,") for source in tags.pictures)
+    assert len(tags.images) == 5
+    assert all(source.startswith("data:image/jpeg;base64,") for source in tags.images)
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     for text in ("9", "1.0 h", "nothing moves", "nobody was found", "bad<script>", "Flow 2 | none.", "film3-0000"):
         assert text in tags.text
@@ -94,8 +94,8 @@ def test_the_card_counts(tmp_path) -> None:
         "| not given | 1 |",
         "| 24.5 to 27 | 3 |",
         "| below 256 | 4 |",
-        "| person, share of the picture's height | 0.5 | 0.5 | 0.5 |",
-        "| motion, picture heights per second | 0.1 | 0.1 | 0.1 |",
+        "| person, share of the image's height | 0.5 | 0.5 | 0.5 |",
+        "| motion, image heights per second | 0.1 | 0.1 | 0.1 |",
         "| finish.test | `0.5` |",
         "| numpy | 1 |",
     ):

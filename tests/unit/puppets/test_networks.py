@@ -78,13 +78,13 @@ def test_differences_are_seen(dynamics: PuppetDynamics) -> None:
 def test_heads_are_cut_in_place() -> None:
     """On an image of its own coordinates, the middle of the cut is 0.12 face widths above the ears' middle."""
     y, x = np.mgrid[:128, :128].astype(np.float32)
-    picture = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
-    head = cut_head(picture, face_at((50, 60), (74, 60))[0]).astype(float)  # 24 px wide: 1 px of the cut is 1 px
+    image = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
+    head = cut_head(image, face_at((50, 60), (74, 60))[0]).astype(float)  # 24 px wide: 1 px of the cut is 1 px
     assert head.shape == (FACE_SIDE, FACE_SIDE, 3)
     middle = head[23:25, 23:25].mean(axis=(0, 1))
     np.testing.assert_allclose(middle[:2], (62, 60 - 0.12 * 24), atol=0.75)
     np.testing.assert_allclose(head[10, 30] - head[10, 20], (10, 0, 0), atol=1)
-    turned = cut_head(picture, face_at((62, 48), (62, 72))[0]).astype(float)  # a head that lies on its side
+    turned = cut_head(image, face_at((62, 48), (62, 72))[0]).astype(float)  # a head that lies on its side
     np.testing.assert_allclose(turned[10, 30] - turned[10, 20], (0, 10, 0), atol=1)
 
 

@@ -133,7 +133,7 @@ def test_the_figure_is_large_and_inside(size: tuple[int, int]) -> None:
     for seed in range(3 if size[0] > 200 else 12):
         clip = render_clip(seed, seed, seed, frames=3, start=seed, stride=5, size=size)
         edges = clip.mask[:, 0].any(), clip.mask[:, -1].any(), clip.mask[:, :, 0].any(), clip.mask[:, :, -1].any()
-        assert not any(edges), f"seed {seed} leaves the picture (top, bottom, left, right): {edges}"
+        assert not any(edges), f"seed {seed} leaves the image (top, bottom, left, right): {edges}"
         tall = np.ptp(np.flatnonzero(clip.mask.any(axis=(0, 2)))) / min(size[0], 1.12 * size[1])
         assert 0.74 < tall < 1.0
         assert (clip.body[..., 2] == 1).all()

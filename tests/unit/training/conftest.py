@@ -25,17 +25,17 @@ def components() -> Components:
 @pytest.fixture
 def make_batch() -> Callable[..., Batch]:
     def make(indices: list[int], *, frames: int = 2, scene: bool = False, drop_image: bool = False) -> Batch:
-        def pictures(index: int, count: int, channels: int) -> torch.Tensor:
+        def images(index: int, count: int, channels: int) -> torch.Tensor:
             generator = torch.Generator().manual_seed(index + 1000 * channels)
             return torch.randint(256, (count, channels, 64, 64), generator=generator, dtype=torch.uint8)
 
-        pose = torch.stack([pictures(i, frames, 3) for i in indices]).roll(1, 0)
-        face = torch.stack([pictures(i, frames, 6) for i in indices])
+        pose = torch.stack([images(i, frames, 3) for i in indices]).roll(1, 0)
+        face = torch.stack([images(i, frames, 6) for i in indices])
         return Batch(
             index=torch.tensor(indices),
             clip_id=[f"clip-{i}" for i in indices],
             kind=["scene" if scene else "human"] * len(indices),
-            pixels=torch.stack([pictures(i, 1 + frames, 3) for i in indices]),
+            pixels=torch.stack([images(i, 1 + frames, 3) for i in indices]),
             pose=torch.zeros_like(pose) if scene else pose,
             face=torch.zeros_like(face) if scene else face,
             latents_mean=None,

@@ -38,7 +38,7 @@ def test_recipes_for_footage_want_data_sets(words: list[str]) -> None:
 
 
 def test_the_order_of_a_recipe_follows_from_what_is_handed_on() -> None:
-    assert stages_of("tiny") == [f"tiny/{name}" for name in ("vae", "base", "dynamics", "clips", "face")]
+    assert stages_of("tiny") == [f"tiny/{name}" for name in ("vae", "base", "dynamics", "clips", "face", "distill")]
     assert stages_of("tiny/gpu") == [f"tiny/gpu/{name}" for name in ("vae", "base", "dynamics", "clips")]
     with pytest.raises(ConfigError, match="expected one of tiny, tiny/gpu"):
         stages_of("small")
@@ -102,7 +102,7 @@ def test_a_size_that_contradicts_the_model_is_refused(words: list[str], message:
         ("dynamics", "face=none", "none"),
     ],
 )
-def test_the_face_pictures_follow_from_the_stage(stage: str, line: str, face: str) -> None:
+def test_the_face_images_follow_from_the_stage(stage: str, line: str, face: str) -> None:
     assert load(stage, line).data.face == face
 
 
@@ -125,7 +125,7 @@ def test_the_face_pictures_follow_from_the_stage(stage: str, line: str, face: st
             "preset=preview",
             "which are model, data, stage, experiment, ablation",
         ),
-        ("+preset=preview", "unknown key 'steps' in"),
+        ("+preset=preview", "unknown key 'scheduler' in"),
         ("data.face=cross", "data.face: got 'cross', but stage=dynamics with face=sface needs 'none'"),
         ("precision=fp8", "precision: got 'fp8'"),
         ("loss.min_snr=0", "loss.min_snr: got 0"),
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
 
 
 def test_an_autoencoder_does_not_train_on_latents() -> None:
-    with pytest.raises(ConfigError, match="stage=vae trains on pictures"):
+    with pytest.raises(ConfigError, match="stage=vae trains on images"):
         load("tiny/vae", "data=cache", "data.cache=somewhere")
 
 

@@ -9,12 +9,12 @@ from xdyna.training.stages import STAGES
 
 
 def test_scaled_latents_have_unit_variance(components: Components) -> None:
-    pictures = [2 * torch.rand(2, 3, 64, 64) - 1 for _ in range(3)]
+    images = [2 * torch.rand(2, 3, 64, 64) - 1 for _ in range(3)]
     with torch.no_grad():
-        means = torch.cat([components.vae.encode(p).latent_dist.mean for p in pictures])
-    assert float((means * latent_scale(components.vae, pictures)).std()) == pytest.approx(1.0, rel=1e-3)
-    STAGES["vae"].hand_over(components, pictures, trained=("vae_encoder", "vae_decoder"))
-    assert components.vae.config.scaling_factor == latent_scale(components.vae, pictures)
+        means = torch.cat([components.vae.encode(p).latent_dist.mean for p in images])
+    assert float((means * latent_scale(components.vae, images)).std()) == pytest.approx(1.0, rel=1e-3)
+    STAGES["vae"].hand_over(components, images, trained=("vae_encoder", "vae_decoder"))
+    assert components.vae.config.scaling_factor == latent_scale(components.vae, images)
 
 
 def test_the_decoder_alone_leaves_the_latents_as_they_were(components: Components) -> None:

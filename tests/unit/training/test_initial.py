@@ -63,12 +63,12 @@ def test_the_tiny_autoencoder_begins_with_the_colours() -> None:
     config = load_model("tiny")
     vae, unet = build.build_vae(config.vae), build.build_unet(config.unet)
     coarse = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pictures = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bicubic").clamp(-1, 1)
+    images = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bicubic").clamp(-1, 1)
 
     def error() -> float:
         with torch.no_grad():
-            latents = vae.encode(pictures).latent_dist.mean
-            return float((vae.decode(latents).sample - pictures).square().mean() / pictures.var())
+            latents = vae.encode(images).latent_dist.mean
+            return float((vae.decode(latents).sample - images).square().mean() / images.var())
 
     assert error() > 0.5
     initialise(vae, unet, seed=0)

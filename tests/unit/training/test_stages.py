@@ -10,7 +10,7 @@ from xdyna.config.data import DataConfig
 from xdyna.config.train import APPEARANCES, LossConfig, TrainConfig
 from xdyna.core.errors import ConfigError
 from xdyna.data.samples import Batch
-from xdyna.training.components import Components
+from xdyna.training.components import Components, add_lora
 from xdyna.training.contract import warn_of_untrained_branch
 from xdyna.training.groups import GROUPS, count, select_trainable
 from xdyna.training.stages import STAGES
@@ -26,6 +26,7 @@ from xdyna.training.stages import STAGES
         ("dynamics", "ip_adapter", {"motion", "pose_controlnet"}),
         ("face", "dynamics_adapter", {"face_controlnet"}),
         ("face", "ip_adapter", {"face_controlnet"}),
+        ("distill", "dynamics_adapter", {"lora"}),
     ],
 )
 def test_groups_of_stages_are_the_papers(stage: str, appearance: str, expected: set[str]) -> None:
@@ -33,6 +34,7 @@ def test_groups_of_stages_are_the_papers(stage: str, appearance: str, expected: 
 
 
 def test_every_parameter_but_the_text_encoders_has_exactly_one_group(components: Components) -> None:
+    add_lora(components.unet, 2)
     groups = select_trainable(components, [g for g in GROUPS if g != "reference_net"])
     names = [name for parameters in groups.values() for name in parameters]
     assert len(names) == len(set(names))
@@ -58,6 +60,8 @@ def test_a_step_reaches_all_that_trains_and_leaves_the_rest_bit_identical(
     stage: str, appearance: str, components: Components, make_batch: Callable[..., Batch]
 ) -> None:
     torch.manual_seed(0)
+    if stage == "distill":
+        add_lora(components.unet, 2)
     groups = select_trainable(components, STAGES[stage].groups(appearance))
     trainable = {name: p for parameters in groups.values() for name, p in parameters.items()}
     for p in trainable.values():  # zero layers would hide parameters behind them from the gradient
@@ -94,6 +98,8 @@ def test_a_group_that_the_loss_does_not_reach(stage: str, group: str) -> None:
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_the_loss_reaches_what_may_train(stage: str, components: Components, make_batch: Callable[..., Batch]) -> None:
     wanted = STAGES[stage].chosen_groups("dynamics_adapter", [g for g in STAGES[stage].reached if g != "reference_net"])
+    if stage == "distill":
+        add_lora(components.unet, 2)
     groups = select_trainable(components, wanted)
     for parameters in groups.values():
         for p in parameters.values():
@@ -138,7 +144,7 @@ def test_what_trains_is_in_training_mode(components: Components) -> None:
 
 
 def test_unknown_group(components: Components) -> None:
-    with pytest.raises(ConfigError, match=r"unknown group .adaptor.; choose from adapter"):
+    with pytest.raises(ConfigError, match=r"unknown group .adaptor.; choose from lora, adapter"):
         select_trainable(components, ["adaptor"])
 
 

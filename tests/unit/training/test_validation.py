@@ -100,9 +100,9 @@ def test_clips_are_shared_among_processes(monkeypatch: pytest.MonkeyPatch) -> No
     """Three processes make five clips, each one once; all get the same: means without NaN, in the clips' order."""
 
     def made(number: int) -> Sampled:
-        picture = np.full((2, 2, 3), number, np.uint8)
+        image = np.full((2, 2, 3), number, np.uint8)
         figure = float("nan") if number == 1 else 10.0 * number
-        return Sampled({"psnr_figure": figure, "psnr": float(number)}, sheets={f"clip{number}": picture})
+        return Sampled({"psnr_figure": figure, "psnr": float(number)}, sheets={f"clip{number}": image})
 
     asked: list[list[int]] = []
     monkeypatch.setattr(validation, "gather_object", lambda own: own)

@@ -100,10 +100,13 @@ class FrechetMetric(Metric):
         if self._protocol is None:
             features = self._extractor.features(frames if masks is None else cut(frames[:], masks, self._region))
         else:
-            parts = []
-            for clip in clip_indices(self._protocol, len(frames)):
-                pixels = frames[clip] if masks is None else cut(frames[clip], masks[clip], self._region)
-                parts.append(self._extractor.features(pixels))
+            parts, clips, batch = [], clip_indices(self._protocol, len(frames)), self._extractor.batch
+            for start in range(0, len(clips), batch):
+                pixels = [
+                    frames[clip] if masks is None else cut(frames[clip], masks[clip], self._region)
+                    for clip in clips[start : start + batch]
+                ]
+                parts.append(self._extractor.features(pixels[0] if len(pixels) == 1 else np.stack(pixels)))
             features = np.concatenate(parts)
         features = np.asarray(features, dtype=np.float32)
         if self._cache is not None:

@@ -41,14 +41,14 @@ def random_weights(like: Mapping[str, Tensor], *, seed: int = 0) -> dict[str, Te
     return drawn
 
 
-def random_pictures(count: int, *, side: int = 64, seed: int = 0) -> np.ndarray:
+def random_images(count: int, *, side: int = 64, seed: int = 0) -> np.ndarray:
     """Smooth random images, uint8 (count, side, side + 16, 3)."""
     rng = np.random.Generator(np.random.PCG64(seed))
     y, x = np.mgrid[0:side, 0 : side + 16] / side
-    pictures = np.zeros((count, side, side + 16, 3))
-    for picture in pictures:
+    images = np.zeros((count, side, side + 16, 3))
+    for image in images:
         for channel in range(3):
             for _ in range(6):
                 fx, fy, phase, strength = rng.standard_normal(4)
-                picture[..., channel] += strength * np.sin(5 * (fx * x + fy * y) + 6 * phase)
-    return (127 + 40 * pictures).clip(0, 255).astype(np.uint8)
+                image[..., channel] += strength * np.sin(5 * (fx * x + fy * y) + 6 * phase)
+    return (127 + 40 * images).clip(0, 255).astype(np.uint8)

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xdyna.evaluation.frames import FrameSequence
-from xdyna.evaluation.networks.loading import load_published, on_device
+from xdyna.evaluation.networks.loading import CLIPS, clips_to_device, load_published, on_device
 
 SIDE = 224  # px
 DIM = 1024  # channels behind the average pool
@@ -143,6 +143,7 @@ class I3DExtractor:
     """
 
     name = "i3d"
+    batch = CLIPS
 
     def __init__(
         self,
@@ -167,10 +168,13 @@ class I3DExtractor:
         self.version = f"p2-{frames}-{'logits' if logits else 'pool'}-{weights[:12]}"
 
     @torch.no_grad()
-    def features(self, frames: FrameSequence) -> np.ndarray:
-        """uint8 (T, H, W, 3) -> float32 (1, dim): [-1, 1], each frame bilinear to 224 px without antialiasing."""
-        x = torch.from_numpy(np.ascontiguousarray(frames[:])).to(self._device)
-        x = rearrange(x, "t h w c -> t c h w").float() / 127.5 - 1
+    def features(self, frames: FrameSequence | np.ndarray) -> np.ndarray:
+        """uint8 (T, H, W, 3), or (N, T, H, W, 3) -> float32 (1 or N, dim).
+
+        [-1, 1], each frame bilinear to 224 px without antialiasing.
+        """
+        clips = clips_to_device(frames, self._device)
+        x = rearrange(clips, "n t c h w -> (n t) c h w").float() / 127.5 - 1
         x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=not self._logits)
-        x = rearrange(x, "t c h w -> 1 c t h w")
+        x = rearrange(x, "(n t) c h w -> n c t h w", n=len(clips))
         return np.asarray((self._net.classify(x) if self._logits else self._net(x)).float().cpu().numpy())

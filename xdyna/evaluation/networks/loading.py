@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+
+from xdyna.evaluation.frames import FrameSequence
+
+CLIPS = 4  # that networks of clips see at once: about 1 GB of ViT-g or I3D in float32
 
 
 def load_published(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> None:
@@ -36,6 +42,12 @@ def load_published(module: nn.Module, state: Mapping[str, Tensor], *, what: str)
         )
     module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()})
     module.eval().requires_grad_(False)
+
+
+def clips_to_device(frames: FrameSequence | np.ndarray, device: torch.device) -> Tensor:
+    """One clip or several, uint8 (T, H, W, 3) or (N, T, H, W, 3) -> (N, T, 3, H, W) on a device."""
+    x = torch.from_numpy(np.ascontiguousarray(frames[:])).to(device)
+    return rearrange(x[None] if x.ndim == 4 else x, "n t h w c -> n t c h w")
 
 
 def on_device(device: torch.device | str | None) -> torch.device:

@@ -191,7 +191,7 @@ def squared(boxes: np.ndarray) -> np.ndarray:
     return np.column_stack([np.round(low), np.round(low + side - 1), boxes[:, 4:5]])
 
 
-def cut(picture: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut(image: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut out boxes; what lies outside the image is black.
 
     Args:
@@ -203,7 +203,7 @@ def cut(picture: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, 
         uint8 (M, side, side, 3); the boxes clipped to the image (M, 5), which the ports go on with; and which of the
         N these are: boxes that share no pixel with the image are left out.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     edges = np.array([width, height, width, height]) - 1.0
     clipped = np.column_stack([np.clip(boxes[:, :4], 0, edges), boxes[:, 4:5]])
     inside = (boxes[:, 2:4] >= 0).all(axis=1) & (boxes[:, :2] <= edges[:2]).all(axis=1)
@@ -213,14 +213,14 @@ def cut(picture: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, 
         x1, y1, x2, y2 = boxes[index, :4].astype(np.int64)
         cx1, cy1, cx2, cy2 = clipped[index, :4].astype(np.int64)
         patch = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), np.uint8)
-        patch[cy1 - y1 : cy2 - y1 + 1, cx1 - x1 : cx2 - x1 + 1] = picture[cy1 : cy2 + 1, cx1 : cx2 + 1]
+        patch[cy1 - y1 : cy2 - y1 + 1, cx1 - x1 : cx2 - x1 + 1] = image[cy1 : cy2 + 1, cx1 : cx2 + 1]
         cuts[k] = shrunk(patch, (side, side))
     return cuts, clipped[inside], np.flatnonzero(inside)
 
 
-def shrunk(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W, 3) in another size (height, width): Pillow's bilinear filter, which averages when it shrinks."""
-    return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def levels(height: int, width: int, *, smallest: float = SMALLEST, factor: float = FACTOR) -> list[float]:
@@ -281,7 +281,7 @@ class MTCNN:
         self._thresholds = thresholds
 
     @torch.no_grad()
-    def detect(self, picture: np.ndarray) -> Faces:
+    def detect(self, image: np.ndarray) -> Faces:
         """Find faces.
 
         Args:
@@ -290,17 +290,17 @@ class MTCNN:
         Raises:
             ValueError: another shape or type.
         """
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"a picture is {picture.dtype} {picture.shape}, expected uint8 (H, W, 3)")
-        boxes = self._proposals(picture)
-        cuts, boxes, _ = cut(picture, boxes, R_SIDE)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+        boxes = self._proposals(image)
+        cuts, boxes, _ = cut(image, boxes, R_SIDE)
         if not len(boxes):
             return NOBODY
         score, offsets = self._run(1, cuts)
         sure = score > self._thresholds[1]
         boxes, offsets = np.column_stack([boxes[sure, :4], score[sure]]), offsets[sure]
         kept = suppress(boxes, OVERLAPS[1])
-        cuts, boxes, _ = cut(picture, squared(move(boxes[kept], offsets[kept])), O_SIDE)
+        cuts, boxes, _ = cut(image, squared(move(boxes[kept], offsets[kept])), O_SIDE)
         if not len(boxes):
             return NOBODY
         score, offsets, marks = self._run(2, cuts)
@@ -314,12 +314,12 @@ class MTCNN:
         kept = suppress(boxes, OVERLAPS[2], by_smaller=True)
         return Faces(boxes[kept], points[kept].astype(np.float32))
 
-    def _proposals(self, picture: np.ndarray) -> np.ndarray:
+    def _proposals(self, image: np.ndarray) -> np.ndarray:
         """Squares that P-Net takes for faces, (N, 5)."""
         found = []
-        for scale in levels(*picture.shape[:2]):
-            size = (math.ceil(picture.shape[0] * scale), math.ceil(picture.shape[1] * scale))
-            score, offsets = (part[0] for part in self._run(0, shrunk(picture, size)[None]))
+        for scale in levels(*image.shape[:2]):
+            size = (math.ceil(image.shape[0] * scale), math.ceil(image.shape[1] * scale))
+            score, offsets = (part[0] for part in self._run(0, shrunk(image, size)[None]))
             rows, columns = np.nonzero(score > self._thresholds[0])
             low = STRIDE * np.stack([columns, rows], axis=1) + 1.0
             corners = [np.round(low / scale), np.round((low + CELL) / scale)]
@@ -329,11 +329,11 @@ class MTCNN:
         boxes = boxes[suppress(boxes, OVERLAPS[0])]
         return squared(move(boxes[:, :5], boxes[:, 5:]))
 
-    def _run(self, stage: int, pictures: np.ndarray) -> list[np.ndarray]:
+    def _run(self, stage: int, images: np.ndarray) -> list[np.ndarray]:
         """A network on uint8 (N, H, W, 3); float32 results."""
         parts = []
-        for start in range(0, len(pictures), CHUNK):
-            x = torch.from_numpy(pictures[start : start + CHUNK]).to(self._device)
+        for start in range(0, len(images), CHUNK):
+            x = torch.from_numpy(images[start : start + CHUNK]).to(self._device)
             x = (rearrange(x, "n h w c -> n c h w").float() - 127.5) * 0.0078125
             with torch.autocast(self._device.type, enabled=False):  # thresholds want exact numbers
                 parts.append([part.cpu().numpy() for part in self._nets[stage](x)])
@@ -363,7 +363,7 @@ def similarity(points: np.ndarray, template: np.ndarray = TEMPLATE) -> np.ndarra
     return np.linalg.inv(back)[:2]
 
 
-def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+def align(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face turned upright and scaled to 112 x 112 px.
 
     Args:
@@ -373,4 +373,4 @@ def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (112, 112, 3); what lies outside the image is black.
     """
-    return np.asarray(cv2.warpAffine(picture, similarity(points), (SIDE, SIDE)))
+    return np.asarray(cv2.warpAffine(image, similarity(points), (SIDE, SIDE)))

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xdyna.evaluation.frames import FrameSequence
-from xdyna.evaluation.networks.loading import load_published, on_device
+from xdyna.evaluation.networks.loading import CLIPS, clips_to_device, load_published, on_device
 
 
 class Attention(nn.Module):
@@ -139,6 +139,7 @@ class VideoMAEExtractor:
     """
 
     name = "videomae"
+    batch = CLIPS
 
     def __init__(
         self,
@@ -156,9 +157,12 @@ class VideoMAEExtractor:
         self.version = f"p1-{weights[:12]}"
 
     @torch.no_grad()
-    def features(self, frames: FrameSequence) -> np.ndarray:
-        """uint8 (16, H, W, 3) -> float32 (1, 1408): [0, 1], bilinear to 224 px, not normalised."""
-        x = torch.from_numpy(np.ascontiguousarray(frames[:])).to(self._device)
-        x = rearrange(x, "t h w c -> t c h w").float() / 255
+    def features(self, frames: FrameSequence | np.ndarray) -> np.ndarray:
+        """uint8 (16, H, W, 3), or (N, 16, H, W, 3) -> float32 (1 or N, 1408).
+
+        [0, 1], bilinear to 224 px, not normalised.
+        """
+        clips = clips_to_device(frames, self._device)
+        x = rearrange(clips, "n t c h w -> (n t) c h w").float() / 255
         x = F.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
-        return np.asarray(self._net(rearrange(x, "t c h w -> 1 c t h w")).float().cpu().numpy())
+        return np.asarray(self._net(rearrange(x, "(n t) c h w -> n c t h w", n=len(clips))).float().cpu().numpy())

@@ -33,7 +33,7 @@ SUMMARY = "faces/faces.json"
 REASONS = {
     "no_face": "the clip shows no face",
     "no_other": "no other group of the data set has a face to lend",
-    "no_portrait": "no face is found in the pictures of the others that were tried",
+    "no_portrait": "no face is found in the images of the others that were tried",
     "unreadable": "the video cannot be read",
 }
 """Why a clip has no other face."""
@@ -236,7 +236,7 @@ def _reenact(
                 raise
             continue
         return _whole(part, record, corner), lender
-    raise ReenactError(f"clip '{record.clip_id}': none of the others' pictures can be used", reason="no_portrait")
+    raise ReenactError(f"clip '{record.clip_id}': none of the others' images can be used", reason="no_portrait")
 
 
 def _whole(part: Faces, record: ClipRecord, corner: tuple[int, int]) -> Faces:

@@ -73,34 +73,34 @@ class LivePortrait:
         found = np.flatnonzero(seen(landmarks))
         if not len(found):
             raise ReenactError(f"no face in any of {len(frames)} frames; leave the clip out", reason="no_face")
-        source = self._wrapper.prepare_source(_crop(other.picture, other.landmarks)[0])
+        source = self._wrapper.prepare_source(_crop(other.image, other.landmarks)[0])
         identity = self._wrapper.get_kp_info(source)
         volume, start = self._wrapper.extract_feature_3d(source), self._wrapper.transform_keypoint(identity)
         neutral = self._neutral(frames, landmarks, found, own)
-        pictures, points = np.zeros_like(frames), np.zeros((len(frames), 68, 3), dtype=np.float32)
+        images, points = np.zeros_like(frames), np.zeros((len(frames), 68, 3), dtype=np.float32)
         for row in found:
             crop, center, side = _crop(frames[row], landmarks[row])
             motion = self._wrapper.get_kp_info(self._wrapper.prepare_source(crop))
             end = self._keypoints(identity, motion, neutral)
             drawn = self._wrapper.parse_output(self._wrapper.warp_decode(volume, start, end)["out"])[0]
-            picture = _pasted(np.asarray(drawn), center, side, size=size)
-            mesh = self._mesher.detect(picture, landmarks[row])
+            image = _pasted(np.asarray(drawn), center, side, size=size)
+            mesh = self._mesher.detect(image, landmarks[row])
             if mesh is not None:
-                pictures[row], points[row, :, :2], points[row, :, 2] = picture, ibug68(mesh), landmarks[row, :, 2]
+                images[row], points[row, :, :2], points[row, :, 2] = image, ibug68(mesh), landmarks[row, :, 2]
         if not seen(points).any():
             raise ReenactError(f"{other.name}: LivePortrait shows no face; choose another", reason="no_portrait")
-        return Faces(keep_boxes(pictures, patch_boxes(points, size=size)), points)
+        return Faces(keep_boxes(images, patch_boxes(points, size=size)), points)
 
     def _neutral(
         self, frames: np.ndarray, landmarks: np.ndarray, found: np.ndarray, own: Portrait | None
     ) -> dict[str, Tensor]:
         """Motion of the driving person's calmest face."""
         if own is not None:
-            picture, points = own.picture, own.landmarks
+            image, points = own.image, own.landmarks
         else:
             row = found[int(np.argmin(portrait_penalty(landmarks[found])))]
-            picture, points = frames[row], landmarks[row]
-        motion: dict[str, Tensor] = self._wrapper.get_kp_info(self._wrapper.prepare_source(_crop(picture, points)[0]))
+            image, points = frames[row], landmarks[row]
+        motion: dict[str, Tensor] = self._wrapper.get_kp_info(self._wrapper.prepare_source(_crop(image, points)[0]))
         return motion
 
     def _keypoints(self, identity: dict[str, Tensor], motion: dict[str, Tensor], neutral: dict[str, Tensor]) -> Tensor:
@@ -116,14 +116,14 @@ class LivePortrait:
         return placed + shift
 
 
-def _crop(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def _crop(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """The square around a face that the network sees: (256, 256, 3), its centre (2,) and side in px."""
     low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
     side = _CROP * float((high - low).max())
     center = (low + high) / 2 - [0, _UP * side / _CROP]
-    crop = square_crop(picture, center=center, side=side, size=_INPUT)
+    crop = square_crop(image, center=center, side=side, size=_INPUT)
     if crop is None:
-        raise ReenactError("the face lies outside its picture or is below 4 px; leave it out", reason="no_face")
+        raise ReenactError("the face lies outside its image or is below 4 px; leave it out", reason="no_face")
     return crop, center, side
 
 

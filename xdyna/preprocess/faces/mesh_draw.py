@@ -45,14 +45,12 @@ class PortraitWarp:
         scale: px per unit that faces will be drawn at; a larger portrait is reduced first.
     """
 
-    def __init__(
-        self, picture: np.ndarray, mesh: np.ndarray, shape: np.ndarray, pose: HeadPose, *, scale: float
-    ) -> None:
+    def __init__(self, image: np.ndarray, mesh: np.ndarray, shape: np.ndarray, pose: HeadPose, *, scale: float) -> None:
         self._shape = shape
         self._rings = _rings(shape)
         self._width = float(np.linalg.norm(shape[INNER_LIPS[0]] - shape[INNER_LIPS[10]]))
         own = np.concatenate([mesh[:, :2], self._ring_places(pose), mesh[[*RIGHT_EYE, *LEFT_EYE], :2]])
-        self._atlas, factor, corner = _reduced(picture, own, pose.scale, _FINE * scale)
+        self._atlas, factor, corner = _reduced(image, own, pose.scale, _FINE * scale)
         self._mouth_side = max(int(self._width * pose.scale * factor), 8)
         self._uv = (own + 0.5) * factor - 0.5 - corner
         mouth = _draw_mouth(self._mouth_side, brightness=_brightness(self._atlas, self._uv[:SKIN]))
@@ -178,7 +176,7 @@ def _lid_triangles() -> np.ndarray:
 
 
 def _reduced(
-    picture: np.ndarray, places: np.ndarray, scale: float, wanted: float
+    image: np.ndarray, places: np.ndarray, scale: float, wanted: float
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """The part of a portrait that vertices (P, 2) lie in, mirrored beyond its edges, not much larger than wanted.
 
@@ -187,8 +185,8 @@ def _reduced(
     """
     extent = float(np.ptp(places, axis=0).max())
     factor = min(1.0, wanted / scale, _MAX_SIDE / extent)
-    size = max(round(picture.shape[1] * factor), 1), max(round(picture.shape[0] * factor), 1)
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    size = max(round(image.shape[1] * factor), 1), max(round(image.shape[0] * factor), 1)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     low = np.floor((places.min(axis=0) + 0.5) * factor - 0.5) - 1
     high = np.ceil((places.max(axis=0) + 0.5) * factor - 0.5) + 2
     move = np.array([[1, 0, -low[0]], [0, 1, -low[1]]])
@@ -197,10 +195,10 @@ def _reduced(
     return np.asarray(part), factor, low
 
 
-def _brightness(picture: np.ndarray, places: np.ndarray) -> float:
+def _brightness(image: np.ndarray, places: np.ndarray) -> float:
     """How light a face is: the median of its vertices' brightest channel, 1 for fair skin in full light."""
-    x, y = np.clip(np.round(places).astype(int), 0, [picture.shape[1] - 1, picture.shape[0] - 1]).T
-    return float(np.clip(np.median(picture[y, x].max(axis=1)) / _FULL_LIGHT, 0.2, 1))
+    x, y = np.clip(np.round(places).astype(int), 0, [image.shape[1] - 1, image.shape[0] - 1]).T
+    return float(np.clip(np.median(image[y, x].max(axis=1)) / _FULL_LIGHT, 0.2, 1))
 
 
 def _draw_mouth(side: int, *, brightness: float) -> np.ndarray:

@@ -50,7 +50,7 @@ class MeshWarp:
         portrait, calm = self._portrait(other), None if own is None else self._portrait(own)
         if portrait is None:
             raise ReenactError(
-                f"{other.name}: no face is found where its landmarks are; choose another picture", reason="no_portrait"
+                f"{other.name}: no face is found where its landmarks are; choose another image", reason="no_portrait"
             )
         meshes = {
             int(row): mesh
@@ -71,16 +71,16 @@ class MeshWarp:
             points[row, :, :2] = ibug68(pose.place(shape))
             points[row, :, 2] = landmarks[row, :, 2]
         scale = float(np.median([pose.scale for _, pose in placed.values()]))
-        warp = PortraitWarp(other.picture, portrait, other_shape, other_pose, scale=scale)
-        pictures = np.zeros_like(frames)
+        warp = PortraitWarp(other.image, portrait, other_shape, other_pose, scale=scale)
+        images = np.zeros_like(frames)
         boxes = patch_boxes(points, size=(frames.shape[1], frames.shape[2]))
         for row, (shape, pose) in placed.items():
             left, top, right, bottom = boxes[row]
             if left < right and top < bottom:  # else the whole box lies outside the image
-                pictures[row, top:bottom, left:right] = warp.draw(shape, pose, boxes[row])
-        return Faces(pictures, points)
+                images[row, top:bottom, left:right] = warp.draw(shape, pose, boxes[row])
+        return Faces(images, points)
 
     def _portrait(self, portrait: Portrait) -> np.ndarray | None:
         """(478, 3) the mesh of a portrait, or None where none is found."""
         check_portrait(portrait)
-        return self._mesher.detect(portrait.picture, portrait.landmarks)
+        return self._mesher.detect(portrait.image, portrait.landmarks)

@@ -47,7 +47,7 @@ class Portrait:
         name: for messages.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     landmarks: np.ndarray
     name: str = "portrait"
 
@@ -135,9 +135,9 @@ def check_clip(frames: np.ndarray, landmarks: np.ndarray) -> None:
 
 def check_portrait(portrait: Portrait) -> None:
     """Refuse a portrait of a wrong shape. Raises: DataError; ReenactError where it has no face."""
-    check_clip(np.asarray(portrait.picture)[None], np.asarray(portrait.landmarks)[None])
+    check_clip(np.asarray(portrait.image)[None], np.asarray(portrait.landmarks)[None])
     if not seen(portrait.landmarks[None])[0]:
-        raise ReenactError(f"{portrait.name}: there is no face in it; choose another picture", reason="no_portrait")
+        raise ReenactError(f"{portrait.name}: there is no face in it; choose another image", reason="no_portrait")
 
 
 def portrait_penalty(landmarks: np.ndarray) -> np.ndarray:

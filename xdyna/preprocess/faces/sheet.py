@@ -26,7 +26,7 @@ from xdyna.perception.face_mesh import SKIN, FaceMesher, ibug68
 from xdyna.preprocess.faces.mesh_shape import align, neutral_shape
 from xdyna.preprocess.faces.reenact import FaceReenactor, Portrait, get_reenactor, portrait_penalty
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".heic", ".avif")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".heic", ".avif")
 _CELL, _ACROSS, _PAPER = 208, 6, 250  # px, columns, grey
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -92,7 +92,7 @@ def measure_transfer(clip: Clip, result: Clip, other: Portrait, mesher: FaceMesh
     """
     driving, shown = _meshes(clip, mesher), _meshes(result, mesher)
     rows = sorted(driving.keys() & shown.keys())
-    face = mesher.detect(other.picture, other.landmarks)
+    face = mesher.detect(other.image, other.landmarks)
     if len(rows) < 4 or face is None:
         raise UsageError(f"{clip.name} with {other.name}: {len(rows)} frames show both faces; expected 4 or more")
     asked = _deviations(clip.landmarks[rows])
@@ -148,30 +148,30 @@ def _shape_distance(first: np.ndarray, second: np.ndarray) -> float:
 def read_clip(path: Path, *, frames: int) -> Clip:
     """Frames spread over a video, and the landmarks of the largest person in each."""
     rows = np.linspace(0, probe(path).frame_count - 1, frames).round().astype(int).tolist()
-    pictures = np.stack(list(read_frames(path, rows)))
+    images = np.stack(list(read_frames(path, rows)))
     backend = get_backend("mediapipe")
-    points = np.zeros((len(pictures), 68, 3), dtype=np.float32)
-    for row, frame in enumerate(tqdm(pictures, desc=path.name, unit="frame", leave=False)):
+    points = np.zeros((len(images), 68, 3), dtype=np.float32)
+    for row, frame in enumerate(tqdm(images, desc=path.name, unit="frame", leave=False)):
         people = backend.detect(frame)
         if people:
             points[row] = people[0].face
-    return Clip(path.stem, pictures, points)
+    return Clip(path.stem, images, points)
 
 
 def read_portrait(path: Path, clips: dict[Path, Clip], *, frames: int) -> Portrait:
     """The person of an image, or the calmest face of a video."""
-    if path.suffix.lower() not in _PICTURES:
+    if path.suffix.lower() not in _IMAGES:
         clip = _remembered(path, clips, frames=frames)
         rows = np.flatnonzero(seen(clip.landmarks))
         if not len(rows):
             raise UsageError(f"--other {path}: no face is found in it")
         row = rows[int(np.argmin(portrait_penalty(clip.landmarks[rows])))]
         return Portrait(clip.frames[row], clip.landmarks[row], clip.name)
-    picture = read_image(path)
-    people = get_backend("mediapipe").detect(picture)
+    image = read_image(path)
+    people = get_backend("mediapipe").detect(image)
     if not people or not seen(people[0].face[None])[0]:
         raise UsageError(f"--other {path}: no face is found in it")
-    return Portrait(picture, people[0].face, path.stem)
+    return Portrait(image, people[0].face, path.stem)
 
 
 def _remembered(path: Path, clips: dict[Path, Clip], *, frames: int) -> Clip:
@@ -190,29 +190,29 @@ def triples(clip: Clip, result: Clip, other: Portrait, *, count: int, turn: tupl
     size = (clip.frames.shape[1], clip.frames.shape[2])
     boxes, shown = patch_boxes(result.landmarks, size=size), np.flatnonzero(seen(result.landmarks))
     lively = portrait_penalty(clip.landmarks)
-    portrait_box = patch_boxes(other.landmarks[None], size=(other.picture.shape[0], other.picture.shape[1]))[0]
+    portrait_box = patch_boxes(other.landmarks[None], size=(other.image.shape[0], other.image.shape[1]))[0]
     for part in np.array_split(shown, turn[1] * count)[turn[0] :: turn[1]]:
         if not len(part):
             continue
         row = int(part[np.argmax(lively[part])])
         yield (
             cut_out(clip.frames[row], boxes[row]),
-            cut_out(other.picture, portrait_box),
+            cut_out(other.image, portrait_box),
             cut_out(result.frames[row], boxes[row]),
         )
 
 
-def cut_out(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+def cut_out(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The part of an image inside a box (left, top, right, bottom); the whole image where the box is empty."""
     left, top, right, bottom = box.tolist()
-    return picture[top:bottom, left:right] if left < right and top < bottom else picture
+    return image[top:bottom, left:right] if left < right and top < bottom else image
 
 
 def sheet(shown: Sequence[Triple]) -> np.ndarray:
     """All triples as columns of three images, six columns side by side; uint8 (H, W, 3)."""
     names, blocks = ("driving", "other identity", "result"), []
     for first in range(0, len(shown), _ACROSS):
-        part = [tuple(_square(picture) for picture in triple) for triple in shown[first : first + _ACROSS]]
+        part = [tuple(_square(image) for image in triple) for triple in shown[first : first + _ACROSS]]
         rows = dict(zip(names, zip(*part, strict=True), strict=True))
         blocks.append(contact_sheet(rows, columns=len(part), cell_height=_CELL, captions=[" "] * len(part)))
     width = max(block.shape[1] for block in blocks)
@@ -220,8 +220,8 @@ def sheet(shown: Sequence[Triple]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def _square(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(np.ascontiguousarray(picture), (_CELL, _CELL), interpolation=cv2.INTER_AREA)
+def _square(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(np.ascontiguousarray(image), (_CELL, _CELL), interpolation=cv2.INTER_AREA)
 
 
 def main(argv: Sequence[str], *, rendered: Callable[[int, int], Iterable[Triple]] | None = None) -> int:
@@ -261,7 +261,7 @@ def _real(args: argparse.Namespace, *, count: int) -> tuple[list[Triple], list[T
     """Every driving video with every other face: `count` triples, the clips in turn, and all measures."""
     pairs = [(driving, other) for driving in args.driving for other in args.other if driving != other]
     if not pairs:
-        raise UsageError("--driving and --other are the same video; give another person's picture or video")
+        raise UsageError("--driving and --other are the same video; give another person's image or video")
     reenactor, mesher, clips = get_reenactor(args.reenactor), FaceMesher(), dict[Path, Clip]()
     others = {path: read_portrait(path, clips, frames=args.frames) for path in args.other}
     share = max(-(-count // len(pairs)), 1)
@@ -297,7 +297,7 @@ def _parser(rendered: bool) -> argparse.ArgumentParser:
         + (" Without videos: rendered figures alone." if rendered else ""),
     )
     p.add_argument("--driving", type=Path, nargs="+", default=[], metavar="VIDEO", help="whose expression is shown")
-    p.add_argument("--other", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or videos: whose face")
+    p.add_argument("--other", type=Path, nargs="+", default=[], metavar="FILE", help="images or videos: whose face")
     p.add_argument("--out", type=Path, required=True, metavar="PNG", help="the sheet")
     p.add_argument("--report", type=Path, metavar="JSON", help="where the measures are written")
     p.add_argument("--reenactor", default="mesh-warp", help="mesh-warp or liveportrait (%(default)s)")

@@ -158,7 +158,7 @@ class Canvas:
         for part in parts:
             self.fill(part, color, outlined=False)
 
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         """The finished image, (H, W, 3 or 4) uint8."""
         height, width = self.pixels.shape[:2]
         size = (width // OVERSAMPLE, height // OVERSAMPLE)

@@ -144,9 +144,9 @@ def render_clip(
     shown = start + stride * np.arange(frames)
     scene_kind = scene_kind or _scene_kind(scene)
     world = _make_scene(scene_kind, scene, size)
-    pictures = [world.frame(float(k) / FPS) for k in shown]
+    images = [world.frame(float(k) / FPS) for k in shown]
     if kind == "scene":
-        return _scene_clip(pictures, world.region, scene_kind, start=start, stride=stride)
+        return _scene_clip(images, world.region, scene_kind, start=start, stride=stride)
     chosen = motion_kind or kind_of_motion(motion)
     puppet = make_identity(identity)
     if face_identity is not None:
@@ -159,13 +159,13 @@ def render_clip(
     points, masks = [], []
     for k in range(frames):
         pose = acted.pose(k, puppet, marks[k])
-        pictures[k], mask = _compose(pictures[k], pose, puppet, face, place)
+        images[k], mask = _compose(images[k], pose, puppet, face, place)
         points.append(_keypoints(pose, place))
         masks.append(mask)
     body, hands, faces = (np.stack([p[part] for p in points]) for part in range(3))
     mask, secondary = (np.stack([m[part] for m in masks]) for part in range(2))
     return PuppetClip(
-        frames=np.stack(pictures), body=body, hands=hands, face=faces, mask=mask, dynamic=world.region & ~mask,
+        frames=np.stack(images), body=body, hands=hands, face=faces, mask=mask, dynamic=world.region & ~mask,
         secondary=secondary, expression=acted.motion.expression.astype(np.float32), fps=FPS / stride,
         scene_kind=scene_kind, motion_kind=chosen, kind=kind, start=start, stride=stride,
     )  # fmt: skip
@@ -219,16 +219,16 @@ def _make_scene(kind: str, seed: int, size: tuple[int, int]) -> Scene:
     rng = np.random.default_rng([303, 1, (*STATIC_SCENES, *DYNAMIC_SCENES).index(kind), seed])
     if kind in DYNAMIC_SCENES:
         return _MOVING[kind](size, rng)
-    picture = draw_static(kind, size, rng)
-    return Scene(lambda time: picture.copy(), np.zeros(size, bool))
+    image = draw_static(kind, size, rng)
+    return Scene(lambda time: image.copy(), np.zeros(size, bool))
 
 
 def _scene_clip(
-    pictures: list[np.ndarray], region: np.ndarray, scene_kind: str, *, start: int, stride: int
+    images: list[np.ndarray], region: np.ndarray, scene_kind: str, *, start: int, stride: int
 ) -> PuppetClip:
-    count, nothing = len(pictures), np.zeros((len(pictures), *region.shape), bool)
+    count, nothing = len(images), np.zeros((len(images), *region.shape), bool)
     return PuppetClip(
-        frames=np.stack(pictures), body=missing_points(count, 18), hands=missing_points(count, 2, 21),
+        frames=np.stack(images), body=missing_points(count, 18), hands=missing_points(count, 2, 21),
         face=missing_points(count, 68), mask=nothing, dynamic=np.repeat(region[None], count, 0),
         secondary=nothing.copy(), expression=np.zeros((count, len(EXPRESSIONS)), np.float32), fps=FPS / stride,
         scene_kind=scene_kind, motion_kind="none", kind="scene", start=start, stride=stride,
@@ -297,12 +297,12 @@ def _compose(
     label = np.zeros(pixels.shape[:2], np.uint8)
     canvas = Canvas(pixels, unit=place.unit, origin=tuple(place.origin), outline=_OUTLINE, label=label)
     draw_figure(canvas, pose, puppet, face)
-    figure = canvas.picture()
+    figure = canvas.image()
     cover = figure[..., 3]
     rest = 255 - cover.astype(np.uint16)
-    picture = figure[..., :3] + ((under * rest[..., None] + 127) // 255).astype(np.uint8)
+    image = figure[..., :3] + ((under * rest[..., None] + 127) // 255).astype(np.uint8)
     mask = cover >= 128
-    return picture, (mask, (label[::OVERSAMPLE, ::OVERSAMPLE] == 2) & mask)
+    return image, (mask, (label[::OVERSAMPLE, ::OVERSAMPLE] == 2) & mask)
 
 
 def _keypoints(pose: Pose, place: _Placement) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -70,8 +70,8 @@ def waterfall(size: Size, rng: np.random.Generator) -> Scene:
         boil = sample_tile(foam, 0.8 * x + 0.1 * time, 0.8 * y - 0.5 * time)
         spray = np.exp(-(((y - pool) / 0.055) ** 2)) * (np.abs(x - centre) < edge + 0.05) * (0.35 + 0.9 * boil)
         falling, flat = colors[(fall * 255).astype(np.uint8)], deep[(ripple * 255).astype(np.uint8)]
-        picture = blend(back, np.where(water[..., None] > 0.5, flat, falling), alpha)
-        return blend(picture, np.full_like(picture, 255), spray.clip(0, 1).astype(np.float32))
+        image = blend(back, np.where(water[..., None] > 0.5, flat, falling), alpha)
+        return blend(image, np.full_like(image, 255), spray.clip(0, 1).astype(np.float32))
 
     return Scene(frame, (alpha > 0.05) | ((np.abs(y - pool) < 0.1) & (np.abs(x - centre) < edge + 0.05)))
 
@@ -129,7 +129,7 @@ def clouds(size: Size, rng: np.random.Generator) -> Scene:
     back, low = sky(size, rng, horizon=horizon)
     front = scene_canvas(np.zeros((*back.shape[:2], 4), np.uint8))
     meadow(front, rng, aspect, horizon=horizon, haze=low)
-    land = front.picture()
+    land = front.image()
     clear = 1 - land[..., 3:] / 255.0
     drift = rng.uniform(0.16, 0.28) * rng.choice((-1.0, 1.0))
     heaps = []
@@ -151,6 +151,6 @@ def clouds(size: Size, rng: np.random.Generator) -> Scene:
             for color, lift in ((shade, 0.0), ((255, 254, 252), 0.16)):
                 for spot, radius in zip(spots, radii, strict=True):
                     canvas.ellipse(spot - [0, lift * wide], (radius, (0.92 - lift) * radius), color)
-        return np.rint(canvas.picture() * clear + land[..., :3]).astype(np.uint8)
+        return np.rint(canvas.image() * clear + land[..., :3]).astype(np.uint8)
 
     return Scene(frame, clear[..., 0] > 0.1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.tiers import long
 from xdyna.evaluation.networks.adaface import UNITS, AdaFace, IRBackbone, backbone_tensors
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.mtcnn import NOBODY, Faces
 
 
@@ -69,8 +69,8 @@ class Scripted:
 
     version = "scripted"
 
-    def detect(self, picture: np.ndarray) -> Faces:
-        if picture[0, 0, 0] == 0:
+    def detect(self, image: np.ndarray) -> Faces:
+        if image[0, 0, 0] == 0:
             return NOBODY
         points = np.array([[20, 20], [40, 22], [30, 32], [20, 40], [38, 42]], np.float32)
         return Faces(np.array([[10, 10, 50, 50, 0.99]]), points[None])
@@ -81,7 +81,7 @@ def test_backbone_is_its_definition(kind: str) -> None:
     net = IRBackbone(UNITS[kind]).eval()
     state = random_state(kind)
     net.load_state_dict(state)
-    x = torch.from_numpy(random_pictures(2, side=112)[:, :, :112]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = torch.from_numpy(random_images(2, side=112)[:, :, :112]).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         ours, expected = net(x), plain(state, x, UNITS[kind])
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
@@ -125,12 +125,12 @@ def test_frames_to_embeddings() -> None:
     state = random_state("ir50")
     checkpoint = {**{f"model.{name}": tensor for name, tensor in state.items()}, "head.kernel": torch.zeros(512, 7)}
     net = AdaFace(checkpoint, Scripted(), kind="ir50", what="x", weights="w")  # type: ignore[arg-type]
-    frames = random_pictures(3, side=64, seed=3)
+    frames = random_images(3, side=64, seed=3)
     frames[:, 0, 0, 0] = [1, 0, 1]
     embeddings = net.embed(frames)
     assert embeddings.shape == (3, 512)
     assert np.isnan(embeddings).all(axis=1).tolist() == [False, True, False]
-    face = random_pictures(1, side=112, seed=4)[:, :, :112]
+    face = random_images(1, side=112, seed=4)[:, :, :112]
     x = torch.from_numpy(face.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
     np.testing.assert_allclose(net.embed_aligned(face), plain(state, x.flip(1), UNITS["ir50"]).numpy(), atol=2e-6)
     assert np.abs(net.embed_aligned(face) - plain(state, x, UNITS["ir50"]).numpy()).max() > 1e-3

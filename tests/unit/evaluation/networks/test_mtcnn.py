@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.golden.make_mtcnn import SHARP, SIDE, THRESHOLDS, weights
 from xdyna.evaluation.networks import mtcnn
-from xdyna.evaluation.networks.fixture import random_pictures, random_weights
+from xdyna.evaluation.networks.fixture import random_images, random_weights
 from xdyna.evaluation.networks.mtcnn import MTCNN, TEMPLATE, ONet, PNet, RNet, align, cut, similarity, suppress
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "evaluation"
@@ -29,7 +29,7 @@ def test_the_pipeline_is_adafaces(softmax: str, seed: int) -> None:
     with np.load(GOLDEN / "mtcnn.npz") as stored:
         boxes, points = stored[f"{prefix}boxes_{seed}"], stored[f"{prefix}points_{seed}"]
     detector = MTCNN(*weights(seed, sharp=sharp), thresholds=THRESHOLDS, softmax=softmax)
-    found = detector.detect(random_pictures(1, side=SIDE, seed=seed)[0])
+    found = detector.detect(random_images(1, side=SIDE, seed=seed)[0])
     assert len(boxes) > 2
     np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
     np.testing.assert_allclose(found.points, points, rtol=0, atol=1e-2)
@@ -43,7 +43,7 @@ def test_the_networks_are_facenets() -> None:
     ours = []
     for k, net in enumerate((PNet(), RNet(), ONet())):
         net.eval().load_state_dict(mtcnn.from_facenet(facenet_weights(k)))
-        x = torch.from_numpy(random_pictures(4, side=(40, 24, 48)[k])).permute(0, 3, 1, 2)
+        x = torch.from_numpy(random_images(4, side=(40, 24, 48)[k])).permute(0, 3, 1, 2)
         with torch.no_grad():
             ours += net((x[..., : (56, 24, 48)[k]].float() - 127.5) / 128)
     np.testing.assert_allclose(np.concatenate([part.numpy().ravel() for part in ours]), expected, atol=2e-5)
@@ -101,15 +101,15 @@ def test_suppression_by_a_plain_loop() -> None:
 
 
 def test_cuts_reach_over_the_edge() -> None:
-    picture = random_pictures(1, side=40)[0]  # 40 x 56
+    image = random_images(1, side=40)[0]  # 40 x 56
     boxes = np.array([[-5, -3, 6, 8, 0.9], [50, 30, 61, 41, 0.8], [60, 5, 71, 16, 0.7], [10, 10, 21, 21, 0.6]], float)
-    cuts, clipped, kept = cut(picture, boxes, 12)
+    cuts, clipped, kept = cut(image, boxes, 12)
     assert kept.tolist() == [0, 1, 3]  # the third lies outside
     assert clipped[:, :4].tolist() == [[0, 0, 6, 8], [50, 30, 55, 39], [10, 10, 21, 21]]
     expected = np.zeros((12, 12, 3), np.uint8)
-    expected[3:, 5:] = picture[:9, :7]
+    expected[3:, 5:] = image[:9, :7]
     np.testing.assert_array_equal(cuts[0], expected)
-    np.testing.assert_array_equal(cuts[2], picture[10:22, 10:22])
+    np.testing.assert_array_equal(cuts[2], image[10:22, 10:22])
 
 
 def test_pyramid_by_hand() -> None:
@@ -126,9 +126,9 @@ def test_pyramid_by_hand() -> None:
 
 
 def test_shrinking_is_pillows() -> None:
-    picture = random_pictures(1, side=40)[0]
-    expected = np.asarray(Image.fromarray(picture).resize((13, 11), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(mtcnn.shrunk(picture, (11, 13)), expected)
+    image = random_images(1, side=40)[0]
+    expected = np.asarray(Image.fromarray(image).resize((13, 11), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(mtcnn.shrunk(image, (11, 13)), expected)
 
 
 def test_similarity_of_turned_points() -> None:
@@ -142,7 +142,7 @@ def test_similarity_of_turned_points() -> None:
         similarity(np.ones((5, 2)))
 
 
-def test_similarity_minimises_in_the_picture() -> None:
+def test_similarity_minimises_in_the_image() -> None:
     """No nearby similarity maps the template closer to the points (and cv2's fit, the other way, differs)."""
     rng = np.random.default_rng(1)
     points = TEMPLATE * 0.7 + rng.normal(0, 3, (5, 2)) + 20
@@ -161,10 +161,10 @@ def test_similarity_minimises_in_the_picture() -> None:
 def test_alignment_puts_landmarks_in_place() -> None:
     """An image with five dots: they end where the template has them."""
     points = (TEMPLATE - 56) * 1.7 @ np.array([[0.9, 0.2], [-0.2, 0.9]], np.float32) + np.float32([150, 120])
-    picture = np.zeros((260, 300, 3), np.uint8)
+    image = np.zeros((260, 300, 3), np.uint8)
     for x, y in points:
-        cv2.circle(picture, (round(float(x)), round(float(y))), 3, (255, 255, 255), -1)
-    aligned = align(picture, points)
+        cv2.circle(image, (round(float(x)), round(float(y))), 3, (255, 255, 255), -1)
+    aligned = align(image, points)
     assert aligned.shape == (112, 112, 3)
     count, _, _, centres = cv2.connectedComponentsWithStats((aligned[..., 0] > 100).astype(np.uint8))
     assert count == 6

@@ -44,7 +44,7 @@ class Painter:
         self.calls.append((frames, landmarks, other, own))
         if len(self.calls) <= self.refused:
             raise ReenactError("this one cannot be used", reason="no_portrait")
-        color = other.picture.mean(axis=(0, 1)).astype(np.uint8)
+        color = other.image.mean(axis=(0, 1)).astype(np.uint8)
         pictures = np.full_like(frames, color)
         boxes = patch_boxes(landmarks, size=(frames.shape[1], frames.shape[2]))
         return Faces(keep_boxes(pictures, boxes), landmarks.astype(np.float32))
@@ -114,7 +114,7 @@ def test_files_hold_what_the_reenactor_gave(folder: Path):
         assert faces.frames.shape == (clip.frames, clip.height, clip.width, 3)
         found = seen(arrays.face)
         np.testing.assert_allclose(faces.landmarks[found], arrays.face[found], atol=1e-4)
-        color = other.picture.mean(axis=(0, 1)).astype(np.uint8)
+        color = other.image.mean(axis=(0, 1)).astype(np.uint8)
         for frame, there, points in zip(faces.frames, found, arrays.face, strict=True):
             assert frame.any() == there
             if there:

@@ -101,8 +101,8 @@ def test_the_portrait_is_shown_where_the_driving_face_is(home: Path, people: tup
     driver, other = people
     reenactor = get_reenactor("liveportrait", models_dir=home)
     assert isinstance(reenactor, FaceReenactor)
-    shifted = moved(driver.picture, np.array([[1.0, 0, 60], [0, 1, 35]]), driver.landmarks)
-    frames = np.stack([driver.picture, driver.picture, shifted[0]])
+    shifted = moved(driver.image, np.array([[1.0, 0, 60], [0, 1, 35]]), driver.landmarks)
+    frames = np.stack([driver.image, driver.image, shifted[0]])
     points = np.stack([driver.landmarks, np.zeros((68, 3), np.float32), shifted[1]])
     faces = reenactor.reenact(frames, points, other)
     assert not faces.frames[1].any()
@@ -117,7 +117,7 @@ def test_the_portrait_is_shown_where_the_driving_face_is(home: Path, people: tup
     )
     # The pixels are the portrait's: bring both faces to the same place and compare.
     matrix, _ = cv2.estimateAffinePartial2D(other.landmarks[:, :2].copy(), faces.landmarks[0, :, :2].copy())
-    expected = cv2.warpAffine(cv2.GaussianBlur(other.picture, (0, 0), 1.2), matrix, (512, 512))
+    expected = cv2.warpAffine(cv2.GaussianBlur(other.image, (0, 0), 1.2), matrix, (512, 512))
     x, y = faces.landmarks[0, 27:36, :2].mean(axis=0).astype(int)
     patch = np.s_[y - 15 : y + 15, x - 15 : x + 15]
     assert np.abs(faces.frames[0][patch].astype(int) - expected[patch].astype(int)).mean() < 12
@@ -128,11 +128,11 @@ def test_keypoints_follow_the_paper(home: Path, people: tuple[Portrait, Portrait
     driver, other = people
     reenactor = get_reenactor("liveportrait", models_dir=home)
     wrapper = reenactor._wrapper  # type: ignore[attr-defined]
-    dark = (driver.picture // 2).astype(np.uint8)
+    dark = (driver.image // 2).astype(np.uint8)
     reenactor.reenact(dark[None], driver.landmarks[None], other, own=driver)
     (start, end), *_ = wrapper.asked
 
-    shown = ((other.picture, other.landmarks), (dark, driver.landmarks), (driver.picture, driver.landmarks))
+    shown = ((other.image, other.landmarks), (dark, driver.landmarks), (driver.image, driver.landmarks))
     means = [float(_crop(image, points)[0].mean()) / 255 for image, points in shown]
     kp = torch.linspace(-1, 1, 63).reshape(1, 21, 3)
     delta = means[0] + means[1] - means[2]
@@ -145,10 +145,10 @@ def test_no_faces(home: Path, people: tuple[Portrait, Portrait]):
     driver, other = people
     reenactor = get_reenactor("liveportrait", models_dir=home)
     with pytest.raises(ReenactError, match="no face in any of 1 frames"):
-        reenactor.reenact(driver.picture[None], np.zeros((1, 68, 3), np.float32), other)
+        reenactor.reenact(driver.image[None], np.zeros((1, 68, 3), np.float32), other)
     wall = Portrait(np.full((256, 256, 3), 90, np.uint8), other.landmarks, "wall")
     with pytest.raises(ReenactError, match="shows no face") as caught:
-        reenactor.reenact(driver.picture[None], driver.landmarks[None], wall)
+        reenactor.reenact(driver.image[None], driver.landmarks[None], wall)
     assert caught.value.reason == "no_portrait"
 
 

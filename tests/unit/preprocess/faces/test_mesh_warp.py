@@ -49,10 +49,10 @@ def clip_of(person: Portrait) -> tuple[np.ndarray, np.ndarray]:
     center = person.landmarks[:, :2].mean(axis=0).tolist()
     tilted = cv2.getRotationMatrix2D(center, 15, 1.0) + [[0, 0, 24], [0, 0, 10]]
     frames, points = zip(
-        (person.picture, person.landmarks),
-        moved(person.picture, tilted, person.landmarks),
-        (person.picture, np.zeros((68, 3), np.float32)),
-        moved(person.picture, cv2.getRotationMatrix2D(center, 0, 0.8), person.landmarks),
+        (person.image, person.landmarks),
+        moved(person.image, tilted, person.landmarks),
+        (person.image, np.zeros((68, 3), np.float32)),
+        moved(person.image, cv2.getRotationMatrix2D(center, 0, 0.8), person.landmarks),
         strict=True,
     )
     return np.stack(frames), np.stack(points)
@@ -87,7 +87,7 @@ def test_triangles_without_area_are_not_drawn():
 
 @pytest.fixture(scope="module")
 def drawn(admiral: Portrait, mesher: FaceMesher) -> tuple[np.ndarray, HeadPose, np.ndarray]:
-    mesh = mesher.detect(admiral.picture, admiral.landmarks)
+    mesh = mesher.detect(admiral.image, admiral.landmarks)
     assert mesh is not None
     return (*frontal(mesh), mesh)
 
@@ -100,12 +100,12 @@ def test_a_face_without_change_is_the_photograph(
     shape, pose, mesh = drawn
     offset = np.array([*shift, 0.0]) if scale == 1 else np.array([-0.25, -0.25, 0])
     placed = HeadPose(pose.scale * scale, pose.rotation, pose.shift * scale + offset)
-    warp = PortraitWarp(admiral.picture, mesh, shape, pose, scale=placed.scale)
+    warp = PortraitWarp(admiral.image, mesh, shape, pose, scale=placed.scale)
     box = np.array([150, 140, 380, 400]) if scale == 1 else np.array([75, 70, 190, 200])
     result = warp.draw(shape, placed, box).astype(float)
     matrix = np.array([[1.0, 0, shift[0]], [0, 1, shift[1]]]) if scale == 1 else HALF
     flags = cv2.INTER_LINEAR
-    image = admiral.picture if scale == 1 else cv2.GaussianBlur(admiral.picture, (0, 0), 0.7)
+    image = admiral.image if scale == 1 else cv2.GaussianBlur(admiral.image, (0, 0), 0.7)
     expected = cv2.warpAffine(image, matrix, (512, 600), flags=flags)[box[1] : box[3], box[0] : box[2]]
     error = np.abs(result - expected.astype(float)).mean(axis=2)
     assert np.median(error) < 4
@@ -115,7 +115,7 @@ def test_a_face_without_change_is_the_photograph(
 def test_an_open_mouth_shows_teeth_and_darkness(admiral: Portrait, drawn: tuple[np.ndarray, HeadPose, np.ndarray]):
     """The photograph has neither: below the upper lip it gets light, further down dark."""
     shape, pose, mesh = drawn
-    warp = PortraitWarp(admiral.picture, mesh, closed_mouth(shape), pose, scale=pose.scale)
+    warp = PortraitWarp(admiral.image, mesh, closed_mouth(shape), pose, scale=pose.scale)
     opened = closed_mouth(shape)
     width = np.linalg.norm(opened[INNER_LIPS[0]] - opened[INNER_LIPS[10]])
     jaw = opened[:, 1] > opened[14, 1]
@@ -137,7 +137,7 @@ def test_an_open_mouth_shows_teeth_and_darkness(admiral: Portrait, drawn: tuple[
 def test_closed_lids_hide_the_eye(admiral: Portrait, drawn: tuple[np.ndarray, HeadPose, np.ndarray]):
     """Dark irises are seen in the photograph; over closed eyes there is skin."""
     shape, pose, mesh = drawn
-    warp = PortraitWarp(admiral.picture, mesh, shape, pose, scale=pose.scale)
+    warp = PortraitWarp(admiral.image, mesh, shape, pose, scale=pose.scale)
     shut = shape.copy()
     for eye in (RIGHT_EYE, LEFT_EYE):
         upper, lower = list(eye[1:8]), list(eye[15:8:-1])
@@ -197,7 +197,7 @@ def test_the_result_is_the_other_person(faces: Faces, astronaut: Portrait, admir
     result = neutral_shape([mesh for mesh in meshes if mesh is not None])
 
     def distance(person: Portrait) -> float:
-        mesh = mesher.detect(person.picture, person.landmarks)
+        mesh = mesher.detect(person.image, person.landmarks)
         assert mesh is not None
         shape = neutral_shape([mesh])
         closed = closed_mouth(align(result, shape)[0]) - closed_mouth(shape)
@@ -210,7 +210,7 @@ def test_the_result_is_the_other_person(faces: Faces, astronaut: Portrait, admir
         return image[y - 4 : y + 5, x - 4 : x + 5].reshape(-1, 3).mean(axis=0)
 
     color = nose(faces.frames[0], faces.landmarks[0])
-    near, far = (np.abs(color - nose(p.picture, p.landmarks)).mean() for p in (admiral, astronaut))
+    near, far = (np.abs(color - nose(p.image, p.landmarks)).mean() for p in (admiral, astronaut))
     assert near < 8
     assert near < far
 
@@ -223,7 +223,7 @@ def test_the_same_pictures_every_time(warp: MeshWarp, faces: Faces, astronaut: P
 
 def test_expressions_are_measured_from_the_own_portrait(warp: MeshWarp, astronaut: Portrait, admiral: Portrait):
     """A single frame has no expression of its own; against a calm image it has: the astronaut smiles."""
-    frames, points = astronaut.picture[None], astronaut.landmarks[None]
+    frames, points = astronaut.image[None], astronaut.landmarks[None]
     alone = warp.reenact(frames, points, admiral)
     same = warp.reenact(frames, points, admiral, own=astronaut)
     np.testing.assert_allclose(same.landmarks, alone.landmarks, atol=0.2)
@@ -256,7 +256,7 @@ def test_bad_input(warp: MeshWarp, astronaut: Portrait, admiral: Portrait):
 
 def test_faces_beyond_the_edge(warp: MeshWarp, astronaut: Portrait, admiral: Portrait):
     """Half of the face has left the image: what remains is drawn."""
-    cut = astronaut.picture[:, 226:]
+    cut = astronaut.image[:, 226:]
     points = astronaut.landmarks - np.array([226, 0, 0], np.float32)
     result = warp.reenact(np.ascontiguousarray(cut)[None], points[None], admiral)
     assert result.frames.shape == (1, *cut.shape)

@@ -6,8 +6,8 @@ import skimage.color
 import skimage.metrics
 
 from xdyna.evaluation.metric import Case, Video
-from xdyna.evaluation.metrics import pictures
-from xdyna.evaluation.metrics.pictures import DEFINITIONS, FrameMetric
+from xdyna.evaluation.metrics import images
+from xdyna.evaluation.metrics.images import DEFINITIONS, FrameMetric
 
 
 def noise(seed: int, shape: tuple[int, ...] = (3, 24, 32, 3)) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_ssim_by_hand() -> None:
     assert value("ssim", case(a, b)) == pytest.approx(np.mean(values), rel=1e-6)
 
 
-def test_equal_pictures() -> None:
+def test_equal_images() -> None:
     same = case(noise(1), noise(1))
     values = {name: value(name, same) for name in DEFINITIONS}
     assert values == {"l1": 0, "mae": 0, "psnr": 100, "psnr_uint8wrap": 100, "ssim": pytest.approx(1)}
@@ -81,4 +81,4 @@ def test_what_cannot_be_compared_is_said() -> None:
     with pytest.raises(ValueError, match="no ground truth"):
         FrameMetric("mae").measure(Case("a", Video("g", noise(1), 8.0, "1")))
     with pytest.raises(ValueError, match="7 x 7"):
-        pictures.ssim_grey(noise(1, (6, 9, 3)), noise(2, (6, 9, 3)))
+        images.ssim_grey(noise(1, (6, 9, 3)), noise(2, (6, 9, 3)))
