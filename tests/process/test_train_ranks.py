@@ -65,12 +65,13 @@ def both(path: Path, *more: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes(start: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["dynamics", "distill"])
+def test_a_run_of_two_processes(stage: str, start: str, tmp_path: Path) -> None:
     """Validation with an odd number of clips, sampling in one process alone, exact resume, each message once."""
     shape = ["batch=2", "max_steps=3", "validation.clips=3"]
-    code, _, errors = both(config(tmp_path, "whole", init=start), *shape)
+    code, _, errors = both(config(tmp_path, "whole", stage=stage, init=start), *shape)
     assert code == 0, errors[-3000:]
-    parts = config(tmp_path, "parts", init=start)
+    parts = config(tmp_path, "parts", stage=stage, init=start)
     for more in (["--max-minutes", "1e-9"], []):
         code, _, errors = both(parts, *shape, *more)
         assert code == 0, errors[-3000:]

@@ -38,7 +38,7 @@ def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.
     try:
         module, info = component.from_pretrained(folder, **options)
     except (RuntimeError, ValueError, OSError, TypeError, KeyError, NotImplementedError, SafetensorError) as error:
-        # Shapes; values and files of a configuration; its keys, unknown or missing; tensors without data; damaged bytes.
+        # Shapes; values and files of a configuration; unknown or missing keys; tensors without data; damaged bytes.
         reason = str(error).strip().splitlines()[0].split(" If you want")[0]  # diffusers' advice is not for users
         raise WeightsError(
             f"{folder} cannot be loaded as {class_name}: {reason} (is this another architecture, or a damaged copy?)"

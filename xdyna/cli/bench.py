@@ -1,4 +1,4 @@
-"""Measure speed and memory: `scripts/bench.py [sampling|loader|metrics|train]`."""
+"""Measure speed and memory: `scripts/bench.py [sampling|modes|window|loader|metrics|train]`."""
 
 import argparse
 import dataclasses
@@ -13,6 +13,10 @@ from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
 DEFAULT_FRAMES = 16
+WINDOW = (
+    "Measure one step of one window with random weights of the published sizes: naive, eager, compiled and as a CUDA "
+    "graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the published shape."
+)
 TRAIN = Program(
     name="bench train",
     root="train",
@@ -32,14 +36,17 @@ def main(argv: Sequence[str]) -> int:
     """Run `scripts/bench.py`. Args: argv: without the program's name. Returns: exit code."""
     actions: dict[str, tuple[str, Callable[[Command[BenchConfig]], int]]] = {
         "sampling": ("What the exact savings of the sampling loop bring.", _sampling),
+        "modes": ("Speed, memory and distance to exact of preset=exact|fast|preview|lowmem.", _modes),
         "loader": ("How fast training clips are made, and how many workers a run needs.", _loader),
         "metrics": ("The speed of every metric.", _metrics),
     }
     if argv and argv[0] == "train":
         return TRAIN.main(_train_parser(), argv[1:], _train, prepare=_choose_recipe, placeholders=_no_data)
+    if argv and argv[0] == "window":
+        return _program("window", WINDOW).main(_window_parser(), argv[1:], _window)
     name, words = (argv[0], argv[1:]) if argv and argv[0] in actions else ("sampling", argv)
     description, work = actions[name]
-    others = ", ".join(f"`bench {other}`" for other in (*actions, "train") if other != name)
+    others = ", ".join(f"`bench {other}`" for other in (*actions, "window", "train") if other != name)
     program = _program(name, f"Measure: {description} Others: {others}.")
     parser = program.parser()
     if name == "sampling":
@@ -64,6 +71,61 @@ def _sampling(command: Command[BenchConfig]) -> int:
     size = {"height": config.height, "width": config.width}
     bench_sampling(frames=frames, **size, pairs=config.pairs, device=device, report_to=command.flags.json)
     return 0
+
+
+def _modes(command: Command[BenchConfig]) -> int:
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.bench_modes import bench_modes, table
+
+    config, out = command.config, Path(command.config.out)
+    quiet_libraries()
+    rows = bench_modes(
+        config.checkpoint,
+        frames=config.frames or DEFAULT_FRAMES,
+        rounds=config.pairs,
+        device=config.device,
+        dtype=config.dtype,
+        out=out,
+    )
+    print(f"{table(rows)}wrote {out}/modes.json, modes.md, modes.png, plot.png")
+    return 0
+
+
+def _window_parser() -> argparse.ArgumentParser:
+    p = _program("window", WINDOW).parser()
+    p.add_argument(
+        "--sizes", default="sd15", metavar="MODEL", help="of the networks: sd15 (published), tiny (%(default)s)"
+    )
+    p.add_argument("--ways", default="naive,eager,compiled,graph", metavar="NAME,...", help="(%(default)s)")
+    p.add_argument("--json", metavar="FILE", type=Path, help="write the rows here")
+    return p
+
+
+def _window(command: Command[BenchConfig]) -> int:
+    import torch
+
+    from xdyna.config.loader import load_model
+    from xdyna.core.device import pick_device
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.bench_window import WAYS, bench_window
+
+    flags, config = command.flags, command.config
+    ways = [name.strip() for name in flags.ways.split(",")]
+    if wrong := [name for name in ways if name not in WAYS]:
+        raise UsageError(f"--ways: {wrong[0]!r} is none of {', '.join(WAYS)}")
+    quiet_libraries()
+    device = pick_device(config.device)
+    rows = bench_window(
+        load_model(flags.sizes),
+        frames=config.frames or DEFAULT_FRAMES,
+        size=(config.height, config.width),
+        repeats=config.pairs,
+        device=device,
+        dtypes=(torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.float32,),
+        ways=ways,
+        report_to=flags.json,
+    )
+    return 0 if any("ms" in row for row in rows) else FAILURE
 
 
 def _loader(command: Command[BenchConfig]) -> int:

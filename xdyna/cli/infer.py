@@ -25,7 +25,7 @@ PROGRAM = Program(
     schema=InferConfig,
     description="Animate one image of a person with the motion and expression of a driving video.",
     example="xdyna animate --ref person.jpg --drive dance.mp4 --steps 10 seed=7",
-    lists=("lora",),
+    lists=("lora", "guidance_interval"),
 )
 
 
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--checkpoint", type=Path, metavar="DIR", help="pipeline folder, or the name of a shipped one")
     files.add_argument("--cache-dir", type=Path, metavar="DIR", help="where keypoints are kept")
     files.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    files.add_argument("--calibrate", action="store_true", help="with --dry-run: time a few steps on this device first")
     short = p.add_argument_group("other names of settings")
     short.add_argument("--size", metavar="HxW", help="height x width, multiples of 8 (default: the checkpoint's)")
     short.add_argument(
@@ -119,11 +120,14 @@ def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> in
     from xdyna.core.quiet import quiet_libraries
     from xdyna.pipelines import batch
     from xdyna.pipelines.animate import make
+    from xdyna.pipelines.estimate import calibrate, describe_plan
     from xdyna.pipelines.folder import UNTRAINED_MARK
     from xdyna.pipelines.model import load
-    from xdyna.pipelines.plan import describe_plan, plan_animation
+    from xdyna.pipelines.plan import plan_animation
 
     args, settings = command.flags, command.config
+    if args.calibrate and not args.dry_run:
+        raise UsageError("--calibrate is for estimates; give --dry-run, too")
     quiet_libraries()
     model = load(args.checkpoint, settings)
     folder = model.checkpoint.folder
@@ -132,6 +136,8 @@ def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> in
     if args.dry_run:
         for request in requests:
             plan = plan_animation(request, settings, model.checkpoint, overwrite=args.overwrite)
+            if args.calibrate:
+                calibrate(model.pipeline, plan)
             print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
         return 0
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from xdyna.config.data import DataConfig
+from xdyna.config.infer import DTYPES
 from xdyna.config.settings import check_settings, setting
 
 
@@ -14,8 +15,11 @@ class BenchConfig:
         frames: generated frames (sampling), or frames of a video (metrics); None takes 16.
         height: px, of sampling.
         width: px, of sampling.
-        pairs: timed pairs of sampling after the warm-up.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps", of sampling.
+        pairs: timed pairs of sampling, or rounds of modes, after the warm-up.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", of sampling and modes.
+        dtype: "auto", "float32", "float16" or "bfloat16", of modes.
+        checkpoint: pipeline folder or its name, of modes.
+        out: folder for the results of modes.
         workers: numbers of processes to try, of the loader.
         batch_size: clips of one process and step, of the loader.
         batches: timed batches of each worker, of the loader.
@@ -35,6 +39,9 @@ class BenchConfig:
     width: int = setting(256, low=8)
     pairs: int = setting(5, low=1)
     device: str = "auto"
+    dtype: str = setting("auto", choices=DTYPES)
+    checkpoint: str = "xdyna-tiny"
+    out: str = "outputs/bench_modes"
     workers: list[int] = setting([1], low=0)  # noqa: RUF009 (a copy for each)
     batch_size: int = setting(1, low=1)
     batches: int = setting(20, low=1)

@@ -36,6 +36,12 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share").expanduser() / "xdyna"
 
 
+def cache_folder() -> Path:
+    """Where what can be made anew is kept: `XDYNA_CACHE`, else `~/.cache/xdyna`."""
+    own = os.environ.get("XDYNA_CACHE")
+    return Path(own).expanduser() if own else Path.home() / ".cache" / "xdyna"
+
+
 def weights_folder() -> Path:
     """Where downloaded and converted weights go: `pretrained/` of a checkout, else of `home()`."""
     return (checkout() or home()) / "pretrained"

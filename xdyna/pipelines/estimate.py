@@ -1,17 +1,38 @@
-"""What a run will cost, before it is run: operations counted on the meta device, memory by rule of thumb."""
+"""What a run will cost, before it is run: what `--dry-run` prints.
 
+Operations are counted on the meta device. Seconds and bytes are those of a short run on this device with the same
+networks and sizes (`calibrate`), which is remembered; where there was none they are a rule of thumb, and that is said.
+"""
+
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import platform
+import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from xdyna.core.atomic import write_file
+from xdyna.core.manifest import peak_memory
+from xdyna.core.resources import cache_folder
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.folder import Checkpoint
+from xdyna.pipelines import crop as crops
+from xdyna.pipelines.model import scheduler_class
+from xdyna.pipelines.options import Reuse
+from xdyna.pipelines.plan import Plan
+from xdyna.pipelines.xdyna import XDynaPipeline
 
 # Peak of live features during a UNet pass, in units of one full-resolution feature map of all frames (measured: 5.5 GB
-# for two halves of 17 frames of 320 channels at 112 x 64 in half precision).
+# for two branches of 17 frames of 320 channels at 112 x 64 in half precision).
 LIVE_FEATURE_MAPS = 35
 # The networks reach about this part of the speed of a plain matrix product.
 MATMUL_EFFICIENCY = 0.4
@@ -24,39 +45,173 @@ class Estimate:
     """Cost of a run.
 
     Attributes:
-        flops: floating-point operations of all sampling steps and the decoding.
-        seconds: expected duration of them on this machine, rough.
-        memory: expected peak of weights and features in bytes, rough.
+        flops: floating-point operations of all sampling steps and the decoding, all layers in every step.
+        seconds: expected duration of sampling and decoding on this machine.
+        memory: expected peak in bytes: of the GPU where one is used, else of the process.
+        measured: day of the calibration; "" where there was none.
     """
 
     flops: float
     seconds: float
     memory: float
+    measured: str = ""
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is to be computed.
+class Calibration:
+    """What a short run took.
 
     Attributes:
-        frames: generated frames T.
-        windows: windows per step.
-        context: generated frames per window.
-        steps: denoising steps.
-        halves: 2 with guidance, 1 without.
-        size: (H, W) in pixels.
-        face: whether the face ControlNet runs.
-        decode_chunk: images decoded at a time.
+        day: when, ISO.
+        full: seconds of a window in a step in which all layers run, by branches of guidance: {"1": s, "2": s}.
+        shallow: the same in steps that take deep features from an earlier one.
+        start: seconds before the first step: encoders, control images.
+        decode: seconds per decoded frame.
+        memory: peak in bytes.
     """
 
-    frames: int
-    windows: int
-    context: int
-    steps: int
-    halves: int
-    size: tuple[int, int]
-    face: bool
-    decode_chunk: int
+    day: str
+    full: dict[str, float]
+    shallow: dict[str, float]
+    start: float
+    decode: float
+    memory: int
+
+    def seconds(self, steps: Sequence[tuple[int, bool]], *, windows: int, frames: int) -> float:
+        """Of a whole run.
+
+        Args:
+            steps: of each step: branches of guidance, and whether all layers run.
+            windows: of a step.
+            frames: of the video.
+        """
+        taken = sum((self.full if whole else self.shallow)[str(branches)] for branches, whole in steps)
+        return self.start + taken * windows + self.decode * frames
+
+
+def step_kinds(plan: Plan, timesteps: Sequence[float], train_timesteps: int) -> list[tuple[int, bool]]:
+    """Of each step: branches of guidance, and whether all layers run."""
+    settings = plan.settings
+    assert settings.guidance is not None
+    low, high = settings.guidance_interval
+    kinds: list[tuple[int, bool]] = []
+    for step, timestep in enumerate(timesteps):
+        branches = 2 if settings.guidance > 1 and low <= timestep / train_timesteps <= high else 1
+        changed = bool(kinds) and kinds[-1][0] != branches
+        kinds.append((branches, changed or step % settings.reuse_interval == 0))
+    return kinds
+
+
+def calibrate(
+    pipeline: XDynaPipeline, plan: Plan, *, path: Path | None = None, clock: Callable[[], float] = time.perf_counter
+) -> Calibration:
+    """Run a few steps of one window at the sizes of an animation, decode it, and remember what that took.
+
+    Args:
+        pipeline: the networks, where they will run.
+        plan: the animation.
+        path: file of all calibrations; None for the default one.
+        clock: seconds.
+
+    Returns:
+        Calibration: also written into the file.
+    """
+    settings, device, dtype = plan.settings, pipeline._execution_device, pipeline.unet.dtype
+    frames, (height, width) = min(len(plan.driving.rows), settings.context_frames), plan.size
+    pose = torch.zeros(1, frames, 3, height, width, dtype=torch.uint8)
+    face = torch.zeros(1, frames, 6, height, width, dtype=torch.uint8) if plan.face else None
+    full, shallow, starts = {}, {}, []
+    assert settings.guidance is not None
+    narrow = list(settings.guidance_interval) != [0, 1]
+    for branches in sorted({1 if settings.guidance <= 1 or narrow else 2, 2 if settings.guidance > 1 else 1}):
+        marks: list[float] = []
+
+        def mark(_: Any, step: int, __: Any, ___: Any, marks: list[float] = marks) -> dict[str, Any]:
+            _wait(device)
+            marks.append(clock())
+            if step == 2 * settings.reuse_interval:
+                pipeline._interrupt = True
+            return {}
+
+        begin = clock()
+        latents = pipeline(
+            plan.fitted(),
+            pose,
+            face,
+            num_inference_steps=2 * settings.reuse_interval + 1,
+            guidance_scale=settings.guidance if branches == 2 else 1.0,
+            reuse=Reuse(settings.reuse_interval, settings.reuse_depth),
+            context_frames=frames,
+            context_overlap=0,
+            generator=torch.Generator().manual_seed(0),
+            callback_on_step_end=mark,
+            output_type="latent",
+        ).frames
+        steps = [b - a for a, b in itertools.pairwise(marks)]  # without the first, which warms up
+        full[str(branches)] = statistics.median(steps[settings.reuse_interval - 1 :: settings.reuse_interval])
+        less = [seconds for number, seconds in enumerate(steps, 1) if number % settings.reuse_interval]
+        shallow[str(branches)] = statistics.median(less) if less else full[str(branches)]
+        starts.append(max(0.0, marks[0] - begin - full[str(branches)]))
+    assert isinstance(latents, torch.Tensor)
+    begin = clock()
+    for _ in pipeline.decode_frames(latents, chunk=settings.vae_chunk, decoder=settings.decoder):
+        pass
+    decode = (clock() - begin) / frames
+    peaks = peak_memory(device)
+    found = Calibration(_today(), full, shallow, min(starts), decode, peaks.get("gpu", peaks.get("process", 0)))
+    path = path or calibrations()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps({**_read(path), key(plan, device, dtype): asdict(found)}, indent=1) + "\n").encode())
+    return found
+
+
+def remembered(plan: Plan, device: torch.device, dtype: torch.dtype, *, path: Path | None = None) -> Calibration | None:
+    """What a calibration of the same networks and sizes on this device found; None where there was none."""
+    entry = _read(path or calibrations()).get(key(plan, device, dtype))
+    try:
+        return Calibration(**entry) if isinstance(entry, dict) else None
+    except TypeError:
+        return None  # of another release: as if there were none
+
+
+def calibrations() -> Path:
+    """The file of all calibrations, in xdyna's cache folder."""
+    return cache_folder() / "calibrations.json"
+
+
+def key(plan: Plan, device: torch.device, dtype: torch.dtype) -> str:
+    """Device, networks and sizes that a calibration holds for, as a hash."""
+    settings = plan.settings
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    facts = [
+        [str(device), chip, torch.get_num_threads(), str(dtype), torch.__version__],
+        [[path.name, path.stat().st_size] for path in plan.checkpoint.weight_files()],
+        [plan.size, plan.face, min(len(plan.driving.rows), settings.context_frames), settings.vae_chunk],
+        [settings.reuse_interval, settings.reuse_depth, settings.decoder, settings.low_memory, settings.attention],
+        [settings.guidance, settings.guidance_interval, settings.lora],
+    ]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # missing or damaged: nothing was measured
+    return found if isinstance(found, dict) else {}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _count(module: torch.nn.Module, *args: object, **kwargs: object) -> float:
@@ -65,43 +220,60 @@ def _count(module: torch.nn.Module, *args: object, **kwargs: object) -> float:
     return float(counter.get_total_flops())
 
 
-def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dtype: torch.dtype) -> Estimate:
-    """Count operations and guess time and memory.
+def estimate(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Estimate:
+    """Count operations; tell time and memory as measured, or guess them.
 
     Args:
-        checkpoint: the weights; only their configs and file sizes are read.
-        work: what is to be computed.
-        device: where; a short matrix product is timed on it.
+        plan: the animation; of the weights only configs and file sizes are read.
+        device: where; a short matrix product is timed on it where nothing was measured.
         dtype: of the networks.
 
     Returns:
-        Estimate: rough; time and memory are within a factor of about two.
+        Estimate: without a calibration, time and memory are within a factor of about two.
     """
-    h, w = (side // checkpoint.vae_scale for side in work.size)
+    checkpoint, settings = plan.checkpoint, plan.settings
+    assert settings.guidance is not None
+    assert settings.steps is not None
+    frames, windows = len(plan.driving.rows), len(plan.windows())
+    context, branches = min(frames, settings.context_frames), 2 if settings.guidance > 1 else 1
+    h, w = (side // checkpoint.vae_scale for side in plan.size)
     with torch.device("meta"):
         unet = XDynaUNet.from_config(XDynaUNet.load_config(checkpoint.folder / "unet"))
-        names = ["pose_controlnet", "face_controlnet"] if work.face else ["pose_controlnet"]
+        names = ["pose_controlnet", "face_controlnet"] if plan.face else ["pose_controlnet"]
         nets = [ControlNetModel.from_config(ControlNetModel.load_config(checkpoint.folder / n)) for n in names]
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(checkpoint.folder / "vae"))
         width = unet.config.cross_attention_dim
         text, image = torch.empty(1, 77, width), torch.empty(1, 16, width)
-        sample = torch.empty(1, unet.config.in_channels, work.context + 1, h, w)
-        per_window = _count(unet, sample, torch.empty(()), text, image) * work.halves
+        sample = torch.empty(1, unet.config.in_channels, context + 1, h, w)
+        per_window = _count(unet, sample, torch.empty(()), text, image) * branches
         latent, step = torch.empty(1, unet.config.in_channels, h, w), torch.empty((), dtype=torch.long)
-        pictures = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
+        pictures = [torch.empty(1, net.config.conditioning_channels, *plan.size) for net in nets]
         per_frame = sum(
             _count(net, latent, step, encoder_hidden_states=text, controlnet_cond=picture)
             for net, picture in zip(nets, pictures, strict=True)
         )
         decode = _count(vae.decoder, torch.empty(1, vae.config.latent_channels, h, w))
-    flops = work.steps * (work.windows * per_window + work.frames * per_frame) + work.frames * decode
+    flops = settings.steps * (windows * per_window + frames * per_frame) + frames * decode
+    conditions = frames * plan.size[0] * plan.size[1] * (9 if plan.face else 3)
+    if (found := remembered(plan, device, dtype)) is not None:
+        kinds = step_kinds(plan, *_timesteps(plan))
+        more = conditions if frames > context else 0
+        return Estimate(flops, found.seconds(kinds, windows=windows, frames=frames), found.memory + more, found.day)
     itemsize = torch.empty((), dtype=dtype).element_size()
     weights = sum(path.stat().st_size for path in checkpoint.weight_files()) * itemsize / 2  # stored as float16
     channels = unet.config.block_out_channels[0]
-    features = LIVE_FEATURE_MAPS * work.halves * (work.context + 1) * channels * h * w * itemsize
-    conditions = work.frames * work.size[0] * work.size[1] * (9 if work.face else 3)
+    features = LIVE_FEATURE_MAPS * branches * (context + 1) * channels * h * w * itemsize
     memory = BASE_BYTES + weights + features + conditions
     return Estimate(flops, flops / (_matmul_speed(device, dtype) * MATMUL_EFFICIENCY), memory)
+
+
+def _timesteps(plan: Plan) -> tuple[list[float], int]:
+    """Timesteps of the scheduler that will take the steps, and those of training."""
+    folder = plan.checkpoint.folder / "scheduler"
+    config = json.loads((folder / "scheduler_config.json").read_text())
+    scheduler = scheduler_class(plan.settings.scheduler or config["_class_name"]).from_config(config)
+    scheduler.set_timesteps(plan.settings.steps)
+    return scheduler.timesteps.tolist(), scheduler.config.num_train_timesteps
 
 
 def _matmul_speed(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
@@ -113,3 +285,61 @@ def _matmul_speed(device: torch.device, dtype: torch.dtype, side: int = 1024) ->
         (a @ a).sum().item()
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
+
+
+def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
+    """Lines that tell frames, windows, sizes, crop, weights with their hashes, and the expected cost.
+
+    Args:
+        plan: the animation.
+        device: where the networks run.
+        dtype: of the networks.
+    """
+    settings, driving, checkpoint = plan.settings, plan.driving, plan.checkpoint
+    assert settings.guidance is not None, "the checkpoint's own was put in"
+    assert settings.steps is not None, "the checkpoint's own were put in"
+    frames, windows = len(driving.rows), plan.windows()
+    cost = estimate(plan, device=device, dtype=dtype)
+    height, width = plan.reference.shape[:2]
+    left, top, across, down = plan.crop.box
+    kept = "all of it" if crops.is_whole(plan.crop, plan.reference.shape) else (
+        f"{down}x{across} (HxW) from x = {left}, y = {top}"
+    )  # fmt: skip
+    yield f"reference  {height}x{width} (HxW), kept {kept} (crop={settings.crop})"
+    for note in plan.notes:
+        yield f"  {note}"
+    yield (
+        f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
+        f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
+    )
+    yield (
+        f"video      {frames} frames of {plan.size[0]}x{plan.size[1]} (HxW) at {float(driving.fps):.4g} fps = "
+        f"{frames / float(driving.fps):.2f} s, face control {'on' if plan.face else 'off'}"
+    )
+    yield (
+        f"sampling   {settings.steps} steps x {len(windows)} windows of {min(frames, settings.context_frames)} frames "
+        f"(overlap {settings.context_overlap}, {settings.context_schedule}), guidance {settings.guidance:g}, seed "
+        f"{settings.seed}, scheduler {settings.scheduler or 'of the checkpoint'}"
+    )
+    for entry in settings.lora:
+        yield f"lora       {entry}"
+    yield f"device     {device}, {str(dtype).removeprefix('torch.')}, attention {settings.attention}"
+    yield f"checkpoint {checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''}"
+    for name, digest in checkpoint.hashes().items():
+        yield f"  {digest}  {name}"
+    told = (
+        f"sampling and decoding as measured here on {cost.measured}"
+        if cost.measured
+        else "rough, not measured on this device: --calibrate runs a few steps and remembers them"
+    )
+    about = f"{_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
+    yield f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {about} ({told})"
+    yield "would write:"
+    for path in plan.files.all(keypoints=driving.kind == "video"):
+        yield f"  {path}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -42,7 +42,7 @@ def save_memory(pipeline: DiffusionPipeline, device: torch.device) -> None:
 
 
 def split_feed_forward(module: nn.Module, parts: int) -> None:
-    """Run every feed-forward layer of a network on a part of its rows at a time: its inner width is the largest there is.
+    """Run every feed-forward layer on a part of its rows at a time: its inner width is the largest there is.
 
     Args:
         module: changed in place; its parameters stay as they are.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from xdyna.config.contract import PoseStyle
@@ -22,7 +21,6 @@ from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines import crop as crops
 from xdyna.pipelines.driving import Driving, open_driving
-from xdyna.pipelines.estimate import Workload, estimate
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.outputs import OutputFiles, free_names
 
@@ -381,65 +379,3 @@ def read_person(path: Path, size: tuple[int, ...]) -> Person:
         )
     box = np.concatenate([seen.min(axis=0), seen.max(axis=0)])
     return Person(body=track.body[0], hands=track.hands[0], face=track.face[0], box=box, score=1.0)
-
-
-def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
-    """Lines that tell frames, windows, sizes, crop, weights with their hashes, and the expected cost.
-
-    Args:
-        plan: the animation.
-        device: where the networks run.
-        dtype: of the networks.
-    """
-    settings, driving, checkpoint = plan.settings, plan.driving, plan.checkpoint
-    assert settings.guidance is not None, "the checkpoint's own was put in"
-    assert settings.steps is not None, "the checkpoint's own were put in"
-    frames, windows = len(driving.rows), plan.windows()
-    work = Workload(
-        frames=frames,
-        windows=len(windows),
-        context=min(frames, settings.context_frames),
-        steps=settings.steps,
-        halves=2 if settings.guidance > 1 else 1,
-        size=plan.size,
-        face=plan.face,
-        decode_chunk=settings.vae_chunk,
-    )
-    cost = estimate(checkpoint, work, device=device, dtype=dtype)
-    height, width = plan.reference.shape[:2]
-    left, top, across, down = plan.crop.box
-    kept = "all of it" if crops.is_whole(plan.crop, plan.reference.shape) else (
-        f"{down}x{across} (HxW) from x = {left}, y = {top}"
-    )  # fmt: skip
-    yield f"reference  {height}x{width} (HxW), kept {kept} (crop={settings.crop})"
-    for note in plan.notes:
-        yield f"  {note}"
-    yield (
-        f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
-        f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
-    )
-    yield (
-        f"video      {frames} frames of {plan.size[0]}x{plan.size[1]} (HxW) at {float(driving.fps):.4g} fps = "
-        f"{frames / float(driving.fps):.2f} s, face control {'on' if plan.face else 'off'}"
-    )
-    yield (
-        f"sampling   {settings.steps} steps x {len(windows)} windows of {work.context} frames (overlap "
-        f"{settings.context_overlap}, {settings.context_schedule}), guidance {settings.guidance:g}, seed "
-        f"{settings.seed}, scheduler {settings.scheduler or 'of the checkpoint'}"
-    )
-    for entry in settings.lora:
-        yield f"lora       {entry}"
-    yield f"device     {device}, {str(dtype).removeprefix('torch.')}, attention {settings.attention}"
-    yield f"checkpoint {checkpoint.folder}{' (untrained)' if checkpoint.untrained else ''}"
-    for name, digest in checkpoint.hashes().items():
-        yield f"  {digest}  {name}"
-    yield f"estimate   {cost.flops / 1e12:.4g} TFLOP, about {_duration(cost.seconds)} and {cost.memory / 2**30:.1f} GiB"
-    yield "would write:"
-    for path in plan.files.all(keypoints=driving.kind == "video"):
-        yield f"  {path}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -4,8 +4,8 @@
     target   = f_ema(x', t'),  x' = teacher's DDIM from x at t to t'       (x' itself where t' is the end)
     loss     = huber(f_student(x, t) - target)
 
-with s = 10 t, d = 0.5 as in diffusers' LCMScheduler, which samples the result; x_0(x, t) what a network says of the clean
-latents. Sources: Song et al., arXiv 2303.01469, algorithm 2; with k-step skipping and guidance folded in, Luo et al.,
+with s = 10 t, d = 0.5 as in diffusers' LCMScheduler, which samples the result; x_0(x, t) is what a network says of the
+clean latents. Sources: Song et al., arXiv 2303.01469, algorithm 2; k-step skipping, guidance folded in: Luo et al.,
 arXiv 2310.04378, section 4; for video, Wang et al., arXiv 2402.00769. Huber: Song & Dhariwal, arXiv 2310.14189.
 
 The teacher is the model that the run starts from, the target the run's EMA weights (the student's own without EMA).

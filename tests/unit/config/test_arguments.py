@@ -55,8 +55,10 @@ def asked(*words: str, program: Program[Any] = PROGRAM, own: Any = parser) -> Co
         (["--lora", "a.safetensors:0.5", "--lora", "b c.bin"], {"lora": ["a.safetensors:0.5", "b c.bin"]}),
         (
             ["preset=preview", "--stride", "2"],
-            {"height": 448, "width": 256, "steps": 10, "guidance": 3.5, "frames": 32, "stride": 2},
+            {"height": 448, "width": 256, "steps": 6, "guidance": 3.5, "frames": 32, "stride": 2}
+            | {"scheduler": "dpmsolver++", "guidance_interval": [0.2, 0.9], "decoder": "auto"},
         ),
+        (["--guidance-interval", "0.3", "0.7"], {"guidance_interval": [0.3, 0.7]}),
         (["--device", "cuda:1", "--dtype", "bfloat16"], {"device": "cuda:1", "dtype": "bfloat16"}),
     ],
 )

@@ -167,7 +167,7 @@ def test_i3d_features_of_short_and_long_clips() -> None:
 
 def test_a_clip_among_others_has_the_features_it_has_alone() -> None:
     net = our_videomae()
-    clips = np.stack([random_pictures(16, seed=seed) for seed in range(3)])
+    clips = np.stack([random_images(16, seed=seed) for seed in range(3)])
     alone = np.concatenate([net.features(clip) for clip in clips])
     assert np.abs(alone[0] - alone[1]).max() > 1e-4
     np.testing.assert_allclose(net.features(clips), alone, rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ NET = {
     "attention_head_dim": 2,
     "conditioning_embedding_out_channels": (4, 8),
 }
-ALLOWED = {"tests/unit/models/test_naive.py", "xdyna/pipelines/bench.py"}
+ALLOWED = {"tests/unit/models/test_naive.py", "xdyna/pipelines/bench.py", "xdyna/pipelines/bench_window.py"}
 
 
 def filled(net: torch.nn.Module) -> Any:
