@@ -22,7 +22,7 @@ ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-test gpu-bench tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-mutation test-parity soak soak-ends lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-mutation test-parity soak soak-ends lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -93,11 +93,8 @@ gpu-tiny: ## train xdyna-tiny on a GPU, with the python that is active (it must 
 	  [ -d runs/tiny-gpu/$${stage##*/}/final ] || { echo "stage $$stage goes on at the next call"; exit 0; }; \
 	done
 
-gpu-test: ## run the tests that need a GPU, with the python that is active
-	python -m pytest -m gpu $(ARGS)
-
-gpu-bench: ## time and memory of full-size training steps by checkpointing policy, with the python that is active
-	python scripts/bench.py train $(ARGS)
+gpu-session: ## ten minutes with any GPU, the python that is active: tests, window-steps, memory, training; see scripts/gpu_session.sh
+	scripts/gpu_session.sh $(ARGS)
 
 tiny-report: $(STAMP) ## measure xdyna-tiny on held-out clips; writes tables and contact sheets
 	$(BIN)/python scripts/puppets.py report $(ARGS)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xdyna.config.eval import EvalConfig
     from xdyna.config.infer import InferConfig
+    from xdyna.config.live import LiveConfig
     from xdyna.config.train import TrainConfig
     from xdyna.evaluation.evaluate import evaluate
     from xdyna.perception.track import track_person
     from xdyna.pipelines.animate import Animation, animate
     from xdyna.pipelines.controls import perceive, prepare
+    from xdyna.pipelines.live.session import live
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import plan_animation
     from xdyna.pipelines.xdyna import XDynaPipeline
@@ -30,10 +32,12 @@ __all__ = [
     "Animation",
     "EvalConfig",
     "InferConfig",
+    "LiveConfig",
     "TrainConfig",
     "XDynaPipeline",
     "animate",
     "evaluate",
+    "live",
     "load",
     "perceive",
     "plan_animation",
@@ -46,10 +50,12 @@ _PLACES = {
     "Animation": "xdyna.pipelines.animate",
     "EvalConfig": "xdyna.config.eval",
     "InferConfig": "xdyna.config.infer",
+    "LiveConfig": "xdyna.config.live",
     "TrainConfig": "xdyna.config.train",
     "XDynaPipeline": "xdyna.pipelines.xdyna",
     "animate": "xdyna.pipelines.animate",
     "evaluate": "xdyna.evaluation.evaluate",
+    "live": "xdyna.pipelines.live.session",
     "load": "xdyna.pipelines.model",
     "perceive": "xdyna.pipelines.controls",
     "plan_animation": "xdyna.pipelines.plan",

@@ -120,17 +120,17 @@ def test_partial_result_survives_a_failure_while_writing(infer, tmp_path, capsys
 
     monkeypatch.setattr(module, "write_outputs", full)
     assert infer("--out", "a.mp4") == 1
-    assert "partial result kept in a.partial.safetensors" in capsys.readouterr().out
-    assert (tmp_path / "a.partial.safetensors").exists()
+    assert "partial result kept in a.partial;" in capsys.readouterr().out
+    assert (tmp_path / "a.partial" / "state.json").exists()
 
 
 def test_a_partial_result_that_cannot_be_written_does_not_end_the_run(infer, tmp_path, capsys, monkeypatch):
     from xdyna.pipelines import resume
 
     def full(*args, **kwargs):
-        raise resume.SafetensorError("I/O error: No space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume, "save_file", full)
+    monkeypatch.setattr(resume, "write_file", full)
     monkeypatch.setattr(resume, "SECONDS_BETWEEN_WRITES", 0)
     assert infer("--out", "a.mp4") == 0
     assert "warning: the partial result could not be written" in capsys.readouterr().err

@@ -35,6 +35,7 @@ BEHIND = {
     "evaluation": {"eval", "perception"},
     "models": {"xformers"},
     "perception": {"perception"},
+    "pipelines": {"eval"},  # a plot of `bench modes`
     "preprocess": {"data", "perception", "ray"},
     "puppets": {"eval", "perception"},
     "training": {"train"},

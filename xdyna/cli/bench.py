@@ -1,4 +1,4 @@
-"""Measure speed and memory: `scripts/bench.py [sampling|modes|window|loader|metrics|train]`."""
+"""Measure speed and memory: `scripts/bench.py [sampling|modes|window|loader|metrics|train|live]`."""
 
 import argparse
 import dataclasses
@@ -8,6 +8,7 @@ from typing import Any
 
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.bench import BenchConfig
+from xdyna.config.live import LiveConfig
 from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
@@ -24,6 +25,14 @@ TRAIN = Program(
     description="Measure time and memory of training steps with each checkpointing policy, at the sizes of a "
     "configuration and with random weights. On a CPU the peak is that of the whole process.",
     example="xdyna bench train experiment=dynamics --policies full,selective",
+)
+LIVE = Program(
+    name="bench live",
+    root="live",
+    schema=LiveConfig,
+    description="Measure live windows: time of denoising and decoding, and the frames per second that they allow. "
+    "`--random sd15` has the published sizes with random weights.",
+    example="xdyna bench live --windows 6+2,12+2 --each-steps 2,4 dtype=bfloat16",
 )
 
 
@@ -42,11 +51,13 @@ def main(argv: Sequence[str]) -> int:
     }
     if argv and argv[0] == "train":
         return TRAIN.main(_train_parser(), argv[1:], _train, prepare=_choose_recipe, placeholders=_no_data)
+    if argv and argv[0] == "live":
+        return LIVE.main(_live_parser(), argv[1:], _live)
     if argv and argv[0] == "window":
         return _program("window", WINDOW).main(_window_parser(), argv[1:], _window)
     name, words = (argv[0], argv[1:]) if argv and argv[0] in actions else ("sampling", argv)
     description, work = actions[name]
-    others = ", ".join(f"`bench {other}`" for other in (*actions, "window", "train") if other != name)
+    others = ", ".join(f"`bench {other}`" for other in (*actions, "window", "train", "live") if other != name)
     program = _program(name, f"Measure: {description} Others: {others}.")
     parser = program.parser()
     if name == "sampling":
@@ -189,3 +200,50 @@ def _train(command: Command[TrainConfig]) -> int:
         config.data = dataclasses.replace(config.data, **puppets)
     fits = bench_training(config, policies=policies, steps=args.steps, device=pick_device(args.device))
     return 0 if fits else FAILURE
+
+
+def _live_parser() -> argparse.ArgumentParser:
+    p = LIVE.parser()
+    p.add_argument("--windows", default="4+2,6+2,12+2", metavar="NEW+HELD,...", help="frames (%(default)s)")
+    p.add_argument("--each-steps", default="1,2,4", metavar="N,...", help="denoising steps (%(default)s)")
+    p.add_argument("--repeats", type=int, default=5, help="timed windows of each (%(default)s)")
+    p.add_argument("--checkpoint", type=Path, default=Path("xdyna-tiny"), metavar="DIR", help="pipeline folder")
+    p.add_argument("--random", metavar="MODEL", help="random weights of these sizes (configs/model) in its place")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    return p
+
+
+def _live(command: Command[LiveConfig]) -> int:
+    import json
+
+    from xdyna.config.loader import load_model
+    from xdyna.core.atomic import write_file
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.live.bench import bench_live
+    from xdyna.pipelines.live.session import live_dtype
+    from xdyna.pipelines.model import load
+    from xdyna.pipelines.untrained import build_pipeline
+
+    flags, config = command.flags, command.config
+    try:
+        windows = [(int(new), int(held)) for new, held in (entry.split("+") for entry in flags.windows.split(","))]
+        steps = [int(entry) for entry in flags.each_steps.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--windows {flags.windows} --each-steps {flags.each_steps}: expected windows like 6+2,12+2, steps like 2,4"
+        ) from error
+    quiet_libraries()
+    settings = dataclasses.replace(config, dtype=live_dtype(config))
+    model = load(flags.checkpoint, settings.animation())
+    pipeline, checkpoint = model.pipeline, model.checkpoint
+    if flags.random is not None:
+        pipeline = build_pipeline(load_model(flags.random), seed=0).to(device=model.device, dtype=model.dtype)
+    size = config.height or checkpoint.size[0], config.width or checkpoint.size[1]
+    guided = 1.0 if config.guidance is None else config.guidance
+    rows = bench_live(
+        pipeline, dataclasses.replace(settings, guidance=guided), size=size, face=config.face is not False,
+        windows=windows, steps=steps, repeats=flags.repeats,
+    )  # fmt: skip
+    if flags.json is not None:
+        write_file(flags.json, (json.dumps(rows, indent=1) + "\n").encode())
+    return 0

@@ -4,6 +4,8 @@ What animates is imported by the functions that need it: help and --cfg come at 
 """
 
 import argparse
+import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.infer import DRIVE_KINDS, InferConfig, parse_size
 from xdyna.core.errors import UsageError
+from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
+    from xdyna.core.ranks import Ranks
     from xdyna.pipelines.animate import Animation
     from xdyna.pipelines.plan import Request
 
@@ -116,8 +120,22 @@ def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> in
     Returns:
         Exit code: 0 when all were made.
     """
+    from xdyna.core.ranks import Ranks
+
+    ranks = Ranks.launched()
+    try:
+        return _make_all(requests, command, ranks)
+    except Exception as error:
+        if ranks.fail():
+            raise
+        raise SystemExit(FAILURE) from error  # another process says why
+
+
+def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], ranks: "Ranks") -> int:
+    from xdyna.core.device import device_of_rank
     from xdyna.core.progress import Bars, Watch
     from xdyna.core.quiet import quiet_libraries
+    from xdyna.core.ranks import Ranks
     from xdyna.pipelines import batch
     from xdyna.pipelines.animate import make
     from xdyna.pipelines.estimate import calibrate, describe_plan
@@ -129,12 +147,16 @@ def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> in
     if args.calibrate and not args.dry_run:
         raise UsageError("--calibrate is for estimates; give --dry-run, too")
     quiet_libraries()
+    if ranks.world > 1:
+        device = device_of_rank(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
+        settings = dataclasses.replace(settings, device=str(device))
+    apart = len(requests) > 1  # then each process makes whole videos, else all make one together
     model = load(args.checkpoint, settings)
     folder = model.checkpoint.folder
-    if model.checkpoint.untrained:
+    if model.checkpoint.untrained and ranks.rank == 0:
         print(f"note: {folder}: {(folder / UNTRAINED_MARK).read_text().strip()}")
     if args.dry_run:
-        for request in requests:
+        for request in requests if ranks.rank == 0 else ():
             plan = plan_animation(request, settings, model.checkpoint, overwrite=args.overwrite)
             if args.calibrate:
                 calibrate(model.pipeline, plan)
@@ -142,23 +164,25 @@ def make_all(requests: "Sequence[Request]", command: Command[InferConfig]) -> in
         return 0
 
     def run(request: "Request") -> None:
-        bars = Bars(UNITS)
+        bars, speaks = Bars(UNITS), apart or ranks.rank == 0
         try:
             made = make(
                 request,
                 model,
                 settings=settings,
                 overwrite=args.overwrite,
-                watch=Watch(progress=bars, tell=print),
+                watch=Watch(progress=bars, tell=print) if speaks else Watch(),
                 cache_dir=args.cache_dir,
                 argv=command.argv,
+                ranks=Ranks() if apart else ranks,
             )
         finally:
             bars.close()
-        _tell(made)
+        if speaks:
+            _tell(made)
 
-    if len(requests) > 1:
-        return batch.run_all(requests, run)
+    if apart:
+        return batch.run_all(requests, run, ranks)
     run(requests[0])
     return 0
 

@@ -10,6 +10,7 @@ from xdyna.core.program import run
 # Modules with a function `main`; imported when their command is called, so that --help is quick.
 COMMANDS = {
     "animate": ("xdyna.cli.infer", "animate one image of a person with a driving video"),
+    "live": ("xdyna.cli.live", "animate one image of a person with a camera, a file or keypoints as they come"),
     "train": ("xdyna.cli.train", "train one stage"),
     "eval": ("xdyna.cli.eval", "measure generated videos"),
     "preprocess": ("xdyna.cli.preprocess", "make a training set of raw videos, or a cache of one"),

@@ -3,8 +3,8 @@
     plan     = plan_animation(...)      size, crop, rate, frames, windows          pipelines/plan.py
     track    = perceive(plan)           keypoints per frame, cached                pipelines/controls.py
     controls = prepare(track, plan)     pose maps and face patches                 pipelines/controls.py
-    latents  = sample(...)              denoising, window by window                pipelines/xdyna.py
-    write_outputs(...)                  decoding, files                            pipelines/writing.py
+    latents  = sample(...)              denoising, window by window                pipelines/sampling.py
+    write_outputs(decoded(...))         decoding, files                            pipelines/writing.py
 
 Each step can be called by itself.
 """
@@ -16,15 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.atomic import write_file
@@ -32,19 +30,21 @@ from xdyna.core.errors import FileError
 from xdyna.core.files import path_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Progress, Watch
+from xdyna.core.ranks import Ranks
 from xdyna.media.folder import frame_files
 from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.model import Model, load
-from xdyna.pipelines.options import Reuse
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
 from xdyna.pipelines.resume import PartialRun, fingerprint
-from xdyna.pipelines.solvers import solver_state
+from xdyna.pipelines.sampling import decoded, sample
 from xdyna.pipelines.writing import write_outputs
-from xdyna.pipelines.xdyna import Precomputed, XDynaPipeline, XDynaPipelineOutput, to_uint8
+
+# Settings that say how the frames are saved, and where they are made: a partial result goes on under others.
+SAVING = ("keep_audio", "save", "device")
 
 
 class Frames(Sequence[np.ndarray]):
@@ -218,6 +218,7 @@ def make(
     cache_dir: Path | None = None,
     argv: Sequence[str] = (),
     resumable: bool = True,
+    ranks: Ranks | None = None,
 ) -> Animation:
     """Make one animation; what `animate` and the programs call.
 
@@ -230,31 +231,48 @@ def make(
         cache_dir: where keypoints are cached; None for the default folder.
         argv: arguments of the program, for the manifest.
         resumable: whether a partial result is kept for the next call; not of use for temporary files.
+        ranks: processes that all call this with the same arguments, to make it together; process 0 writes.
 
     Returns:
-        Animation: complete.
+        Animation: complete; in process 0.
 
     Raises:
         ValueError: see `animate`.
     """
-    start, watch = time.perf_counter(), watch or Watch()
+    start, watch, ranks = time.perf_counter(), watch or Watch(), ranks or Ranks()
     model.check_fits(settings)
     names = {**request.names(), "save": settings.save}
-    with reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **names) as files:
-        plan = plan_animation(request, settings, model.checkpoint, files=files, overwrite=overwrite)
+    with ExitStack() as stack:
+        if ranks.rank == 0:
+            files = stack.enter_context(reserve(request.out, overwrite=overwrite, inputs=request.inputs(), **names))
+            working = files.video
+        else:
+            files = OutputFiles(request.out or request.folder / "video", settings.save)  # which it does not write
+            working = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xdyna-"))) / "video"
+        plan = plan_animation(request, settings, model.checkpoint, files=files, overwrite=overwrite or ranks.rank > 0)
         for note in plan.notes:
             watch.say(note)
-        plan, conditions = _controls(plan, cache_dir, watch)
-        result, inputs = _deciding(plan, conditions, model, watch)
-        partial = PartialRun(files.video, fingerprint(result)) if resumable else None
+        if ranks.rank == 0:  # alone: the others find the keypoints in the cache
+            plan, conditions = _controls(plan, cache_dir, watch, working.parent)
+            result, inputs = _deciding(plan, conditions, model, watch)
+        ranks.share()
+        if ranks.rank > 0:
+            plan, conditions = _controls(plan, cache_dir, watch, working.parent)
+            result, inputs = {}, {}
+        partial = PartialRun(working, fingerprint(result), ranks=ranks, keep=resumable and ranks.rank == 0)
         fitted = plan.fitted()
         try:
             before = time.perf_counter()
             latents = sample(model.pipeline, plan, fitted, conditions, partial=partial, watch=watch)
             sampling = time.perf_counter() - before
+            frames = decoded(model.pipeline, latents, plan, partial)
+            if ranks.rank > 0:
+                for _ in frames:
+                    pass
+                return Animation(files, plan, {}, ())
             write_outputs(
                 plan.files,
-                _decoded(model.pipeline, latents, plan.settings),
+                frames,
                 reference=fitted,
                 driving=plan.driving,
                 conditions=conditions,
@@ -263,33 +281,41 @@ def make(
                 watch=watch,
             )
         except BaseException:
-            if partial is not None and partial.save():
-                watch.say(f"partial result kept in {partial.path}; the same command goes on from there")
+            if partial.save():
+                watch.say(f"partial result kept in {partial.folder}; the same command goes on from there")
+            else:
+                partial.remove()
             raise
-        if partial is not None:
-            partial.remove()
+        partial.remove()
         written = files.all(keypoints=plan.driving.kind == "video")
         cost = {
             "seconds": round(time.perf_counter() - start, 2),
             "sampling_seconds": round(sampling, 2),
             "peak_memory_bytes": peak_memory(model.device),
+            "processes": ranks.world,
         }
-        entries = {**result, "inputs": inputs, **cost, **_circumstances(plan, conditions, model, written)}
+        entries = {
+            **result,
+            "config": dataclasses.asdict(plan.settings),
+            "inputs": inputs,
+            **cost,
+            **_circumstances(plan, conditions, model, written),
+        }
         write_manifest(files.manifest, entries, argv=argv, overwrite=overwrite)
         return Animation(files, plan, entries, written)
 
 
-def _controls(plan: Plan, cache_dir: Path | None, watch: Watch) -> tuple[Plan, Conditions]:
+def _controls(plan: Plan, cache_dir: Path | None, watch: Watch, working: Path) -> tuple[Plan, Conditions]:
     """Control images; without face control where no face is found and nobody insists on it."""
     track = perceive(plan, cache_dir=cache_dir, watch=watch)
     try:
-        conditions = prepare(track, plan, watch=watch)
+        conditions = prepare(track, plan, watch=watch, folder=working)
     except NoFaceError as error:
         if plan.settings.face is not None:
             raise
         watch.say(f"note: going on without face control: {error}")
         plan = plan.without_face()
-        conditions = prepare(track, plan, watch=watch)
+        conditions = prepare(track, plan, watch=watch, folder=working)
     if conditions.summary is not None:
         watch.say(f"driving: {conditions.summary}")
     return plan, conditions
@@ -298,12 +324,12 @@ def _controls(plan: Plan, cache_dir: Path | None, watch: Watch) -> tuple[Plan, C
 def _deciding(
     plan: Plan, conditions: Conditions, model: Model, watch: Watch
 ) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """What decides the result, for the fingerprint of a partial result; and the inputs with their paths."""
+    """What decides the frames, for the fingerprint of a partial result; and the inputs with their paths."""
     inputs = plan.request.digests()
     inputs["driving"]["kind"] = plan.driving.kind
     without_paths = {name: {k: v for k, v in entry.items() if k != "path"} for name, entry in inputs.items()}
     result = {
-        "config": dataclasses.asdict(plan.settings),
+        "config": {k: v for k, v in dataclasses.asdict(plan.settings).items() if k not in SAVING},
         "size": plan.size,
         "crop": plan.crop.box,
         "rows": plan.driving.rows.tolist(),
@@ -328,107 +354,3 @@ def _circumstances(plan: Plan, conditions: Conditions, model: Model, written: Se
         "perception": dataclasses.asdict(conditions.summary) if conditions.summary else None,
         "outputs": {path.name: path_sha256(path) for path in written[:-1]},
     }
-
-
-def sample(
-    pipeline: XDynaPipeline,
-    plan: Plan,
-    fitted: np.ndarray,
-    conditions: Conditions,
-    *,
-    partial: PartialRun | None = None,
-    watch: Watch | None = None,
-) -> torch.Tensor:
-    """Denoise; goes on from a partial result of the same run.
-
-    Args:
-        pipeline: the networks.
-        plan: the animation.
-        fitted: the reference at the video's size, uint8 (H, W, 3).
-        conditions: control images.
-        partial: where finished steps are kept; None for nowhere.
-        watch: told of each window as "denoising".
-
-    Returns:
-        Tensor: (1, 4, T, h, w) latents, scaled.
-    """
-    settings, watch = plan.settings, watch or Watch()
-    assert settings.guidance is not None, "the checkpoint's own was put in"
-    assert settings.steps is not None, "the checkpoint's own were put in"
-    generator = torch.Generator("cpu").manual_seed(settings.seed)
-    done, latents, solver = (partial.load() if partial is not None else None) or (0, None, None)
-    if partial is not None and solver_state(pipeline.scheduler, generator) is None:
-        name = type(pipeline.scheduler).__name__
-        watch.say(f"note: the state of a {name} cannot be stored; an interrupted run starts over")
-    if done and partial is not None:
-        watch.say(f"going on after step {done} of {settings.steps} (found {partial.path})")
-
-    def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # Between two steps in which all layers run, deep features are in memory alone: there no run can go on.
-        kept = solver_state(pipeline.scheduler, generator) if (step + 1) % settings.reuse_interval == 0 else None
-        if partial is not None and kept is not None:
-            partial.update(step + 1, state["latents"], kept)
-        return state
-
-    looked_at = plan.reference if plan.checkpoint.contract.reference == "whole" else fitted  # by the image encoder
-    with _reporting(pipeline, watch):
-        sampled = pipeline(
-            looked_at,
-            conditions.pose,
-            conditions.face,
-            prompt=settings.prompt,
-            negative_prompt=settings.negative_prompt,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            guidance_interval=settings.guidance_interval,
-            reuse=Reuse(settings.reuse_interval, settings.reuse_depth),
-            context_frames=settings.context_frames,
-            context_overlap=settings.context_overlap,
-            context_schedule=settings.context_schedule,
-            similarity_prior=settings.similarity_prior,
-            generator=generator,
-            latents=latents,
-            precomputed=Precomputed(
-                reference_latents=pipeline.encode_reference(Image.fromarray(fitted), generator),
-                start_step=done,
-                solver=solver,
-            ),
-            callback_on_step_end=after_step,
-            output_type="latent",
-        )
-    assert isinstance(sampled, XDynaPipelineOutput)
-    assert isinstance(sampled.frames, torch.Tensor)
-    return sampled.frames
-
-
-def _decoded(pipeline: XDynaPipeline, latents: torch.Tensor, settings: InferConfig) -> Iterator[np.ndarray]:
-    for frames in pipeline.decode_frames(latents, chunk=settings.vae_chunk, decoder=settings.decoder):
-        yield from to_uint8(frames)
-
-
-class _WindowCounter:
-    """Stands in for the pipeline's bar, and hands its counts on."""
-
-    def __init__(self, total: int, watch: Watch) -> None:
-        self.done, self.total, self.watch = 0, total, watch
-
-    def __enter__(self) -> "_WindowCounter":
-        self.watch.step("denoising", 0, self.total)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def update(self, count: int = 1) -> None:
-        self.done += count
-        self.watch.step("denoising", self.done, self.total)
-
-
-@contextmanager
-def _reporting(pipeline: XDynaPipeline, watch: Watch) -> Iterator[None]:
-    """While the block runs, the pipeline reports its windows to the watch instead of showing a bar."""
-    pipeline.progress_bar = lambda iterable=None, total=None: _WindowCounter(total, watch)
-    try:
-        yield
-    finally:
-        del pipeline.progress_bar

@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from xdyna.config.infer import DRIVE_KINDS
 from xdyna.core.errors import UsageError
+from xdyna.core.ranks import Ranks
 from xdyna.pipelines.plan import Request
 
 # Our own names, and those of the published examples/example.json.
@@ -99,14 +100,20 @@ def read_requests(path: Path) -> list[Request]:
     ]
 
 
-def run_all(jobs: Sequence[Request], run: Callable[[Request], Any]) -> int:
+def run_all(jobs: Sequence[Request], run: Callable[[Request], Any], ranks: Ranks | None = None) -> int:
     """Run every job; one that fails is told and does not stop the others.
+
+    Args:
+        jobs: in the order in which they are begun.
+        run: makes one.
+        ranks: processes that all call this; each takes the next job when it has none.
 
     Returns:
         int: exit code, 0 when all succeeded, else 1.
     """
     failures: list[str] = []
-    for number, job in enumerate(jobs, start=1):
+    ranks = ranks or Ranks()
+    for number, job in _shared(jobs, ranks):
         print(f"[{number}/{len(jobs)}] {job.reference} + {job.driving}")
         try:
             run(job)
@@ -114,8 +121,19 @@ def run_all(jobs: Sequence[Request], run: Callable[[Request], Any]) -> int:
             failures.append(f"[{number}] {job.reference} + {job.driving}: {error}")
             expected = isinstance(error, ValueError | OSError)
             print(f"error: {error}" if expected else f"error: {type(error).__name__}: {error}", file=sys.stderr)
-    _summarise(failures, len(jobs))
+    failures = sorted(failure for found in ranks.collect(failures) for failure in found)
+    if ranks.rank == 0:
+        _summarise(failures, len(jobs))
     return 1 if failures else 0
+
+
+def _shared(jobs: Sequence[Request], ranks: Ranks) -> Iterator[tuple[int, Request]]:
+    """The jobs that fall to this process, numbered from 1."""
+    if ranks.world == 1:
+        yield from enumerate(jobs, start=1)
+        return
+    while (number := ranks.take("jobs")) < len(jobs):
+        yield number + 1, jobs[number]
 
 
 def _summarise(failures: Iterable[str], total: int) -> None:

@@ -89,7 +89,7 @@ def bench_modes(
     facts |= {"device": str(runs["exact"].model.device), "dtype": str(runs["exact"].model.dtype)}
     write_file(out / "modes.json", (json.dumps({**facts, "versions": versions(), "modes": rows}, indent=1)).encode())
     write_file(out / "modes.md", table(rows).encode())
-    write_png(out / "modes.png", picture(videos), overwrite=True)
+    write_png(out / "modes.png", contact_sheet(videos), overwrite=True)
     _plot(rows, out / "plot.png")
     return rows
 
@@ -135,7 +135,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(videos: dict[str, np.ndarray]) -> np.ndarray:
+def contact_sheet(videos: dict[str, np.ndarray]) -> np.ndarray:
     """A row of frames for each mode. Args: videos: uint8 (T, H, W, 3) each. Returns: uint8 (H', W', 3)."""
     rows = []
     for mode, video in videos.items():
@@ -147,7 +147,11 @@ def picture(videos: dict[str, np.ndarray]) -> np.ndarray:
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds of each mode."""
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("note: no plot without matplotlib: pip install 'xdyna[eval]'")
+        return
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.progress import Watch
+from xdyna.core.scratch import drop_pages, mapped
 from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
 from xdyna.perception.align import AlignmentReport, align_track
@@ -26,7 +28,7 @@ from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.plan import Plan
 
-IN_MEMORY_BYTES = 512 * 2**20  # control images beyond this go to a temporary file
+IN_MEMORY_BYTES = 8 * 2**20  # control images beyond this go to a temporary file
 Interpolation = Literal["area", "bilinear"]
 
 
@@ -69,8 +71,10 @@ class Conditions:
         """A hash of all control images: whatever made them, the same images give the same video."""
         digest = hashlib.blake2b(digest_size=16)
         for pictures in (self.pose, self.face):
-            for frame in pictures if pictures is not None else ():
+            for number, frame in enumerate(pictures if pictures is not None else ()):
                 digest.update(np.ascontiguousarray(frame).data)
+                if number % 32 == 0:
+                    drop_pages()
         return digest.hexdigest()
 
 
@@ -90,12 +94,13 @@ class ActedFaces:
 class FaceSource(Protocol):
     """Makes the faces that the face ControlNet sees, in place of the driving video's own (`face_source`)."""
 
-    def __call__(self, track: PoseTrack, reference: np.ndarray) -> ActedFaces:
+    def __call__(self, track: PoseTrack, reference: np.ndarray, *, history: PoseTrack | None = None) -> ActedFaces:
         """Make them.
 
         Args:
             track: the driving person, T frames, fitted to the reference, in px of the video.
             reference: (18, 3) body of the person in the reference, in px of the video.
+            history: frames before these, of a live animation; None for none.
 
         Raises:
             NoFaceError: there is no face to follow.
@@ -150,13 +155,16 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
     )
 
 
-def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) -> Conditions:
+def prepare(
+    track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None, folder: Path | None = None
+) -> Conditions:
     """Control images of every output frame: pose maps and face patches, aligned and drawn.
 
     Args:
         track: what `perceive` gave.
         plan: the animation.
         watch: told of the alignment, and of frames without a person.
+        folder: where images beyond `IN_MEMORY_BYTES` go, in nameless files; None for the system's temporary folder.
 
     Returns:
         Conditions: at the video's size.
@@ -168,7 +176,7 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     rows, repeats = np.unique(driving.rows, return_inverse=True)
     placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
     if settings.align != "none" and track is not None:
-        person = person or _find_reference(plan.reference, settings)
+        person = person or find_reference(plan.reference, settings)
         aligned, report = _align(track, plan.reference, person, watch)
         placement = Placement(plan.crop, report)
     placed = aligned.transform(placement.crop) if aligned is not None else None
@@ -180,15 +188,16 @@ def prepare(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) 
     if settings.face_source is not None and plan.face:
         assert placed is not None
         assert person is not None
-        acted = face_source(settings.face_source)(placed, _placed_body(person, placement.crop, plan.reference.shape))
+        acted = face_source(settings.face_source)(placed, placed_body(person, placement.crop, plan.reference.shape))
         placed = acted.track
-    pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3)
+    pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3, folder=folder)
     face = None
     if plan.face:
         assert placed is not None
         frames = acted.frames if acted is not None else _driving_frames(plan, placement, rows)
         pairs = iter_face_patches(frames, placed.face, size=size)
-        face = _collect((np.concatenate(pair, axis=-1) for pair in pairs), repeats, size=size, channels=6)
+        patches = (np.concatenate(pair, axis=-1) for pair in pairs)
+        face = _collect(patches, repeats, size=size, channels=6, folder=folder)
     return Conditions(pose, face, placement, track.summary if track else None, track)
 
 
@@ -227,8 +236,8 @@ def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Itera
         yield placement.image(frame)
 
 
-def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
-    """(18, 3) body of the person in the reference image, in px of the video."""
+def placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
+    """(18, 3) body of a person in the reference image, in px of the video. Args: shape: (H, W, ...) of that image."""
     still = PoseTrack(
         body=person.body[None], hands=person.hands[None], face=person.face[None], size=(shape[0], shape[1]),
         times=np.zeros(1), frame_index=np.zeros(1, np.int64),
@@ -237,21 +246,28 @@ def _placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np
 
 
 def _collect(
-    pictures: Iterable[np.ndarray], repeats: np.ndarray, *, size: tuple[int, int], channels: int
+    pictures: Iterable[np.ndarray], repeats: np.ndarray, *, size: tuple[int, int], channels: int, folder: Path | None
 ) -> np.ndarray:
     """Images of distinct frames -> one per output frame, (T, H, W, channels), written in place as they come."""
     shape = (len(repeats), *size, channels)
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
         collected = np.empty(shape, np.uint8)
-    else:  # a long video: a nameless temporary file, of which the system holds in memory what it can
-        with tempfile.TemporaryFile() as file:
-            collected = np.memmap(file, np.uint8, "w+", shape=shape)
+    else:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            collected = mapped(file, shape, torch.uint8).numpy()
     for number, picture in enumerate(pictures):
         collected[repeats == number] = picture
+        if number % 32 == 0:
+            drop_pages()
     return collected
 
 
-def _find_reference(reference: np.ndarray, config: InferConfig) -> Person:
+def find_reference(reference: np.ndarray, config: InferConfig) -> Person:
+    """The largest person in a reference image, by the detector of the settings.
+
+    Raises:
+        PerceptionError: nobody is found.
+    """
     people = get_backend(config.pose_backend).detect(reference)
     if not people:
         raise PerceptionError(

@@ -8,20 +8,25 @@ Nothing here draws random numbers: noise and window offsets come in (see `prepar
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDIMScheduler, SchedulerMixin
+from einops import rearrange
 from torch import Tensor
 
+from xdyna.core.ranks import Ranks
+from xdyna.core.scratch import drop_pages
 from xdyna.diffusion.guidance import classifier_free_guidance
 from xdyna.models.controls import ControlResiduals
 from xdyna.models.deep import DeepReuse
 from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.pipelines.options import Savings
 from xdyna.pipelines.residuals import EMBEDDED_FRAMES, Condition, ControlResidualCache
+from xdyna.pipelines.resume import BLOCK, ClipStore, blocks
 
 
 def predict_noise(
@@ -38,49 +43,156 @@ def predict_noise(
     step: int = 0,
     apart: bool = False,
     on_window: Callable[[], Any] = lambda: None,
+    store: ClipStore | None = None,
+    batch: int = 1,
 ) -> Tensor:
     """Noise prediction for all frames, averaged over the windows that hold each frame.
+
+    Several processes share the windows; where there are fewer windows than processes, the branches, too. Process 0
+    collects the predictions and averages them in the order of the windows, so that their sum is that of one process.
 
     Args:
         denoiser: the networks.
         latents: (1, 4, T, h, w) noisy latents, scaled for the network.
         reference: (1, 4, 1, h, w) clean latents of the reference; joins every window as frame 0.
         timestep: scalar.
-        windows: lists of frame numbers that together hold every frame.
+        windows: lists of frame numbers that together hold every frame, all of one length.
         tokens: text and image tokens per branch.
         controls: residual cache of the clip.
         reference_features: of `Denoiser.read_reference`; empty without a ReferenceNet.
         deep: deep features kept between steps; None computes all of them.
-        step: number of the step, which decides whether they are computed anew.
+        step: number of the step, for the store, and to decide whether they are computed anew.
         apart: the branches of guidance run one after the other, in less memory.
         on_window: called after each window (progress).
+        store: where the predictions are kept, and the processes; None: in memory, one process.
+        batch: windows per forward pass; 1 with `deep` or `apart`.
 
     Returns:
         Tensor: (B, 4, T, h, w) float32.
     """
-    rows, dtype = tokens.text.shape[0], denoiser.unet.dtype
-    latents, reference = latents.to(dtype), reference.to(dtype)
-    total = torch.zeros(rows, *latents.shape[1:], device=latents.device)
-    count = torch.zeros(latents.shape[2], device=latents.device)
-    reuse = deep or DeepReuse(1, 1)
-    controls.start(windows, depth=reuse.start(step, windows, rows))
-    for window in windows:
-        frames = list(window)
-        residuals = controls.window(latents, timestep, frames)
-        for branch in [slice(k, k + 1) for k in range(rows)] if apart else [slice(0, rows)]:
-            out = denoiser.predict(
-                latents[:, :, frames],
-                timestep,
-                tokens.rows(branch),
-                reference_BC1hw=reference,
-                residuals=_branch(residuals, branch),
-                features=[feature[branch] for feature in reference_features],
-                keys=controls.keys(branch),
-                deep=reuse.of(frames, branch.start),
-            )
-            total[branch, :, frames] += out.float()
-        count[frames] += 1
+    store, reference = store or ClipStore(), reference.to(denoiser.unet.dtype)
+    ranks, rows, reuse = store.ranks, tokens.text.shape[0], deep or DeepReuse(1, 1)
+    depth, branches = reuse.start(step, windows, rows), [slice(0, rows)]
+    if apart or len(windows) < ranks.world:
+        branches = [slice(row, row + 1) for row in range(rows)]
+    if len(branches) > 1 or reuse.interval > 1:
+        batch = 1
+    window = (latents.shape[1], len(windows[0]), *latents.shape[3:])
+    predictions = store.empty("predictions", (len(windows), rows, *window), like=latents) if ranks.rank == 0 else None
+    done = store.done(step)
+    parts = [(k, branch) for k in range(len(windows)) for branch in branches]
+    left = [(k, branch) for k, branch in parts if not done.issuperset(_numbers(k, branch, rows))]
+    for _ in range(len(windows) - len({k for k, _ in left})):
         on_window()
+    bounds = [rank * len(left) // ranks.world for rank in range(ranks.world + 1)]
+    shares = [left[first:last] for first, last in pairwise(bounds)]
+    controls.start([windows[k] for k, _ in shares[ranks.rank]], depth=depth)
+    for turn in range(0, max(map(len, shares)), batch):
+        made = _predict_windows(
+            denoiser, latents, reference, timestep, [(windows[k], b) for k, b in shares[ranks.rank][turn:][:batch]],
+            tokens=tokens, controls=controls, features=reference_features, reuse=reuse,
+        )  # fmt: skip
+        for share, outputs in zip(shares, _collect(ranks, made, (batch, rows // len(branches), *window)), strict=False):
+            for (k, branch), out in zip(share[turn:][:batch], outputs, strict=False):
+                assert predictions is not None
+                predictions[k, branch] = out
+                store.add(step, _numbers(k, branch, rows))
+                if branch.stop == rows:
+                    on_window()
+        drop_pages()
+    noise = store.empty("noise", (rows, *latents.shape[1:]), like=latents)
+    for frames in blocks(latents.shape[2]):
+        if predictions is not None:
+            noise[:, :, frames] = _average(predictions, windows, frames)
+        if ranks.world > 1:
+            noise[:, :, frames] = ranks.broadcast(noise[:, :, frames].contiguous().cpu())
+        drop_pages()
+    return noise
+
+
+def _numbers(window: int, branch: slice, rows: int) -> range:
+    """Numbers of the parts of a step: row `b` of window `k` is part `k * rows + b`."""
+    return range(window * rows, (window + 1) * rows)[branch]
+
+
+def _predict_windows(
+    denoiser: Denoiser,
+    latents: Tensor,
+    reference: Tensor,
+    timestep: Tensor,
+    parts: Sequence[tuple[Sequence[int], slice]],
+    *,
+    tokens: Tokens,
+    controls: ControlResidualCache,
+    features: Sequence[Tensor],
+    reuse: DeepReuse,
+) -> list[Tensor]:
+    """Predictions of some windows in one forward pass, (B, 4, frames, h, w) float32 each; all of the same branches."""
+    if not parts:
+        return []
+    count, branch = len(parts), parts[0][1]
+    own = tokens.rows(branch)
+    rows = len(own.text)
+    residuals = [_branch(controls.window(latents, timestep, list(window)), branch) for window, _ in parts]
+    noisy = torch.cat([latents[:, :, list(window)] for window, _ in parts]).to(own.text.device, reference.dtype)
+    if count == 1:
+        out = denoiser.predict(
+            noisy,
+            timestep,
+            own,
+            reference_BC1hw=reference,
+            residuals=residuals[0],
+            features=[feature[branch] for feature in features],
+            keys=controls.keys(branch),
+            deep=reuse.of(list(parts[0][0]), branch.start),
+        )
+        return [out.float()]
+
+    def side_by_side(levels: Sequence[Tensor]) -> Tensor:
+        """(B or 1, ...) of each window -> (B * windows, ...)."""
+        return torch.stack([level.expand(rows, *level.shape[1:]) for level in levels], dim=1).flatten(0, 1)
+
+    given = [r for r in residuals if r is not None]
+    out = denoiser.predict(
+        noisy.repeat(rows, 1, 1, 1, 1),
+        timestep,
+        Tokens(
+            own.text.repeat_interleave(count, 0),
+            own.image.repeat_interleave(count, 0) if own.image is not None else None,
+        ),
+        reference_BC1hw=reference.expand(rows * count, -1, -1, -1, -1),
+        residuals=ControlResiduals(
+            tuple(side_by_side(levels) for levels in zip(*(r.down for r in given), strict=True)),
+            side_by_side([r.mid for r in given]),
+        )
+        if given
+        else None,
+        features=[feature[branch].repeat_interleave(count, 0) for feature in features],
+    )
+    return list(rearrange(out.float(), "(b k) c t h w -> k b c t h w", k=count))
+
+
+def _collect(ranks: Ranks, made: list[Tensor], shape: tuple[int, ...]) -> Sequence[Sequence[Tensor]]:
+    """What each process has made, in process 0; nothing in the others. `shape`: of as many as one can make."""
+    if ranks.world == 1:
+        return [made]
+    padded = torch.zeros(shape)
+    for number, tensor in enumerate(made):
+        padded[number] = tensor
+    return [list(each) for each in ranks.gather(padded) or ()]
+
+
+def _average(predictions: Tensor, windows: Sequence[Sequence[int]], frames: slice) -> Tensor:
+    """Mean over the windows that hold each of some frames: (windows, B, 4, C, h, w) -> (B, 4, frames, h, w)."""
+    size = frames.stop - frames.start
+    total = torch.zeros(*predictions.shape[1:3], size, *predictions.shape[4:], device=predictions.device)
+    count = torch.zeros(size, device=predictions.device)
+    for prediction, window in zip(predictions, windows, strict=True):
+        held = [(place, frame - frames.start) for place, frame in enumerate(window) if 0 <= frame - frames.start < size]
+        if held:
+            places, positions = (list(numbers) for numbers in zip(*held, strict=True))
+            total[:, :, positions] += prediction[:, :, places]
+            count[positions] += 1
     return total / count[:, None, None]
 
 
@@ -97,96 +209,6 @@ def guide(prediction: Tensor, scale: float) -> Tensor:
         return prediction
     unconditional, conditional = prediction.chunk(2)
     return classifier_free_guidance(unconditional, conditional, scale)
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Text and image tokens of N videos; a step's callback may replace them.
-
-    Attributes:
-        prompt_embeds: (N, S, c).
-        negative_prompt_embeds: (N, S, c), or None: then guidance cannot run.
-        image_embeds: (N, S', c), or None for a UNet without image tokens.
-        negative_image_embeds: (N, S', c) or None.
-    """
-
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    image_embeds: Tensor | None
-    negative_image_embeds: Tensor | None
-
-    def __post_init__(self) -> None:
-        """Check the shapes."""
-        for positive, negative in (
-            ("prompt_embeds", "negative_prompt_embeds"),
-            ("image_embeds", "negative_image_embeds"),
-        ):
-            value, other = getattr(self, positive), getattr(self, negative)
-            if value is not None and value.ndim != 3:
-                raise ValueError(f"{positive} have shape {tuple(value.shape)}, expected (videos, tokens, channels)")
-            if other is not None and (value is None or value.shape[1:] != other.shape[1:]):
-                shape = tuple(value.shape) if value is not None else None
-                raise ValueError(
-                    f"{positive} have shape {shape} but {negative} {tuple(other.shape)}; both must have the same"
-                )
-
-    def replaced(self, changes: Mapping[str, Tensor]) -> "Embeddings":
-        """These with some tensors replaced; itself when none is another one."""
-        new = {name: value for name, value in changes.items() if value is not getattr(self, name)}
-        return replace(self, **new) if new else self
-
-    def repeated(self, count: int, *, each: int = 1) -> "Embeddings":
-        """With `count` rows; a single row serves all. Each row then stands `each` times, one after the other.
-
-        Raises:
-            ValueError: another number of rows.
-        """
-        rows = {}
-        for name, value in vars(self).items():
-            if value is not None and value.shape[0] not in (1, count):
-                raise ValueError(f"{name} have {value.shape[0]} rows for {count} videos; give one per video, or one")
-            if value is not None:
-                value = value.repeat(count, 1, 1) if len(value) != count else value
-                value = value.repeat_interleave(each, dim=0) if each > 1 else value
-            rows[name] = value
-        return Embeddings(**rows)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Embeddings":
-        """All tokens on a device, in a dtype."""
-        moved = {name: value.to(device, dtype) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
-    def tokens(self, number: int, *, guided: bool) -> Tokens:
-        """The tokens of one video.
-
-        Args:
-            number: of the video.
-            guided: with a row for the unconditional branch, before that of the conditional one.
-
-        Returns:
-            Tokens: of 2 rows, or of 1.
-
-        Raises:
-            ValueError: guidance without negative tokens.
-        """
-        if guided and (
-            self.negative_prompt_embeds is None
-            or (self.image_embeds is not None and self.negative_image_embeds is None)
-        ):
-            raise ValueError(
-                "guidance_scale is above 1, which needs an unconditional branch; give negative_prompt_embeds and "
-                "negative_image_embeds too, or a guidance_scale of 1"
-            )
-
-        def rows(positive: Tensor | None, negative: Tensor | None) -> Tensor | None:
-            if positive is None:
-                return None
-            row = slice(number, number + 1)
-            return torch.cat([negative[row], positive[row]]) if guided and negative is not None else positive[row]
-
-        text = rows(self.prompt_embeds, self.negative_prompt_embeds)
-        assert text is not None
-        return Tokens(text, rows(self.image_embeds, self.negative_image_embeds))
 
 
 class VideoSampler:
@@ -224,6 +246,9 @@ class VideoSampler:
         self.windows = windows
         accepted = inspect.signature(scheduler.step).parameters
         self.extra = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+        # DDIM looks at one element at a time; other solvers keep a history, or draw noise, of the whole clip.
+        pure = isinstance(scheduler, DDIMScheduler) and not eta and not scheduler.config.thresholding
+        self._block = BLOCK if pure else sys.maxsize
         self._controls: ControlResidualCache | None = None
         self._features: tuple[Tensor, ...] = ()
 
@@ -236,6 +261,8 @@ class VideoSampler:
         tokens: Tokens,
         scale: float,
         on_window: Callable[[], Any] = lambda: None,
+        store: ClipStore | None = None,
+        batch: int = 1,
     ) -> Tensor:
         """Take one denoising step.
 
@@ -246,10 +273,13 @@ class VideoSampler:
             tokens: of this video, with 2 rows for guidance.
             scale: of guidance.
             on_window: called after each window (progress).
+            store: where what is made stands; None for in memory.
+            batch: windows per forward pass.
 
         Returns:
             Tensor: (1, C, T, h, w).
         """
+        store = store or ClipStore()
         if self._controls is None or self._controls.tokens is not tokens:
             self._controls = ControlResidualCache(
                 self.conditions,
@@ -261,7 +291,7 @@ class VideoSampler:
             self._features = tuple(feature.to(self.denoiser.unet.dtype) for feature in features)
         prediction = predict_noise(
             self.denoiser,
-            self.scheduler.scale_model_input(latents, timestep),
+            self._scaled(latents, timestep, store),
             self.reference,
             timestep,
             windows=self.windows[number],
@@ -272,6 +302,23 @@ class VideoSampler:
             step=number,
             apart=self.savings.apart,
             on_window=on_window,
+            store=store,
+            batch=batch,
         )
-        noise = guide(prediction, scale)
-        return self.scheduler.step(noise, timestep, latents, return_dict=False, **self.extra)[0]
+        after = store.latents(latents)
+        for frames in blocks(latents.shape[2], self._block):
+            noise, before = (x[:, :, frames].to(self.reference.device) for x in (prediction, latents))
+            noise = guide(noise, scale)
+            after[:, :, frames] = self.scheduler.step(noise, timestep, before, return_dict=False, **self.extra)[0]
+            drop_pages()
+        return after
+
+    def _scaled(self, latents: Tensor, timestep: Tensor, store: ClipStore) -> Tensor:
+        """What the networks are shown: the latents themselves, but for schedulers that scale them."""
+        first = latents[:, :, :1]
+        if self.scheduler.scale_model_input(first, timestep) is first:
+            return latents
+        scaled = store.empty("scaled", latents.shape, like=latents)
+        for frames in blocks(latents.shape[2]):
+            scaled[:, :, frames] = self.scheduler.scale_model_input(latents[:, :, frames], timestep)
+        return scaled

@@ -6,19 +6,19 @@ Shape legend: N videos, S text or image tokens, c their channels, T generated fr
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from xdyna.core.scratch import drop_pages
 from xdyna.diffusion.prior import similarity_prior as mix_prior
 from xdyna.diffusion.windows import window_schedule
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
@@ -31,6 +31,7 @@ from xdyna.pipelines.denoise import VideoSampler
 from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated
 from xdyna.pipelines.options import Draws, Precomputed, Savings, Windows
 from xdyna.pipelines.residuals import Condition
+from xdyna.pipelines.resume import ClipStore, blocks
 from xdyna.pipelines.solvers import restore_solver
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -289,8 +290,11 @@ class PreparationMixin(EncodersMixin):
         similar: bool,
         eta: float,
         savings: Savings,
+        store: ClipStore,
     ) -> tuple[list[VideoSampler], Tensor]:
         """What takes the steps of each video, and the latents (N, C, T, h, w) to begin with."""
+        if store.on_disk and len(images) > 1:
+            raise ValueError(f"a store is for one video, given {len(images)}; make them one after the other")
         frames, height, width = _frames_size(controls[0][0].images)
         grid = height // self.vae_scale_factor, width // self.vae_scale_factor
         given.check(latents, shape=(len(images), self.unet.config.in_channels, frames, *grid), steps=steps)
@@ -302,15 +306,17 @@ class PreparationMixin(EncodersMixin):
             if reference is None:
                 reference = self._fit_and_encode(images[number], (height, width), len(conditions) > 1, generator)
             reference = rearrange(reference.to(self._execution_device), "1 c h w -> 1 c 1 h w")
-            draws = self._draw((1, reference.shape[1], frames, *grid), generator, windows.context_frames, steps)
+            draws = self._draw((1, reference.shape[1], frames, *grid), generator, windows.context_frames, steps, store)
             offsets = draws.offsets if given.offsets is None else given.offsets
             offsets = [offsets[step - step % windows.hold] for step in range(steps)]
             state = _row(latents, number)
             if given.start_step == 0:
                 prior = _row(given.prior, number)
-                state = self.prepare_latents(reference, draws, latents=state, prior=prior, similarity_prior=similar)
+                state = self.prepare_latents(
+                    reference, draws, latents=state, prior=prior, similarity_prior=similar, store=store
+                )
             assert state is not None
-            starts.append(state.to(self._execution_device))
+            starts.append(state if store.on_disk else state.to(self._execution_device))
             samplers.append(
                 VideoSampler(
                     denoiser=Denoiser.of(self),
@@ -333,7 +339,7 @@ class PreparationMixin(EncodersMixin):
             )
             if given.solver is not None:
                 restore_solver(samplers[-1].scheduler, given.solver, generator, device=self._execution_device)
-        return samplers, torch.cat(starts)
+        return samplers, torch.cat(starts) if len(starts) > 1 else starts[0]
 
     def _fit_and_encode(
         self, image: Image.Image | None, size: tuple[int, int], face: bool, generator: torch.Generator | None
@@ -343,12 +349,20 @@ class PreparationMixin(EncodersMixin):
         return self.encode_reference(_fitted(image, size, face), generator)
 
     def _draw(
-        self, shape: tuple[int, ...], generator: torch.Generator | None, context_frames: int, steps: int
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        context_frames: int,
+        steps: int,
+        store: ClipStore,
     ) -> Draws:
-        device = self._execution_device
-        draw_on = generator.device if generator is not None else device
-        blurred = torch.rand(shape, generator=generator, device=draw_on).to(device) < 0.5
-        noise = randn_tensor(shape, generator=generator, device=device)
+        draw_on = generator.device if generator is not None else self._execution_device
+        like = torch.empty(0, device=self._execution_device)
+        blurred, noise = (store.empty(name, shape, like=like) for name in ("blurred", "drawn"))
+        for draw, values in ((torch.rand, blurred.view(-1)), (torch.randn, noise.view(-1))):
+            for part in _drawn_at_once(len(values), draw_on):
+                values[part] = draw(part.stop - part.start, generator=generator, device=draw_on)
+                drop_pages()
         offsets = torch.randint(context_frames, (steps,), generator=generator, device=draw_on)
         return Draws(blurred, noise, offsets.tolist())
 
@@ -360,6 +374,7 @@ class PreparationMixin(EncodersMixin):
         latents: Tensor | None = None,
         prior: Tensor | None = None,
         similarity_prior: bool = True,
+        store: ClipStore | None = None,
     ) -> Tensor:
         """Noisy latents that the first step begins from; the scheduler's timesteps are set.
 
@@ -369,15 +384,34 @@ class PreparationMixin(EncodersMixin):
             latents: (1, 4, T, h, w) noise to use instead of the drawn one.
             prior: (1, 4, T, h, w) what noise is added to, instead of the similarity prior.
             similarity_prior: False, without `prior`: pure noise.
+            store: where they stand; None for in memory.
 
         Returns:
             Tensor: (1, 4, T, h, w).
         """
-        noise = latents.to(reference.device) if latents is not None else draws.noise
-        if prior is None and not similarity_prior:
-            return noise * self.scheduler.init_noise_sigma
-        clean = prior.to(reference.device) if prior is not None else mix_prior(reference[:, :, 0], draws.blurred)
-        return self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[:1])
+        drawn = draws.noise if latents is None else latents
+        state = (store or ClipStore()).latents(draws.noise)
+        for frames in blocks(drawn.shape[2]):
+            noise = drawn[:, :, frames].to(reference.device)
+            if prior is not None:
+                clean = prior[:, :, frames].to(reference.device)
+            elif similarity_prior:
+                clean = mix_prior(reference[:, :, 0], draws.blurred[:, :, frames].to(reference.device) < 0.5)
+            else:
+                state[:, :, frames] = noise * self.scheduler.init_noise_sigma
+                continue
+            state[:, :, frames] = self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[:1])
+            drop_pages()
+        return state
+
+
+def _drawn_at_once(count: int, device: torch.device) -> Iterator[slice]:
+    """Numbers drawn one part after the other are those drawn at once: on the CPU, by multiples of 16 to a last part of
+    16 or more.
+    """
+    size = 2**20 if device.type == "cpu" else count
+    for start in range(0, max(count - 15, 1), size):
+        yield slice(start, count if count - start - size < 16 else start + size)
 
 
 def _fitted(image: Image.Image, size: tuple[int, int], face: bool) -> Image.Image:

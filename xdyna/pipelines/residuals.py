@@ -13,10 +13,12 @@ from diffusers import ControlNetModel
 from einops import rearrange
 from torch import Tensor
 
+from xdyna.core.scratch import drop_pages
 from xdyna.diffusion.guidance import condition_range, scale_condition
 from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.controls import ControlResiduals, merge_residuals, run_controlnet, shallow_residuals, share_work
 from xdyna.models.denoiser import Tokens
+from xdyna.pipelines.resume import blocks
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ class Condition:
     @property
     def value_range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest value of the whole clip, () each, on the host."""
-        low, high = condition_range(self.images[None])
-        return low.cpu().squeeze(), high.cpu().squeeze()
+        ranges = []
+        for frames in blocks(len(self.images)):
+            ranges.append(torch.stack(condition_range(self.images[None, frames])).flatten().cpu())
+            drop_pages()
+        lows, highs = torch.stack(ranges, dim=1)
+        return lows.amin(), highs.amax()
 
     def scaled(self, frames: Sequence[int], value_range: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
         """Some frames for the ControlNet: images in [0, 1], on the device and in the dtype of `like`."""
@@ -153,7 +159,7 @@ class ControlResidualCache:
         """Residuals of the frames of one window.
 
         Args:
-            latents: (1, 4, T, h, w) of the whole clip, in the networks' dtype.
+            latents: (1, 4, T, h, w) of the whole clip, wherever and of whatever type.
             timestep: scalar.
             window: frame numbers.
 
@@ -175,7 +181,7 @@ class ControlResidualCache:
         return out
 
     def _compute(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> Iterator[ControlResiduals]:
-        sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w")
+        sample = rearrange(latents[:, :, frames].to(self.tokens.text), "1 c t h w -> t c h w")
         per_text = [
             merge_residuals([c.residuals(sample, timestep, text, frames, depth=self.depth) for c in self.conditions])
             for text in self._texts.split(1)

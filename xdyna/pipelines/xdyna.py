@@ -28,11 +28,12 @@ from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Embeddings, VideoSampler
+from xdyna.pipelines.denoise import VideoSampler
 from xdyna.pipelines.inputs import ImageInput, VideoInput, as_images, count_videos, repeated
 from xdyna.pipelines.lora import LoraLoaderMixin
-from xdyna.pipelines.options import Precomputed, Reuse, Savings, Windows
+from xdyna.pipelines.options import Embeddings, Precomputed, Reuse, Savings, Windows
 from xdyna.pipelines.prepare import PreparationMixin
+from xdyna.pipelines.resume import ClipStore, blocks
 
 __all__ = ["Precomputed", "XDynaPipeline", "XDynaPipelineOutput", "to_uint8"]
 
@@ -203,6 +204,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        window_batch: int = 1,
+        store: ClipStore | None = None,
     ) -> XDynaPipelineOutput:
         """Generate one frame per frame of the pose video.
 
@@ -250,6 +253,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             callback_on_step_end: called after each step as (pipeline, step, timestep, tensors); may return
                 replacements for the tensors.
             callback_on_step_end_tensor_inputs: which tensors it is given, of `_callback_tensor_inputs`.
+            window_batch: windows per forward pass; the result is the same but for rounding.
+            store: where the tensors of one long video stand, and which processes share the work; None: in memory.
 
         Returns:
             XDynaPipelineOutput: the frames; or the tuple, see `return_dict`.
@@ -271,13 +276,14 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                 "num_inference_steps": num_inference_steps,
                 "context_frames": context_frames,
                 "decode_chunk_size": decode_chunk_size,
+                "window_batch": window_batch,
                 "num_videos_per_prompt": num_videos_per_prompt,
                 "height": 1 if height is None else height,
                 "width": 1 if width is None else width,
             },
         )
         given, interval = precomputed or Precomputed(), check_interval(guidance_interval)
-        reuse = reuse or Reuse()
+        reuse, store = reuse or Reuse(), store or ClipStore()
         self._guidance_scale, self._interrupt = guidance_scale, False
         images = as_images(image) if image is not None else None
         controls = self._controls(pose_video, face_video, num_frames, (height, width))
@@ -319,6 +325,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             similar=similarity_prior,
             eta=eta,
             savings=Savings(reuse, self._low_memory, CONTROL_CHUNK if self._low_memory else None),
+            store=store,
         )
         latents = self._denoise(
             samplers,
@@ -329,6 +336,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             interval=interval,
             callback=callback_on_step_end,
             tensor_inputs=callback_on_step_end_tensor_inputs,
+            store=store,
+            window_batch=window_batch,
         )
         frames = (
             latents
@@ -351,6 +360,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         interval: tuple[float, float],
         callback: StepCallback | None,
         tensor_inputs: Sequence[str],
+        store: ClipStore,
+        window_batch: int,
     ) -> Tensor:
         tokens: list[Tokens] = []
         built_for: tuple[Embeddings, bool] | None = None
@@ -365,18 +376,20 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                 if built_for is None or built_for[0] is not embeddings or built_for[1] != guided:
                     tokens = [embeddings.tokens(number, guided=guided) for number in range(len(samplers))]
                     built_for = embeddings, guided
-                latents = torch.cat(
-                    [
-                        sampler.step(row, step, t, tokens=own, scale=self.guidance_scale, on_window=bar.update)
-                        for sampler, row, own in zip(samplers, latents.split(1), tokens, strict=True)
-                    ]
-                )
+                after = [
+                    sampler.step(
+                        row, step, t, tokens=own, scale=self.guidance_scale, on_window=bar.update, store=store,
+                        batch=window_batch,
+                    )
+                    for sampler, row, own in zip(samplers, latents.split(1), tokens, strict=True)
+                ]  # fmt: skip
+                latents = torch.cat(after) if len(after) > 1 else after[0]
                 if callback is not None:
                     tensors = {"latents": latents, **vars(embeddings)}
                     changed = callback(self, step, t, {name: tensors[name] for name in tensor_inputs})
                     latents = changed.pop("latents", latents)
                     embeddings = embeddings.replaced(changed)
-        if not bool(torch.isfinite(latents).all()):
+        if not all(bool(torch.isfinite(latents[:, :, frames]).all()) for frames in blocks(latents.shape[2])):
             raise ValueError(
                 "sampling gave NaN or infinity; use another dtype (bfloat16 or float32), or check the weights"
             )
@@ -402,8 +415,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         self.maybe_free_model_hooks()
 
     def _decoded(self, latents: Tensor, chunk: int, vae: AutoencoderKL | AutoencoderTiny) -> Iterator[Tensor]:
-        frames = rearrange(latents, "1 c t h w -> t c h w") / vae.config.scaling_factor
-        for part in frames.to(self._execution_device, vae.dtype).split(chunk):
+        for part in rearrange(latents, "1 c t h w -> t c h w").split(chunk):
+            part = (part / vae.config.scaling_factor).to(self._execution_device, vae.dtype)
             decoded = vae.decode(part, return_dict=False)[0]
             if not bool(torch.isfinite(decoded).all()):
                 raise ValueError("decoding gave NaN or infinity; use another dtype (bfloat16 or float32) for the VAE")

@@ -26,22 +26,24 @@ _OPEN_EYE = 0.8  # of a puppet that looks about
 _SMILE, _BROWS = 4.0, 5.0  # from eye distances off the person's usual to [-1, 1]
 _MOST_YAW = 0.6  # rad
 _LARGEST = 512  # px, of what is rendered
+_PERIOD = 240  # frames after which the sway of a live animation begins again: later ones take longer to render
 
 
 class PuppetFaces:
     """The face source of models that know puppets only (`face_source`): see `act`."""
 
-    def __call__(self, track: PoseTrack, reference: np.ndarray) -> ActedFaces:
+    def __call__(self, track: PoseTrack, reference: np.ndarray, *, history: PoseTrack | None = None) -> ActedFaces:
         """See `FaceSource`."""
-        return act(track, reference)
+        return act(track, reference, history=history)
 
 
-def act(track: PoseTrack, reference: np.ndarray) -> ActedFaces:
+def act(track: PoseTrack, reference: np.ndarray, *, history: PoseTrack | None = None) -> ActedFaces:
     """Let a puppet make the faces of a track.
 
     Args:
         track: of a person, T frames, fitted to the figure in the reference image.
         reference: (18, 3) body of that figure, in px of the same image; ears and neck must be there.
+        history: the frames before: what the person's face usually looks like is measured on both.
 
     Returns:
         ActedFaces: of the track's size; where no face was found, the last one stays (the first one before it).
@@ -52,13 +54,21 @@ def act(track: PoseTrack, reference: np.ndarray) -> ActedFaces:
     if not (reference[[NOSE, NECK, *EARS], 2] > 0).all():
         raise NoFaceError("the reference's keypoints have no head (nose, neck, ears), so its size is not known")
     side = min(2 * max(track.size), _LARGEST)
+    bodies, landmarks = (
+        np.concatenate([getattr(history, name), getattr(track, name)]) if history is not None else getattr(track, name)
+        for name in ("body", "face")
+    )
+    landmarks = filled_landmarks(landmarks)
+    acted = expressions(landmarks)[-len(track) :]
+    landmarks = landmarks[-len(track) :]
+    start = 0 if history is None else int(track.frame_index[0]) % _PERIOD
     clip = render_clip(
-        *ACTOR, frames=len(track), size=(side, side), motion_kind="sway",
-        expression=expressions(track.face), yaw=turns(track.face),
+        *ACTOR, frames=len(track), start=start, size=(side, side), motion_kind="sway",
+        expression=acted, yaw=turns(landmarks),
     )  # fmt: skip
     width = np.linalg.norm(reference[EARS[0], :2] - reference[EARS[1], :2])
     rendered = np.linalg.norm(clip.body[:, EARS[0], :2] - clip.body[:, EARS[1], :2], axis=1).mean()
-    noses, angles = _noses(track, reference), _angles(track.face) - _angles(clip.face)
+    noses, angles = _noses(bodies, reference)[-len(track) :], _angles(landmarks) - _angles(clip.face)
     body, face = track.body.copy(), np.empty_like(track.face)
     images = np.empty((len(track), *track.size, 3), np.uint8)
     for k in range(len(track)):
@@ -107,12 +117,12 @@ def turns(face: np.ndarray) -> np.ndarray:
     return np.clip(np.arcsin(np.clip(off, -1, 1)), -_MOST_YAW, _MOST_YAW)
 
 
-def _noses(track: PoseTrack, reference: np.ndarray) -> np.ndarray:
+def _noses(bodies: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """(T, 2) where the puppet's nose goes: in the person's direction from the neck, as far as in the reference."""
-    nose, neck = track.body[:, NOSE], track.body[:, NECK]
+    nose, neck = bodies[:, NOSE], bodies[:, NECK]
     seen = (nose[:, 2] > 0) & (neck[:, 2] > 0)
     far = float(np.linalg.norm(reference[NOSE, :2] - reference[NECK, :2]))
-    step = np.zeros((len(track), 2))
+    step = np.zeros((len(bodies), 2))
     length = np.linalg.norm(nose[:, :2] - neck[:, :2], axis=1)
     usual = float(np.median(length[seen])) if seen.any() else 1.0
     step[:] = (0.0, -far)

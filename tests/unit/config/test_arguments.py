@@ -188,7 +188,7 @@ def test_the_console_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("xdyna ")
     assert main.main(["anmate"]) == 2
-    assert "expected one of animate, train" in capsys.readouterr().err
+    assert "expected one of animate, live, train" in capsys.readouterr().err
     assert main.main(["puppets"]) == 0
     assert "train-extractors" in capsys.readouterr().out
     assert main.main(["puppets", "dance"]) == 2
