@@ -13,7 +13,7 @@ from xdyna.config.train import CHECKPOINTING, TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
-SAMPLING_FRAMES, METRICS_FRAMES, MODES_FRAMES, WINDOW_FRAMES = 20, 16, 16, 16
+DEFAULT_FRAMES = 16
 WINDOW = (
     "Measure one step of one window with random weights of the published sizes: naive, eager, compiled and as a CUDA "
     "graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the published shape."
@@ -59,7 +59,10 @@ def main(argv: Sequence[str]) -> int:
     description, work = actions[name]
     others = ", ".join(f"`bench {other}`" for other in (*actions, "window", "train", "live") if other != name)
     program = _program(name, f"Measure: {description} Others: {others}.")
-    return program.main(program.parser(), words, work, prepare=_split_names if name == "metrics" else None)
+    parser = program.parser()
+    if name == "sampling":
+        parser.add_argument("--json", metavar="FILE", type=Path, help="write the result here, and a plot beside it")
+    return program.main(parser, words, work, prepare=_split_names if name == "metrics" else None)
 
 
 def _split_names(flags: argparse.Namespace) -> None:
@@ -74,9 +77,10 @@ def _sampling(command: Command[BenchConfig]) -> int:
 
     config = command.config
     quiet_libraries()
-    frames = config.frames or SAMPLING_FRAMES
+    frames = config.frames or DEFAULT_FRAMES
     device = pick_device(config.device)
-    bench_sampling(frames=frames, height=config.height, width=config.width, pairs=config.pairs, device=device)
+    size = {"height": config.height, "width": config.width}
+    bench_sampling(frames=frames, **size, pairs=config.pairs, device=device, report_to=command.flags.json)
     return 0
 
 
@@ -88,7 +92,7 @@ def _modes(command: Command[BenchConfig]) -> int:
     quiet_libraries()
     rows = bench_modes(
         config.checkpoint,
-        frames=config.frames or MODES_FRAMES,
+        frames=config.frames or DEFAULT_FRAMES,
         rounds=config.pairs,
         device=config.device,
         dtype=config.dtype,
@@ -124,7 +128,7 @@ def _window(command: Command[BenchConfig]) -> int:
     device = pick_device(config.device)
     rows = bench_window(
         load_model(flags.sizes),
-        frames=config.frames or WINDOW_FRAMES,
+        frames=config.frames or DEFAULT_FRAMES,
         size=(config.height, config.width),
         repeats=config.pairs,
         device=device,
@@ -152,7 +156,7 @@ def _metrics(command: Command[BenchConfig]) -> int:
     config = command.config
     quiet_libraries()
     video = None if config.video is None else Path(config.video)
-    bench_metrics(config.metrics, video=video, frames=config.frames or METRICS_FRAMES, repeats=config.repeats)
+    bench_metrics(config.metrics, video=video, frames=config.frames or DEFAULT_FRAMES, repeats=config.repeats)
     return 0
 
 

@@ -12,7 +12,7 @@ class BenchConfig:
     """What is measured, and how often. Training steps have the settings of the run, `TrainConfig`.
 
     Attributes:
-        frames: generated frames (sampling: 20), or frames of a video (metrics: 16); None takes these numbers.
+        frames: generated frames (sampling), or frames of a video (metrics); None takes 16.
         height: px, of sampling.
         width: px, of sampling.
         pairs: timed pairs of sampling, or rounds of modes, after the warm-up.
@@ -37,7 +37,7 @@ class BenchConfig:
     frames: int | None = setting(None, low=2)
     height: int = setting(448, low=8)
     width: int = setting(256, low=8)
-    pairs: int = setting(3, low=1)
+    pairs: int = setting(5, low=1)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
     checkpoint: str = "xdyna-tiny"

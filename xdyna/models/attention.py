@@ -19,6 +19,7 @@ of a frame, r those that enter the same self-attention of the ReferenceNet and [
 """
 
 import importlib.util
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -229,6 +230,38 @@ class DynamicsAdapterAttention(AttentionBase):
         return rearrange(torch.cat([still_BLC[:, None], out_BTLC], dim=1), "b f l c -> (b f) l c")
 
 
+@dataclass(frozen=True)
+class TokenKeys:
+    """Keys and values that one cross-attention makes of the tokens.
+
+    Attributes:
+        text: two (B or 1, S, C).
+        image: two (B or 1, S', C), or None without an image branch.
+    """
+
+    text: tuple[Tensor, Tensor]
+    image: tuple[Tensor, Tensor] | None
+
+
+class CrossAttentionCache:
+    """Keys and values of the tokens of one video, which no timestep enters: each layer computes its own once.
+
+    Made anew for other tokens and after every change of weights (LoRA). Filled in the first forward pass, where weights
+    that are kept elsewhere are at hand.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[int, TokenKeys] = {}
+
+    def get(
+        self, place: int, layer: "TextImageCrossAttention", text_BSC: Tensor, image_BSC: Tensor | None
+    ) -> TokenKeys:
+        """Those of one layer. Args: place: its number in the UNet; the rest as in `TextImageCrossAttention.keys`."""
+        if place not in self._keys:
+            self._keys[place] = layer.keys(text_BSC, image_BSC)
+        return self._keys[place]
+
+
 class TextImageCrossAttention(AttentionBase):
     """Cross-attention to text tokens and, with weights of their own, to image tokens (IP-Adapter, arXiv 2308.06721).
 
@@ -248,24 +281,45 @@ class TextImageCrossAttention(AttentionBase):
             self.to_k_ip = nn.Linear(context_dim, dim, bias=False)
             self.to_v_ip = nn.Linear(context_dim, dim, bias=False)
 
-    def forward(self, x_ZLC: Tensor, text_BSC: Tensor, image_BSC: Tensor | None, *, num_frames: int) -> Tensor:
+    def keys(self, text_BSC: Tensor, image_BSC: Tensor | None) -> TokenKeys:
+        """Keys and values of tokens.
+
+        Args:
+            text_BSC: (B or 1, S, context_dim), the same for every frame of a clip; one row serves all clips.
+            image_BSC: (B or 1, S', context_dim), or None to leave the image branch out.
+
+        Returns:
+            TokenKeys: of this layer.
+        """
+        text = self.to_k(text_BSC), self.to_v(text_BSC)
+        if not self.image_tokens or image_BSC is None:
+            return TokenKeys(text, None)
+        return TokenKeys(text, (self.to_k_ip(image_BSC), self.to_v_ip(image_BSC)))
+
+    def forward(self, x_ZLC: Tensor, keys: TokenKeys, *, num_frames: int) -> Tensor:
         """Attend to the tokens of the clip.
 
         Args:
-            x_ZLC: (B * F, L, C).
-            text_BSC: (B, S, context_dim), the same for every frame of the clip.
-            image_BSC: (B, S', context_dim), or None to leave the image branch out of this call.
+            x_ZLC: (B * F, L, C); or (F, L, C) for a clip in which the rows of the tokens do not differ yet.
+            keys: what `keys` gave for the tokens.
             num_frames: F.
 
         Returns:
-            Tensor: (B * F, L, C).
+            Tensor: (B * F, L, C), B the larger of the rows of queries and of tokens.
         """
         # One row of keys per clip, not per frame: the frames' queries are laid side by side instead.
         q_BXC = rearrange(self.to_q(x_ZLC), "(b f) l c -> b (f l) c", f=num_frames)
-        out_BXC = self._attend(q_BXC, self.to_k(text_BSC), self.to_v(text_BSC))
-        if self.image_tokens and image_BSC is not None:
-            out_BXC = out_BXC + self._attend(q_BXC, self.to_k_ip(image_BSC), self.to_v_ip(image_BSC))
+        out_BXC = self._attend_rows(q_BXC, *keys.text)
+        if keys.image is not None:
+            out_BXC = out_BXC + self._attend_rows(q_BXC, *keys.image)
         return rearrange(self.to_out[0](out_BXC), "b (f l) c -> (b f) l c", f=num_frames)
+
+    def _attend_rows(self, q_BXC: Tensor, k_BSC: Tensor, v_BSC: Tensor) -> Tensor:
+        rows = k_BSC.shape[0]
+        if rows == 1:  # one row of keys serves all rows of queries
+            out_1YC = self._attend(rearrange(q_BXC, "b x c -> 1 (b x) c"), k_BSC, v_BSC)
+            return rearrange(out_1YC, "1 (b x) c -> b x c", b=q_BXC.shape[0])
+        return self._attend(q_BXC.expand(rows, -1, -1), k_BSC, v_BSC)
 
 
 def expand_frames(x_BC: Tensor, num_frames: int) -> Tensor:

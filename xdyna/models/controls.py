@@ -9,11 +9,17 @@ Shape legend: B clips, F = 1 + T frames (frame 0 = reference), N images, C chann
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel
+from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+
+from xdyna.models.attention import attend
 
 POSE_CHANNELS = 3
 FACE_CHANNELS = 6
@@ -36,6 +42,55 @@ class ControlResiduals:
         return ControlResiduals(tuple(d[rows] for d in self.down), self.mid[rows])
 
 
+class ConditionEmbedding(ControlNetConditioningEmbedding):
+    """diffusers' condition embedding with the same layers; what is embedded already passes through it."""
+
+    def __init__(self, embedding: ControlNetConditioningEmbedding) -> None:
+        nn.Module.__init__(self)
+        self.conv_in, self.blocks, self.conv_out = embedding.conv_in, embedding.blocks, embedding.conv_out
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """Args: conditioning: (N, 3 or 6, 8h, 8w), or (N, C, h, w) embedded. Returns: (N, C, h, w)."""
+        return conditioning if conditioning.shape[1] == self.conv_out.out_channels else super().forward(conditioning)
+
+
+class SharedTextProcessor(AttnProcessor2_0):
+    """Cross-attention of a ControlNet that makes keys and values once for text that all images share."""
+
+    _attention_backend: AttentionBackendName | None = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """As diffusers'. Args: hidden_states: (N, L, C); encoder_hidden_states: (N, S, D). Returns: (N, L, C)."""
+        text = encoder_hidden_states
+        if text is None or text.stride(0):  # rows of their own; `expand` gives rows that are one in memory
+            return super().__call__(attn, hidden_states, text, attention_mask, temb)
+        q_1XC = rearrange(attn.to_q(hidden_states), "n l c -> 1 (n l) c")
+        keys = attn.to_k(text[:1]), attn.to_v(text[:1])
+        out_1XC = attend(q_1XC, *keys, heads=attn.heads, backend=self._attention_backend)
+        return attn.to_out[0](rearrange(out_1XC, "1 (n l) c -> n l c", n=len(hidden_states)))
+
+
+def share_work(controlnet: ControlNetModel) -> None:
+    """Let a ControlNet take conditions that it has embedded before, and text keys serve all images.
+
+    Names and weights stay as they are, and so do attention processors that somebody chose.
+    """
+    if isinstance(controlnet.controlnet_cond_embedding, ConditionEmbedding):
+        return
+    controlnet.controlnet_cond_embedding = ConditionEmbedding(controlnet.controlnet_cond_embedding)
+    for name, module in controlnet.named_modules():
+        if name.endswith("attn2") and isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
+            module.set_processor(SharedTextProcessor())
+
+
 def run_controlnet(
     controlnet: ControlNetModel, sample: Tensor, timestep: Tensor, text_tokens: Tensor, condition: Tensor
 ) -> ControlResiduals:
@@ -46,13 +101,14 @@ def run_controlnet(
         sample: (N, 4, h, w) noisy latents of generated frames (never of the reference).
         timestep: scalar, in training steps.
         text_tokens: (1 or N, S, cross_attention_dim); one row serves all images.
-        condition: (N, 3 or 6, 8h, 8w) in [0, 1].
+        condition: (N, 3 or 6, 8h, 8w) in [0, 1]; or, after `share_work`, (N, C, h, w) that it embedded before.
 
     Returns:
         ControlResiduals: for the N images.
     """
-    expected = controlnet.config.conditioning_channels
-    if condition.shape[1] != expected:
+    expected, embedding = controlnet.config.conditioning_channels, controlnet.controlnet_cond_embedding
+    embedded = isinstance(embedding, ConditionEmbedding) and condition.shape[1] == embedding.conv_out.out_channels
+    if condition.shape[1] != expected and not embedded:
         raise ValueError(f"the condition has {condition.shape[1]} channels, this ControlNet expects {expected}")
     down, mid = controlnet(
         sample,

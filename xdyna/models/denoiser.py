@@ -15,6 +15,7 @@ S tokens, D their channels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from xdyna.core.device import to_device
 from xdyna.diffusion.guidance import condition_range, scale_condition
+from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.controls import ControlResiduals, mask_residuals, merge_residuals, run_controlnet, to_clip
 from xdyna.models.deep import DeepFeatures
 from xdyna.models.image_tokens import ImageTokenResampler, image_tokens
@@ -45,10 +47,15 @@ class Tokens:
     text: Tensor
     image: Tensor | None
 
-    @property
+    @cached_property
     def same_text(self) -> bool:
         """True when all rows have the same text, so that ControlNets need to run only once."""
-        return bool((self.text == self.text[:1]).all())
+        return len(self.text) == 1 or bool((self.text == self.text[:1]).all())
+
+    @property
+    def distinct_text(self) -> Tensor:
+        """(B or 1, S, D): one row where all are the same."""
+        return self.text[:1] if self.same_text else self.text
 
     def rows(self, rows: slice) -> "Tokens":
         """Some rows; itself for all of them."""
@@ -223,6 +230,7 @@ class Denoiser:
         reference_BC1hw: Tensor,
         residuals: ControlResiduals | None,
         features: Sequence[Tensor] = (),
+        keys: CrossAttentionCache | None = None,
         deep: DeepFeatures | None = None,
     ) -> Tensor:
         """The UNet's prediction for the generated frames.
@@ -234,23 +242,24 @@ class Denoiser:
             reference_BC1hw: clean latents of the reference, as many rows as the noisy ones.
             residuals: of the ControlNets, (B or 1, C, T, ., .) each; None without them.
             features: of `read_reference`.
+            keys: of the video, kept from window to window and step to step; None for none.
             deep: what is kept of this window in an earlier step; the residuals are then as many as it reads.
 
         Returns:
             Tensor: (B, C, T, h, w).
         """
-        sample = torch.cat([reference_BC1hw, noisy_BCThw], dim=2).expand(tokens.text.shape[0], -1, -1, -1, -1)
         out = self.unet(
-            sample,
+            torch.cat([reference_BC1hw, noisy_BCThw], dim=2),
             timestep,
-            tokens.text,
+            tokens.text if len(noisy_BCThw) > 1 else tokens.distinct_text,
             tokens.image,
+            keys=keys,
             down_residuals=residuals.down if residuals else (),
             mid_residual=residuals.mid if residuals else None,
             reference_features=features,
             deep=deep,
         ).sample
-        return out[:, :, 1:]
+        return out[:, :, 1:].expand(len(tokens.text), -1, -1, -1, -1)  # of rows that nothing tells apart
 
     def denoise_clip(
         self, noisy_BCThw: Tensor, t_B: Tensor, tokens: Tokens, *, reference_BC1hw: Tensor, controls: Sequence[Control]

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from xdyna.models.attention import DynamicsAdapterAttention, TextImageCrossAttention, expand_frames
+from xdyna.models.attention import (
+    CrossAttentionCache,
+    DynamicsAdapterAttention,
+    TextImageCrossAttention,
+    TokenKeys,
+    expand_frames,
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,15 @@ class FeatureRecorder:
 class ClipContext:
     """What every layer of one forward pass may look at.
 
+    A single row serves all clips. As long as nothing tells the clips apart, as the branches of guidance until the first
+    cross-attention, one clip stands for all: each layer takes (B * F, ...) or (F, ...).
+
     Attributes:
         num_frames: F.
-        time_BC: (B, time_dim) timestep embedding, one per clip.
-        text_BSC: (B, S, context_dim) text tokens.
-        image_BSC: (B, S', context_dim) image tokens or None.
+        time_BC: (B or more, time_dim) timestep embedding, one per clip; equal ones where there are more.
+        text_BSC: (B or 1, S, context_dim) text tokens.
+        image_BSC: (B or 1, S', context_dim) image tokens or None.
+        keys: what cross-attention made of the tokens before; None computes it in each pass, for gradients.
         reference: one (B, L, C) per spatial self-attention, the ReferenceNet's tokens of the same place; or empty.
         recorder: where the ReferenceNet collects these; None otherwise.
     """
@@ -66,8 +76,23 @@ class ClipContext:
     time_BC: Tensor
     text_BSC: Tensor
     image_BSC: Tensor | None
+    keys: CrossAttentionCache | None = None
     reference: Sequence[Tensor] = ()
     recorder: FeatureRecorder | None = None
+
+
+def to_clips(x_Z: Tensor, clips: int, *, num_frames: int) -> Tensor:
+    """One clip's frames for each of several clips that did not differ so far; those of all clips as they are.
+
+    Args:
+        x_Z: (F or clips * F, ...).
+        clips: their number.
+        num_frames: F.
+
+    Returns:
+        Tensor: (clips * F, ...).
+    """
+    return x_Z if len(x_Z) == clips * num_frames else repeat(x_Z, "f ... -> (b f) ...", b=clips)
 
 
 def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> Tensor:
@@ -104,6 +129,7 @@ class ResnetBlock(nn.Module):
         norm_frames = context.num_frames if self.joint_group_norm else 1
         h = self.conv1(F.silu(clip_group_norm(x_ZCHW, self.norm1, num_frames=norm_frames)))
         time_BC = self.time_emb_proj(F.silu(context.time_BC))
+        time_BC = time_BC[: len(h) // context.num_frames]  # one row where one clip stands for all
         h = h + expand_frames(time_BC, context.num_frames)[:, :, None, None]
         h = self.conv2(F.silu(clip_group_norm(h, self.norm2, num_frames=norm_frames)))
         return h + (x_ZCHW if self.conv_shortcut is None else self.conv_shortcut(x_ZCHW))
@@ -129,15 +155,26 @@ class SpatialTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, activation_fn="geglu")
 
-    def forward(self, x_ZLC: Tensor, context: ClipContext) -> Tensor:
-        """Args: x_ZLC: (B * F, L, C). Returns: the same shape."""
+    def token_keys(self, context: ClipContext) -> TokenKeys:
+        """Keys and values of the tokens for this block's cross-attention."""
+        if context.keys is None:
+            return self.attn2.keys(context.text_BSC, context.image_BSC)
+        return context.keys.get(self.place, self.attn2, context.text_BSC, context.image_BSC)
+
+    def forward(self, x_ZLC: Tensor, context: ClipContext, keys: TokenKeys) -> Tensor:
+        """Args: x_ZLC: (B * F, L, C) or (F, L, C); keys: of `token_keys`. Returns: (B * F, L, C)."""
         f = context.num_frames
         h_ZLC = self.norm1(x_ZLC)
         if context.recorder is not None:
             context.recorder.record(self.place, h_ZLC)
-        reference_BLC = context.reference[self.place] if context.reference else None
-        x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f, reference_BLC=reference_BLC)
-        x_ZLC = x_ZLC + self.attn2(self.norm2(x_ZLC), context.text_BSC, context.image_BSC, num_frames=f)
+        if context.reference:
+            reference_BLC = context.reference[self.place]
+            x_ZLC, h_ZLC = (to_clips(t, len(reference_BLC), num_frames=f) for t in (x_ZLC, h_ZLC))
+            x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f, reference_BLC=reference_BLC)
+        else:
+            x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f)
+        cross_ZLC = self.attn2(self.norm2(x_ZLC), keys, num_frames=f)
+        x_ZLC = to_clips(x_ZLC, len(cross_ZLC) // f, num_frames=f) + cross_ZLC
         return x_ZLC + self.ff(self.norm3(x_ZLC))
 
 
@@ -149,7 +186,11 @@ class LastRead(nn.Module):
         self.norm1 = block.norm1
         self.place = block.place
 
-    def forward(self, x_ZLC: Tensor, context: ClipContext) -> Tensor:
+    def token_keys(self, context: ClipContext) -> TokenKeys | None:
+        """None: it does not look at tokens."""
+        return None
+
+    def forward(self, x_ZLC: Tensor, context: ClipContext, keys: TokenKeys | None) -> Tensor:
         """Args: x_ZLC: (B * F, L, C). Returns: the same tensor."""
         assert context.recorder is not None
         context.recorder.record(self.place, self.norm1(x_ZLC))
@@ -176,11 +217,13 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Identity()
 
     def forward(self, x_ZCHW: Tensor, context: ClipContext) -> Tensor:
-        """Args: x_ZCHW: (B * F, C, H, W). Returns: the same shape."""
+        """Args: x_ZCHW: (B * F, C, H, W) or (F, C, H, W). Returns: (B * F, C, H, W)."""
         h, w = x_ZCHW.shape[-2:]
         x_ZLC = rearrange(self.proj_in(self.norm(x_ZCHW)), "z c h w -> z (h w) c")
         for block in self.transformer_blocks:
-            x_ZLC = block(x_ZLC, context)
+            assert isinstance(block, SpatialTransformerBlock | LastRead)
+            x_ZLC = block(x_ZLC, context, block.token_keys(context))
+        x_ZCHW = to_clips(x_ZCHW, len(x_ZLC) // context.num_frames, num_frames=context.num_frames)
         return x_ZCHW + self.proj_out(rearrange(x_ZLC, "z (h w) c -> z c h w", h=h, w=w))
 
 

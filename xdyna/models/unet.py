@@ -20,10 +20,11 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
+from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.blocks import build_levels
 from xdyna.models.controls import add_to_frames
 from xdyna.models.deep import DeepFeatures
-from xdyna.models.layers import BlockOptions, ClipContext, SpatialTransformerBlock, clip_group_norm
+from xdyna.models.layers import BlockOptions, ClipContext, SpatialTransformerBlock, clip_group_norm, to_clips
 
 
 @dataclass
@@ -137,6 +138,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         text_tokens: Tensor,
         image_tokens: Tensor | None = None,
         *,
+        keys: CrossAttentionCache | None = None,
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,
         reference_features: Sequence[Tensor] = (),
@@ -146,10 +148,13 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """Predict the noise in frames 1..T of a clip.
 
         Args:
-            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference image.
+            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference image. Of a single row,
+                B clips are made that differ in their tokens, as the branches of guidance do; what comes before the
+                tokens tell them apart is then computed once.
             timestep: scalar or (B,), in training steps (0..999); the reference frame gets it too.
-            text_tokens: (B, S, cross_attention_dim).
-            image_tokens: (B, S', cross_attention_dim); None leaves the image branch out.
+            text_tokens: (B, S, cross_attention_dim), or one row for all.
+            image_tokens: (B, S', cross_attention_dim), or one row for all; None leaves the image branch out.
+            keys: of the video that these tokens belong to; None computes keys and values of tokens in each call.
             down_residuals: ControlNet residuals for the skip connections, one per skip, each (B, C, T, ., .) for the
                 generated frames or (B, C, F, ., .) for all frames; empty for none.
             mid_residual: the same for the middle block.
@@ -167,15 +172,19 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: on shapes that do not fit together.
         """
         kept, wanted = (deep.kept, deep.depth) if deep is not None else (None, 0)
-        self._check_inputs(sample, text_tokens, image_tokens, down_residuals, shallow=wanted if kept is not None else 0)
+        shallow = wanted if kept is not None else 0
+        clips = max(len(sample), len(text_tokens), len(image_tokens) if image_tokens is not None else 1)
+        self._check_inputs(sample, text_tokens, image_tokens, down_residuals, clips=clips, shallow=shallow)
+        f = sample.shape[2]
         if reference_features:
-            self._check_reference(reference_features, clips=sample.shape[0], frames=sample.shape[2])
-        b, _, f, _, _ = sample.shape
+            self._check_reference(reference_features, clips=clips, frames=f)
         context = ClipContext(
             num_frames=f,
-            time_BC=self._embed_time(timestep, b),
+            # With a single row a CPU's result depends on how the weights lie in memory; layers take the rows they need.
+            time_BC=self._embed_time(timestep, clips if torch.is_grad_enabled() else max(clips, 2)),
             text_BSC=text_tokens,
             image_BSC=image_tokens,
+            keys=keys,
             reference=reference_features,
         )
         x_ZCHW = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
@@ -187,7 +196,8 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 break
             x_ZCHW, block_skips = down_block(x_ZCHW, context, wanted - len(skips) if kept is not None else None)
             skips += block_skips
-        x_ZCHW = self.mid_block(x_ZCHW, context) if kept is None else kept
+        x_ZCHW = to_clips(self.mid_block(x_ZCHW, context) if kept is None else kept, clips, num_frames=f)
+        skips = [to_clips(skip, clips, num_frames=f) for skip in skips]
         # Only now: the last skip is also the middle block's input, which the residuals must not reach.
         if mid_residual is not None and kept is None:
             x_ZCHW = add_to_frames(x_ZCHW, mid_residual, num_frames=f)
@@ -210,7 +220,14 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         return self.time_embedding(self.time_proj(t.expand(batch)).to(self.dtype))
 
     def _check_inputs(
-        self, sample: Tensor, text: Tensor, image: Tensor | None, down_residuals: Sequence[Tensor], *, shallow: int
+        self,
+        sample: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+        down_residuals: Sequence[Tensor],
+        *,
+        clips: int,
+        shallow: int,
     ) -> None:
         if sample.ndim != 5 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
@@ -218,10 +235,13 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             )
         for name, tokens in (("text_tokens", text), ("image_tokens", image)):
             if tokens is not None and (
-                tokens.ndim != 3 or tokens.shape[::2] != (sample.shape[0], self.config.cross_attention_dim)
+                tokens.ndim != 3
+                or len(tokens) not in (1, clips)
+                or len(sample) not in (1, clips)
+                or tokens.shape[2] != self.config.cross_attention_dim
             ):
                 raise ValueError(
-                    f"{name} has shape {tuple(tokens.shape)}, expected ({sample.shape[0]} clips, tokens, "
+                    f"{name} has shape {tuple(tokens.shape)}, expected ({len(sample)} clips, tokens, "
                     f"{self.config.cross_attention_dim})"
                 )
         levels, layers = len(self.config.block_out_channels), self.config.layers_per_block

@@ -1,46 +1,54 @@
 """Benchmark of the sampling loop: what the exact savings bring, as ratios within one run.
 
 The network is a proxy of the published one: its operations divide alike between attention, convolutions, motion modules
-and feed-forward layers, at a size that a CPU runs in seconds. A and B are timed in turn, A B A B ..., after a warm-up.
+and feed-forward layers, at a size that a CPU runs in seconds. The ways are timed in turn, A B A B ..., after a warm-up.
 """
 
+import json
+import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from xdyna.checkpoints.build import build_controlnet
+from xdyna.core.atomic import write_file
 from xdyna.diffusion.windows import uniform_windows
-from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, ControlResiduals, to_clip
-from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
+from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
+from xdyna.models.denoiser import Control, Denoiser, Tokens
+from xdyna.models.naive import naive_noise
 from xdyna.models.unet import XDynaUNet
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
+from xdyna.pipelines.denoise import predict_noise
+from xdyna.pipelines.residuals import Condition, ControlResidualCache
 
 CHANNELS = (64, 128, 256, 256)
-SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": 154}
+TOKEN_CHANNELS = 154
+SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": TOKEN_CHANNELS}
 CONTEXT, OVERLAP = 16, 4
+TEXT_TOKENS, IMAGE_TOKENS = 77, 16
 
 
-class RepeatedControls(ControlResidualCache):
-    """The published way: every ControlNet for every window and for both branches, condition embedding included."""
-
-    def window(self, latents: Tensor, timestep: Tensor, window: Sequence[int]) -> ControlResiduals | None:
-        """As `ControlResidualCache.window`, nothing shared."""
-        frames, rows = list(window), self.tokens.text.shape[0]
-        sample = rearrange(latents[:, :, frames], "1 c t h w -> t c h w").repeat(rows, 1, 1, 1)
-        controls = []
-        for condition, value_range in self.conditions:
-            control = condition.scaled(frames, value_range, sample)
-            controls.append(Control(control.net, control.images.repeat(rows, 1, 1, 1)))
-        text = self.tokens.text.repeat_interleave(len(frames), dim=0)
-        return to_clip(control_residuals(sample, timestep, text, controls), rows)
+def proxy_conditions(frames: int, height: int, width: int, device: torch.device) -> list[Condition]:
+    """Both ControlNets of the proxy, with noise for control images. Seed the global generator before."""
+    sizes = {**SIZES, "attention_head_dim": 2, "conditioning_embedding_out_channels": (4, 8, 20, 52)}
+    conditions = []
+    for channels in (POSE_CHANNELS, FACE_CHANNELS):
+        net = build_controlnet(sizes, channels=channels).eval().to(device)
+        for parameter in net.parameters():  # output layers start at zero: the comparison would see nothing
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+        conditions.append(Condition(net, torch.randint(0, 256, (frames, channels, height, width), dtype=torch.uint8)))
+    return conditions
 
 
-def bench_sampling(*, frames: int, height: int, width: int, pairs: int, device: torch.device) -> None:
-    """Time one denoising step as published and as it is here, and print the ratio.
+def bench_sampling(
+    *, frames: int, height: int, width: int, pairs: int, device: torch.device, report_to: Path | None = None
+) -> dict[str, Any]:
+    """Time one denoising step straight from the equations and as it is here, and print the ratio.
 
     Args:
         frames: generated frames.
@@ -48,18 +56,14 @@ def bench_sampling(*, frames: int, height: int, width: int, pairs: int, device: 
         width: px.
         pairs: timed pairs after the warm-up.
         device: where the networks run.
+        report_to: JSON file for the result, with a plot beside it (.png); None for none.
+
+    Returns:
+        dict: what the JSON file holds.
     """
     torch.manual_seed(0)
     unet = XDynaUNet(**SIZES, num_attention_heads=2, motion_heads=2).eval().to(device)
-    sizes = {**SIZES, "attention_head_dim": 2, "conditioning_embedding_out_channels": (4, 8, 20, 52)}
-    conditions = []
-    for channels in (POSE_CHANNELS, FACE_CHANNELS):
-        net = build_controlnet(sizes, channels=channels).eval().to(device)
-        for parameter in net.parameters():  # output layers start at zero: the comparison below would see nothing
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
-        pictures = torch.randint(0, 256, (frames, channels, height, width), dtype=torch.uint8)
-        conditions.append(Condition(net, pictures))
+    conditions = proxy_conditions(frames, height, width, device)
     pose, face = (condition.controlnet for condition in conditions)
     denoiser = Denoiser(unet=unet, pose_controlnet=pose, face_controlnet=face)
     grid = (height // 8, width // 8)
@@ -67,56 +71,100 @@ def bench_sampling(*, frames: int, height: int, width: int, pairs: int, device: 
         torch.randn(1, 4, frames, *grid, device=device),
         torch.randn(1, 4, 1, *grid, device=device),
     )
-    text = torch.randn(1, 77, 154, device=device).repeat(2, 1, 1)
-    tokens = Tokens(text, torch.randn(2, 16, 154, device=device))
+    text = torch.randn(1, TEXT_TOKENS, TOKEN_CHANNELS, device=device).repeat(2, 1, 1)
+    tokens = Tokens(text, torch.randn(2, IMAGE_TOKENS, TOKEN_CHANNELS, device=device))
     windows = uniform_windows(frames, context=CONTEXT, overlap=OVERLAP, offset=0)
+    timestep = torch.tensor(500, device=device)
+    controls = [Control(c.controlnet, c.scaled(range(frames), c.value_range, latents)) for c in conditions]
+    cache = ControlResidualCache(conditions, tokens)
 
-    def step(controls: ControlResidualCache) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            return predict_noise(
-                denoiser,
-                latents,
-                reference,
-                torch.tensor(500, device=device),
-                windows=windows,
-                tokens=tokens,
-                controls=controls,
-            )
+    def naive() -> Tensor:
+        return naive_noise(denoiser, latents, reference, timestep, windows=windows, tokens=tokens, controls=controls)
 
-        return run
+    def exact() -> Tensor:
+        return predict_noise(denoiser, latents, reference, timestep, windows=windows, tokens=tokens, controls=cache)
 
-    ways = {
-        "published": step(RepeatedControls(conditions, tokens)),
-        "xdyna": step(ControlResidualCache(conditions, tokens)),
-    }
     with torch.no_grad():
-        difference = float((ways["published"]() - ways["xdyna"]()).abs().max())  # the warm-up, too
+        first, other = naive(), exact()  # the warm-up, too
+    difference = float((first - other).abs().max() / first.abs().max())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     print(
-        f"one denoising step of {frames} frames in {len(windows)} windows, {height}x{width} px, both "
-        f"ControlNets, on {device} with {torch.get_num_threads()} threads\nlargest difference: {difference:.1e}"
+        f"one denoising step of {frames} frames in {len(windows)} windows, {height}x{width} px, both ControlNets, "
+        f"{unet.dtype} on {device} ({name}) with {torch.get_num_threads()} threads\n"
+        f"largest difference: {difference:.1e} of the largest value"
     )
-    report(compare(ways, pairs=pairs, device=device))
+    seconds = compare({"naive": naive, "exact": exact}, pairs=pairs, device=device)
+    ratios = report(seconds)
+    result = {
+        "frames": frames,
+        "windows": len(windows),
+        "size": [height, width],
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "relative_difference": difference,
+        "seconds": seconds,
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+    }
+    if report_to is not None:
+        report_to.parent.mkdir(parents=True, exist_ok=True)
+        write_file(report_to, (json.dumps(result, indent=1) + "\n").encode())
+        plot_seconds(seconds, report_to.with_suffix(".png"))
+    return result
+
+
+def plot_seconds(seconds: dict[str, list[float]], path: Path) -> None:
+    """Draw a bar for the median of each way, and a dot for each measurement.
+
+    Args:
+        seconds: by name.
+        path: PNG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.2 * len(seconds), 3.5), layout="constrained")
+    axes.bar(list(seconds), [statistics.median(values) for values in seconds.values()], color="0.8")
+    for number, values in enumerate(seconds.values()):
+        axes.plot([number] * len(values), values, "k.")
+    axes.set_ylabel("seconds per denoising step")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def compare(ways: dict[str, Callable[[], Tensor]], *, pairs: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each way, timed in turn `pairs` times. Returns: seconds by name."""
+    """Seconds of each way, timed in turn `pairs` times.
+
+    Args:
+        ways: by name.
+        pairs: how often.
+        device: where they run; on a CPU, seconds are those of the process, which other programs disturb least.
+
+    Returns:
+        dict: seconds by name.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.no_grad():
         for _ in range(pairs):
             for name, way in ways.items():
-                start = time.perf_counter()
+                start = clock()
                 way()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
-def report(seconds: dict[str, list[float]]) -> None:
-    """Print medians, and the ratio of the first way to the second, pair by pair."""
+def report(seconds: dict[str, list[float]]) -> list[float]:
+    """Print medians, and the ratio of the first way to the second, pair by pair. Returns: the ratios."""
     for name, values in seconds.items():
         print(f"{name:<10} median {statistics.median(values):.3f} s  (min {min(values):.3f}, max {max(values):.3f})")
     first, second = seconds.values()
     ratios = sorted(a / b for a, b in zip(first, second, strict=True))
     spread = f"range {ratios[0]:.3f} - {ratios[-1]:.3f}, {len(ratios)} pairs"
     print(f"speed-up   median {statistics.median(ratios):.3f}x ({spread})")
+    return ratios

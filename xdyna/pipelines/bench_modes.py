@@ -28,10 +28,11 @@ from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.animate import sample
 from xdyna.pipelines.controls import Conditions, perceive, prepare
-from xdyna.pipelines.denoise import Condition, ControlResidualCache, predict_noise
+from xdyna.pipelines.denoise import predict_noise
 from xdyna.pipelines.memory import PARTS, LiveBytes, peak_bytes, split_feed_forward
 from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.plan import Plan, Request, plan_animation
+from xdyna.pipelines.residuals import EMBEDDED_FRAMES, Condition, ControlResidualCache
 from xdyna.pipelines.xdyna import CONTROL_CHUNK, to_uint8
 
 MODES = ("exact", "fast", "preview", "lowmem")
@@ -181,7 +182,8 @@ def published_step_bytes(*, low_memory: bool, frames: int = 16) -> int:
         reference = latents[:, :, :1]
     conditions = [_Unscaled(net, image) for net, image in zip(nets, images, strict=True)]
     denoiser = Denoiser(unet=unet, pose_controlnet=nets[0], face_controlnet=nets[1])
-    controls = ControlResidualCache(conditions, tokens, chunk=CONTROL_CHUNK if low_memory else None)
+    chunk, embedded = (CONTROL_CHUNK, 0) if low_memory else (None, EMBEDDED_FRAMES)
+    controls = ControlResidualCache(conditions, tokens, chunk=chunk, embedded_frames=embedded)
     live = peak_bytes(
         lambda: predict_noise(
             denoiser,

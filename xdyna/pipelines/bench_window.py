@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import repeat
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +21,7 @@ from xdyna.config.model import ModelConfig
 from xdyna.core.atomic import write_file
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, to_clip
 from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
+from xdyna.models.naive import naive_noise
 
 TEXT_TOKENS, IMAGE_TOKENS = 77, 16
 WARM_UP = 2  # steps that are not timed; the first one compiles
@@ -113,15 +113,15 @@ def window_steps(
     controls = [Control(net, shown) for net, shown in zip(nets, images, strict=True)]
     flat = latents[0].transpose(0, 1)
 
-    def step(rows: int) -> Tensor:
-        shown = [Control(c.net, c.images.repeat(rows, 1, 1, 1)) for c in controls]
-        texts = repeat(text[:rows], "b s d -> (b t) s d", t=frames)
-        residuals = control_residuals(flat.repeat(rows, 1, 1, 1), timestep, texts, shown)
-        return denoiser.predict(
-            latents, timestep, tokens, reference_BC1hw=reference, residuals=to_clip(residuals, rows)
-        )
+    def naive() -> Tensor:
+        windows = [range(frames)]
+        return naive_noise(denoiser, latents, reference, timestep, windows=windows, tokens=tokens, controls=controls)
 
-    return {"naive": lambda: step(2), "eager": lambda: step(1)}
+    def eager() -> Tensor:
+        residuals = to_clip(control_residuals(flat, timestep, text[:1], controls), 1)
+        return denoiser.predict(latents, timestep, tokens, reference_BC1hw=reference, residuals=residuals)
+
+    return {"naive": naive, "eager": eager}
 
 
 _CHANNELS = (POSE_CHANNELS, FACE_CHANNELS)

@@ -9,142 +9,24 @@ Nothing here draws random numbers: noise and window offsets come in (see `prepar
 
 import inspect
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, SchedulerMixin
 from einops import rearrange
 from torch import Tensor
 
 from xdyna.core.ranks import Ranks
 from xdyna.core.scratch import drop_pages
-from xdyna.diffusion.guidance import classifier_free_guidance, condition_range, scale_condition
-from xdyna.models.controls import ControlResiduals, merge_residuals, shallow_residuals
+from xdyna.diffusion.guidance import classifier_free_guidance
+from xdyna.models.controls import ControlResiduals
 from xdyna.models.deep import DeepReuse
-from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
+from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.pipelines.options import Savings
+from xdyna.pipelines.residuals import EMBEDDED_FRAMES, Condition, ControlResidualCache
 from xdyna.pipelines.resume import BLOCK, ClipStore, blocks
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One ControlNet with the control images of the whole clip.
-
-    Attributes:
-        controlnet: the net.
-        images: uint8 (T, C, 8h, 8w), kept where they are and moved to the device by the window.
-    """
-
-    controlnet: ControlNetModel
-    images: Tensor
-
-    @property
-    def value_range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of the whole clip, () each, on the host."""
-        ranges = []
-        for frames in blocks(len(self.images)):
-            ranges.append(torch.stack(condition_range(self.images[None, frames])).flatten().cpu())
-            drop_pages()
-        lows, highs = torch.stack(ranges, dim=1)
-        return lows.amin(), highs.amax()
-
-    def scaled(self, frames: Sequence[int], value_range: tuple[Tensor, Tensor], like: Tensor) -> Control:
-        """Some frames for the ControlNet: images in [0, 1], on the device and in the dtype of `like`."""
-        images = self.images[list(frames)].to(like.device)
-        return Control(self.controlnet, scale_condition(images, *value_range).to(like.dtype))
-
-
-class ControlResidualCache:
-    """ControlNet residuals of one denoising step, computed once per frame although windows overlap.
-
-    A frame's residuals are dropped after the last window that holds it, so that memory does not grow with the video.
-
-    Args:
-        conditions: the ControlNets; their value ranges are taken here, over the whole clip.
-        tokens: text for the ControlNets.
-        chunk: frames that go through a ControlNet at a time; None for all that a window needs.
-    """
-
-    def __init__(self, conditions: Sequence[Condition], tokens: Tokens, *, chunk: int | None = None) -> None:
-        self.chunk = chunk
-        self.depth: int | None = None
-        self.conditions = [(condition, condition.value_range) for condition in conditions]
-        self.tokens = tokens
-        self._texts = tokens.text[:1] if tokens.same_text else tokens.text
-        self._frames: dict[int, ControlResiduals] = {}
-        self._uses: Counter[int] = Counter()
-
-    def start(self, windows: Sequence[Sequence[int]], *, depth: int | None = None) -> None:
-        """Forget everything and learn which frames the coming step needs, and how often.
-
-        Args:
-            windows: frame numbers of each window.
-            depth: so many residuals, of the highest resolutions, are needed; None for all.
-        """
-        self.depth = depth
-        self._frames.clear()
-        self._uses = Counter(frame for window in windows for frame in window)
-
-    def window(self, latents: Tensor, timestep: Tensor, window: Sequence[int]) -> ControlResiduals | None:
-        """Residuals of the frames of one window.
-
-        Args:
-            latents: (1, 4, T, h, w) of the whole clip, wherever and of whatever type.
-            timestep: scalar.
-            window: frame numbers.
-
-        Returns:
-            ControlResiduals: each (B or 1, C, frames, ., .); None without ControlNets.
-        """
-        if not self.conditions:
-            return None
-        new = [frame for frame in window if frame not in self._frames]
-        size = self.chunk or max(len(new), 1)
-        for part in (new[k : k + size] for k in range(0, len(new), size)):
-            for frame, residuals in zip(part, self._compute(latents, timestep, part), strict=True):
-                self._frames[frame] = residuals
-        out = _stack_frames([self._frames[frame] for frame in window])
-        for frame in window:
-            self._uses[frame] -= 1
-            if not self._uses[frame]:
-                del self._frames[frame]
-        return out
-
-    def _compute(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> Iterator[ControlResiduals]:
-        sample = rearrange(latents[:, :, frames].to(self.tokens.text), "1 c t h w -> t c h w")
-        controls = [condition.scaled(frames, value_range, sample) for condition, value_range in self.conditions]
-        per_text = [
-            merge_residuals([_residuals(sample, timestep, text, control, self.depth) for control in controls])
-            for text in self._texts.split(1)
-        ]
-        for i in range(len(frames)):
-            rows = [r.select([i]) for r in per_text]
-            yield ControlResiduals(
-                tuple(torch.cat(level) for level in zip(*(r.down for r in rows), strict=True)),
-                torch.cat([r.mid for r in rows]),
-            )
-
-
-def _residuals(
-    sample: Tensor, timestep: Tensor, text: Tensor, control: Control, depth: int | None = None
-) -> ControlResiduals:
-    """Of one ControlNet, whose dtype need not be the UNet's; in the dtype of `sample`."""
-    dtype = control.net.dtype
-    x, text = sample.to(dtype), text.to(dtype)
-    if depth is None:
-        residuals = control_residuals(x, timestep, text, [control])
-    else:
-        residuals = shallow_residuals(control.net, x, timestep, text, control.images.to(dtype), depth=depth)
-    return ControlResiduals(tuple(level.to(sample.dtype) for level in residuals.down), residuals.mid.to(sample.dtype))
-
-
-def _stack_frames(frames: list[ControlResiduals]) -> ControlResiduals:
-    down = tuple(torch.stack(level, dim=2) for level in zip(*(f.down for f in frames), strict=True))
-    return ControlResiduals(down, torch.stack([f.mid for f in frames], dim=2))
 
 
 def predict_noise(
@@ -261,6 +143,7 @@ def _predict_windows(
             reference_BC1hw=reference,
             residuals=residuals[0],
             features=[feature[branch] for feature in features],
+            keys=controls.keys(branch),
             deep=reuse.of(list(parts[0][0]), branch.start),
         )
         return [out.float()]
@@ -398,7 +281,12 @@ class VideoSampler:
         """
         store = store or ClipStore()
         if self._controls is None or self._controls.tokens is not tokens:
-            self._controls = ControlResidualCache(self.conditions, tokens, chunk=self.savings.control_chunk)
+            self._controls = ControlResidualCache(
+                self.conditions,
+                tokens,
+                chunk=self.savings.control_chunk,
+                embedded_frames=0 if self.savings.apart else EMBEDDED_FRAMES,
+            )
             features = self.denoiser.read_reference(self.reference, tokens)
             self._features = tuple(feature.to(self.denoiser.unet.dtype) for feature in features)
         prediction = predict_noise(

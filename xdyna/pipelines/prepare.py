@@ -27,9 +27,10 @@ from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.crop import fit_image, published_crop
-from xdyna.pipelines.denoise import Condition, VideoSampler
+from xdyna.pipelines.denoise import VideoSampler
 from xdyna.pipelines.inputs import VideoInput, as_videos, count_videos, repeated
 from xdyna.pipelines.options import Draws, Precomputed, Savings, Windows
+from xdyna.pipelines.residuals import Condition
 from xdyna.pipelines.resume import ClipStore, blocks
 from xdyna.pipelines.solvers import restore_solver
 

@@ -63,7 +63,7 @@ def test_adapter_starts_as_plain_self_attention():
 def test_cross_attention_sums_text_and_image():
     layer = randomised(TextImageCrossAttention(C, heads=N, context_dim=7))
     x, text, image = torch.randn(B * F, L, C), torch.randn(B, 4, 7), torch.randn(B, 2, 7)
-    out, text_only = layer(x, text, image, num_frames=F), layer(x, text, None, num_frames=F)
+    out, text_only = (layer(x, layer.keys(text, tokens), num_frames=F) for tokens in (image, None))
     for z in range(B * F):
         q, b = layer.to_q(x[z]), z // F
         from_text = softmax_attention(q, layer.to_k(text[b]), layer.to_v(text[b]), N)

@@ -226,7 +226,7 @@ def test_merge_sums():
     [
         ({"sample": torch.zeros(2, 3, 4, 8, 8)}, r"sample has shape \(2, 3, 4, 8, 8\), expected \(clips, 4"),
         ({"text_tokens": torch.zeros(2, 5, 7)}, r"text_tokens has shape \(2, 5, 7\), expected \(2 clips, tokens, 6\)"),
-        ({"image_tokens": torch.zeros(1, 3, 6)}, r"image_tokens has shape \(1, 3, 6\)"),
+        ({"image_tokens": torch.zeros(3, 3, 6)}, r"has shape \(., ., 6\), expected \(2 clips"),
         ({"down_residuals": [torch.zeros(2, 8, 3, 8, 8)]}, r"1 down_residuals given, this UNet has 4"),
     ],
 )

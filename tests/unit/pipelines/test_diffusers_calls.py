@@ -240,10 +240,10 @@ def test_a_callback_reads_and_replaces_embeddings(pipeline: XDynaPipeline, clip:
 
 
 def test_guidance_may_change_between_steps(pipeline: XDynaPipeline, clip: Clip) -> None:  # noqa: F811
-    """Switched off (or on) after the first step: the UNet's batches follow, and the result is that of the parts."""
+    """Switched off (or on) after the first step: the rows of its tokens follow, and the result is that of the parts."""
     for first, second in ((2.0, 0.0), (1.0, 3.0)):
         batches, states = [], []
-        handle = pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].shape[0]))  # noqa: B023
+        handle = pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[3].shape[0]))  # noqa: B023
 
         def switch(pipe, step, timestep, tensors):
             pipe._guidance_scale = second  # noqa: B023

@@ -30,7 +30,7 @@ def test_what_a_calibration_says_by_a_clock_set_by_hand(tmp_path):
 
     def unet(_, inputs, kwargs):
         deep = kwargs["deep"]
-        now[0] += len(inputs[0]) * (10.0 if deep is None or deep.kept is None else 4.0)
+        now[0] += len(inputs[3]) * (10.0 if deep is None or deep.kept is None else 4.0)
 
     def later(seconds):
         return lambda _, inputs: now.__setitem__(0, now[0] + seconds * len(inputs[0]))
@@ -58,7 +58,7 @@ def test_what_a_calibration_says_by_a_clock_set_by_hand(tmp_path):
 def test_the_kinds_of_steps_are_those_that_run():
     pipeline, seen = make_pipeline(), []
     pipeline.unet.register_forward_pre_hook(
-        lambda _, inputs, kwargs: seen.append((len(inputs[0]), kwargs["deep"].kept is None)), with_kwargs=True
+        lambda _, inputs, kwargs: seen.append((len(inputs[3]), kwargs["deep"].kept is None)), with_kwargs=True
     )
     plan = made_plan()
     pose, face = (torch.zeros(1, 4, c, 16, 16, dtype=torch.uint8) for c in (3, 6))

@@ -28,7 +28,7 @@ def pipeline():
 def rows_per_call(pipeline):
     """Branches of every pass through the UNet from now on."""
     rows = []
-    hook = pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[3])))
     return rows, hook
 
 
