@@ -37,7 +37,8 @@ def test_ctrl_c_leaves_a_video_that_can_be_read(checkpoint: Path, media: Path, t
             assert line, said
             said += line
         program.send_signal(signal.SIGINT)  # its input is still open
-        rest, _ = program.communicate(timeout=60)
+        program.wait(timeout=60)  # not `communicate`, which would end the input
+        rest = program.stdout.read()
     assert program.returncode == 0, said + rest
     assert "stopped: 7 frames" in rest
     info = probe(tmp_path / "a.mp4")

@@ -30,6 +30,7 @@ from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.model import scheduler_class
 from xdyna.pipelines.options import Reuse
 from xdyna.pipelines.plan import Plan
+from xdyna.pipelines.residuals import EMBEDDED_FRAMES
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 # Peak of live features during a UNet pass, in units of one full-resolution feature map of all frames (measured: 5.5 GB
@@ -296,17 +297,23 @@ def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dt
         nets = [ControlNetModel.from_config(ControlNetModel.load_config(checkpoint.folder / n)) for n in names]
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(checkpoint.folder / "vae"))
         width = unet.config.cross_attention_dim
-        text, image = torch.empty(1, 77, width), torch.empty(1, 16, width)
-        sample = torch.empty(1, unet.config.in_channels, work.context + 1, h, w)
-        per_window = _count(unet, sample, torch.empty(()), text, image) * work.branches
+        text, image = torch.empty(work.branches, 77, width), torch.empty(work.branches, 16, width)
+        sample = torch.empty(
+            1, unet.config.in_channels, work.context + 1, h, w
+        )  # one row: branches share what they can
+        per_window = _count(unet, sample, torch.empty(()), text, image)
         latent, step = torch.empty(1, unet.config.in_channels, h, w), torch.empty((), dtype=torch.long)
-        pictures = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
+        images = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
         per_frame = sum(
-            _count(net, latent, step, encoder_hidden_states=text, controlnet_cond=picture)
-            for net, picture in zip(nets, pictures, strict=True)
+            _count(net, latent, step, encoder_hidden_states=text[:1], controlnet_cond=control)
+            for net, control in zip(nets, images, strict=True)
+        )
+        embedding = sum(
+            _count(net.controlnet_cond_embedding, control) for net, control in zip(nets, images, strict=True)
         )
         decode = _count(vae.decoder, torch.empty(1, vae.config.latent_channels, h, w))
     flops = work.steps * (work.windows * per_window + work.frames * per_frame) + work.frames * decode
+    flops -= (work.steps - 1) * min(work.frames, EMBEDDED_FRAMES) * embedding  # once per clip
     itemsize = torch.empty((), dtype=dtype).element_size()
     weights = sum(path.stat().st_size for path in checkpoint.weight_files()) * itemsize / 2  # stored as float16
     channels = unet.config.block_out_channels[0]
