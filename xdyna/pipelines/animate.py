@@ -262,9 +262,10 @@ def make(
         partial = PartialRun(working, fingerprint(result), ranks=ranks, keep=resumable and ranks.rank == 0)
         fitted = plan.fitted()
         try:
-            before = time.perf_counter()
+            before, processor = time.perf_counter(), time.process_time()
             latents = sample(model.pipeline, plan, fitted, conditions, partial=partial, watch=watch)
             sampling = time.perf_counter() - before
+            each = ranks.collect(round(time.process_time() - processor, 2))
             frames = decoded(model.pipeline, latents, plan, partial)
             if ranks.rank > 0:
                 for _ in frames:
@@ -293,12 +294,14 @@ def make(
             "sampling_seconds": round(sampling, 2),
             "peak_memory_bytes": peak_memory(model.device),
             "processes": ranks.world,
+            "sampling_processor_seconds": each,
         }
         entries = {
             **result,
             "config": dataclasses.asdict(plan.settings),
             "inputs": inputs,
             **cost,
+            "window_offsets": partial.offsets,
             **_circumstances(plan, conditions, model, written),
         }
         write_manifest(files.manifest, entries, argv=argv, overwrite=overwrite)

@@ -308,7 +308,7 @@ class PreparationMixin(EncodersMixin):
             reference = rearrange(reference.to(self._execution_device), "1 c h w -> 1 c 1 h w")
             draws = self._draw((1, reference.shape[1], frames, *grid), generator, windows.context_frames, steps, store)
             offsets = draws.offsets if given.offsets is None else given.offsets
-            offsets = [offsets[step - step % windows.hold] for step in range(steps)]
+            offsets = store.offsets = [int(offsets[step - step % windows.hold]) for step in range(steps)]
             state = _row(latents, number)
             if given.start_step == 0:
                 prior = _row(given.prior, number)
@@ -328,7 +328,7 @@ class PreparationMixin(EncodersMixin):
                             frames,
                             context=windows.context_frames,
                             overlap=windows.context_overlap,
-                            offset=int(offset),
+                            offset=offset,
                         )
                         for offset in offsets
                     ],

@@ -49,12 +49,16 @@ class ClipStore:
 
     Args:
         ranks: processes that sample the clip together.
+
+    Attributes:
+        offsets: of the windows of each step, once they are drawn; see `xdyna.diffusion.windows`.
     """
 
     on_disk = False
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
+        self.offsets: list[int] = []
 
     def empty(self, name: str, shape: Sequence[int], *, like: Tensor) -> Tensor:
         """A tensor to write to, float32.
@@ -87,7 +91,6 @@ class State:
         parts: finished parts of the next step.
         buffer: which latents are those after `steps` steps; None before the first.
         frames: decoded frames.
-        choices: settings that were left to the program.
         sizes: of the files in bytes.
         solver: values that the solver remembers, see `SolverState`; its tensors are in a file.
     """
@@ -96,7 +99,6 @@ class State:
     parts: list[int] = field(default_factory=list)
     buffer: int | None = None
     frames: int = 0
-    choices: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     solver: str | None = None
 

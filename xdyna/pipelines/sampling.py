@@ -54,7 +54,7 @@ def sample(
             name = type(pipeline.scheduler).__name__
             watch.say(f"note: the state of a {name} cannot be stored; an interrupted run starts over")
         if done or partial.state.parts:
-            watch.say(f"going on after step {done} of {settings.steps} (found {partial.folder})")
+            watch.say(f"going on after {_how_far(partial, plan)} (found {partial.folder})")
 
     def after_step(_: Any, step: int, __: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if partial is not None:
@@ -126,6 +126,16 @@ def decoded(pipeline: XDynaPipeline, latents: torch.Tensor, plan: Plan, partial:
         drop_pages()
         if kept is not None:
             yield from (frame.numpy() for frame in kept[turn : bounds[-1]])
+
+
+def _how_far(partial: PartialRun, plan: Plan) -> str:
+    state, settings = partial.state, plan.settings
+    told = [f"step {state.steps} of {settings.steps}"]
+    if state.parts:
+        told.append(f"{len(state.parts)} parts of the next")  # windows, or branches of guidance where these run apart
+    if state.frames:
+        told.append(f"{state.frames} of {len(plan.driving.rows)} frames decoded")
+    return ", ".join(told)
 
 
 class _WindowCounter:

@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from xdyna.config.contract import PUBLISHED_GUIDANCE, ConditionContract, read_contract
 from xdyna.config.infer import InferConfig
+from xdyna.core.scratch import drop_pages
 from xdyna.diffusion.guidance import check_interval
 from xdyna.models.denoiser import Tokens
 from xdyna.models.image_tokens import ImageTokenResampler
@@ -389,10 +390,12 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
                     changed = callback(self, step, t, {name: tensors[name] for name in tensor_inputs})
                     latents = changed.pop("latents", latents)
                     embeddings = embeddings.replaced(changed)
-        if not all(bool(torch.isfinite(latents[:, :, frames]).all()) for frames in blocks(latents.shape[2])):
-            raise ValueError(
-                "sampling gave NaN or infinity; use another dtype (bfloat16 or float32), or check the weights"
-            )
+        for frames in blocks(latents.shape[2]):
+            if not bool(torch.isfinite(latents[:, :, frames]).all()):
+                raise ValueError(
+                    "sampling gave NaN or infinity; use another dtype (bfloat16 or float32), or check the weights"
+                )
+            drop_pages()
         return latents
 
     # --- decode ---------------------------------------------------------------------------------------------------

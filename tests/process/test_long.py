@@ -1,0 +1,72 @@
+"""Long videos: memory that does not grow with the length, and runs that are cut off in the middle of a step."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.process.small import standing_figure
+from xdyna.config.infer import InferConfig
+from xdyna.core import scratch
+from xdyna.pipelines import controls, denoise
+from xdyna.pipelines.animate import Animation, animate
+from xdyna.pipelines.memory import LiveBytes
+
+SIDE = 128
+FRAME = SIDE * SIDE * 3  # bytes of a frame and of its pose map; its latents are 4 kB
+
+
+class InMemory(LiveBytes):
+    """Bytes of tensors that do not stand in files."""
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        for pages in list(scratch._MAPPED):
+            begin = np.frombuffer(pages, np.uint8).ctypes.data
+            if begin <= storage.data_ptr() < begin + len(pages):
+                return
+        super()._watch(storage)
+
+
+def peaks(make: Callable[[], Any]) -> tuple[int, int]:
+    """Peak bytes of tensors in memory, and of everything that Python and NumPy hold."""
+    tracemalloc.start()
+    try:
+        with InMemory() as meter:
+            make()
+        return meter.peak, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def make(checkpoint: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Animation]:
+    """Animates a figure in so many frames, in windows of 8."""
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
+
+    def call(frames: int, name: str, **settings: Any) -> Animation:
+        drive = tmp_path / f"{frames}.npz"
+        standing_figure(frames=frames).save(drive, overwrite=True)
+        given = {"steps": 2, "guidance": 1.0, "context_frames": 8, "context_overlap": 2, "save": "ffv1"} | settings
+        return animate(
+            media / "ref.png", drive, out=tmp_path / name, settings=InferConfig(**given), model=checkpoint
+        )
+
+    return call
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_video(make, monkeypatch) -> None:
+    """Where images, latents, predictions and frames are large beside keypoints (2 kB a frame and copy)."""
+    monkeypatch.setattr(controls, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(denoise, "EMBEDDED_FRAMES", 8)
+    sizes = {"height": SIDE, "width": SIDE, "steps": 1}
+    make(12, "warm.mkv", **sizes)
+    short, long = 36, 84  # both more than what is worked on at a time
+    before, after = (peaks(lambda n=n: make(n, f"{n}.mkv", **sizes)) for n in (short, long))
+    tensors, objects = ((b - a) / (long - short) for a, b in zip(before, after, strict=True))
+    assert tensors < 1024, (before, after)
+    assert objects < FRAME / 3, (before, after)
