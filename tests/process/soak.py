@@ -2,10 +2,10 @@
 
 Every program is run once undisturbed. Then it is started, killed after a random time (kill -9 and SIGTERM in turn) and
 started again with the same command, until it was killed as often as asked for; whenever it comes to its end, its files
-are compared with the undisturbed ones, and it begins anew. A table says what happened; exit code 1: something differed,
-a program failed by itself, or left processes behind.
+are compared with the undisturbed ones, and it begins anew. A table says what happened, and what the kills cost; exit
+code 1: something differed, a program failed by itself, or left processes behind.
 
-    python -m tests.process.soak --kills 10 --seed 0 [--only train infer]
+    python -m tests.process.soak --kills 10 --seed 0 [--only train infer] [--signals SIGKILL]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,9 @@ from xdyna.puppets.world.render import render_clip
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = ROOT / "tests" / "unit" / "training" / "micro.yaml"
 CODES = (0, 130, -signal.SIGTERM, -signal.SIGKILL)  # of a run that was killed: a flag may have let it end well, too
+SIGNALS = ("SIGKILL", "SIGTERM")
 SECONDS = 300  # of one run, at most
+LONG_FRAMES = 300
 GRACE = 20  # s for processes that a program started to end after it
 
 
@@ -51,11 +53,15 @@ class Program:
         command: arguments after the interpreter; {inputs} and {out} are folders. The same command goes on.
         results: patterns below {out} of the files that must come out equal.
         finished: a pattern below {out}: the run has come to its end.
+        kept: the file below {out} that is written whenever work is kept; "" where nobody asks what a kill costs.
+        seconds: of one run, at most.
     """
 
     command: str
     results: tuple[str, ...]
     finished: str
+    kept: str = ""
+    seconds: float = SECONDS
 
 
 PROGRAMS = {
@@ -69,6 +75,15 @@ PROGRAMS = {
         "--steps 20 --out {out}/video.mp4",
         ("video.mp4",),
         "video.mp4",
+        kept="video.partial/state.json",
+    ),
+    "long": Program(
+        "scripts/infer.py --ref {inputs}/ref.png --drive {inputs}/long.npz --checkpoint {inputs}/pipeline "
+        "--steps 6 guidance=1 --out {out}/video.mp4",
+        ("video.mp4", "video.grid.mp4", "video.sheet.png"),
+        "video.mp4",
+        kept="video.partial/state.json",
+        seconds=3600,
     ),
     "preprocess": Program(
         "scripts/preprocess.py {inputs}/footage --out {out}/set --workers 2 preprocess.min_frames=8 "
@@ -93,12 +108,16 @@ class Tally:
         seconds: of the undisturbed run.
         kills: by signal.
         ended: runs that came to their end, and were compared.
+        spent: seconds of all runs but the undisturbed one.
+        lost: seconds that each SIGKILL cost: since what is kept was written, or since the run began, if later.
         problems: sentences.
     """
 
     seconds: float = 0.0
-    kills: dict[str, int] = field(default_factory=lambda: {"SIGKILL": 0, "SIGTERM": 0})
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIGNALS, 0))
     ended: int = 0
+    spent: float = 0.0
+    lost: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -123,6 +142,7 @@ def make_inputs(folder: Path) -> None:
     image = np.indices((96, 64)).sum(0)[..., None] * np.array([1, 1, 0.5])
     cv2.imwrite(str(folder / "ref.png"), image.astype(np.uint8))
     standing_figure(frames=40).save(folder / "driving.npz")
+    standing_figure(frames=LONG_FRAMES).save(folder / "long.npz")
     for number in range(3):
         frames = render_clip(number, number, number, frames=24, size=(128, 128)).frames
         for kind, shown in (("footage", frames), ("generated", frames // 2)):
@@ -140,10 +160,11 @@ class Soak:
         inputs: see `make_inputs`.
         scratch: an empty folder.
         seed: of the moments.
+        signals: names of those that kill, in turn.
     """
 
-    def __init__(self, name: str, inputs: Path, scratch: Path, seed: int) -> None:
-        self.program, self.inputs, self.out = PROGRAMS[name], inputs, scratch / "out"
+    def __init__(self, name: str, inputs: Path, scratch: Path, seed: int, *, signals: Sequence[str] = SIGNALS) -> None:
+        self.program, self.inputs, self.out, self.signals = PROGRAMS[name], inputs, scratch / "out", signals
         self.random = random.Random(f"{name} {seed}")
         self.tally = Tally()
         self.log = scratch / "log.txt"
@@ -159,14 +180,14 @@ class Soak:
         tally = self.tally
         start = time.monotonic()
         code = self._once(None, None)
-        tally.seconds = time.monotonic() - start
+        tally.seconds, tally.spent = time.monotonic() - start, 0.0
         if code != 0 or not self._is_finished():
             tally.problems.append(f"undisturbed it ended with {code}: {self._last_words()}")
             return tally
         wanted = self._digests()
         self._clear()
         while sum(tally.kills.values()) < kills and len(tally.problems) < 3:
-            number = ("SIGKILL", "SIGTERM")[sum(tally.kills.values()) % 2]
+            number = self.signals[sum(tally.kills.values()) % len(self.signals)]
             code = self._once(self.random.uniform(0.1, 1.0) * tally.seconds, signal.Signals[number])
             if code is None:
                 tally.kills[number] += 1
@@ -185,12 +206,13 @@ class Soak:
         """Run the command; None: it was killed after `seconds`. Otherwise its exit code."""
         command = self.program.command.format(inputs=self.inputs, out=self.out).split()
         self.out.mkdir(exist_ok=True)
+        begun = time.time()
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=self.environment, stdout=log, stderr=log, text=True
             )
             try:
-                code = process.wait(SECONDS if seconds is None else seconds)
+                code = process.wait(self.program.seconds if seconds is None else seconds)
                 if code != 0:
                     self.tally.problems.append(f"it failed by itself with {code}: {self._last_words()}")
                 return code
@@ -198,9 +220,11 @@ class Soak:
                 family = psutil.Process(process.pid).children(recursive=True)
                 if number is None:
                     process.kill()
-                    self.tally.problems.append(f"it did not end within {SECONDS} s: {self._last_words()}")
+                    self.tally.problems.append(f"it did not end within {self.program.seconds} s: {self._last_words()}")
                     return 1
                 process.send_signal(number)
+                if self.program.kept and number is signal.SIGKILL:  # the other one keeps everything
+                    self.tally.lost.append(time.time() - max(begun, self._kept()))
                 try:
                     code = process.wait(60)
                 except subprocess.TimeoutExpired:
@@ -209,6 +233,7 @@ class Soak:
                     return None
             finally:
                 process.wait()
+                self.tally.spent += time.time() - begun
         if code not in CODES:
             self.tally.problems.append(f"{number.name} ended it with {code}: {self._last_words()}")
         _, left = psutil.wait_procs(family, timeout=GRACE)
@@ -216,6 +241,13 @@ class Soak:
             self.tally.problems.append(f"process {' '.join(child.cmdline()[:4])} outlived it")
             child.kill()
         return None
+
+    def _kept(self) -> float:
+        """When what is kept was written, as `time.time` has it; 0 where nothing is."""
+        try:
+            return (self.out / self.program.kept).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def _finish(self, wanted: dict[str, str]) -> None:
         found = self._digests()
@@ -246,6 +278,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill programs at random moments and compare what they end with.")
     parser.add_argument("--kills", type=int, default=10, help="of each program (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=SIGNALS, help="in turn (both)")
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), help="which programs (all)")
     args = parser.parse_args()
     tallies = {}
@@ -256,14 +289,15 @@ def main() -> int:
         for name in args.only:
             scratch = Path(folder, name)
             scratch.mkdir()
-            soak = Soak(name, inputs, scratch, args.seed)
+            soak = Soak(name, inputs, scratch, args.seed, signals=args.signals)
             tallies[name] = soak.run(args.kills, lambda text, name=name: print(f"{name}: {text}", flush=True))
-    print("\n| program | undisturbed | SIGKILL | SIGTERM | ended and compared | problems |\n|" + " --- |" * 6)
+    heads = ("program", "undisturbed", *SIGNALS, "ended and compared", "lost a SIGKILL", "of all time", "problems")
+    print("\n| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     for name, tally in tallies.items():
-        print(
-            f"| {name} | {tally.seconds:.1f} s | {tally.kills['SIGKILL']} | {tally.kills['SIGTERM']} | {tally.ended} | "
-            f"{len(tally.problems) or 'none'} |"
-        )
+        cells = [name, f"{tally.seconds:.1f} s", *(str(tally.kills[number]) for number in SIGNALS), str(tally.ended)]
+        cells += [f"{sum(tally.lost) / len(tally.lost):.1f} s" if tally.lost else "-"]
+        cells += [f"{sum(tally.lost) / tally.spent:.1%}" if tally.lost else "-"]
+        print("| " + " | ".join([*cells, str(len(tally.problems) or "none")]) + " |")
     for name, tally in tallies.items():
         for problem in tally.problems:
             print(f"{name}: {problem}")

@@ -1,4 +1,4 @@
-"""The rendered world: `scripts/puppets.py report|faces|sensitivity|train-extractors|train-segmenter|train-reader`."""
+"""The rendered world: `scripts/puppets.py report|faces|long|sensitivity|train-...`."""
 
 import importlib
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from xdyna.core.errors import UsageError
 ACTIONS = {
     "report": ("xdyna.puppets.report", "measure a small model on held-out clips: its card, docs/eval_tiny.md, sheets"),
     "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
+    "long": ("xdyna.puppets.long", "measure a long video over time: drift, seams, flicker of the schedules of windows"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),
     "train-extractors": ("xdyna.puppets.train_extractors", "train the networks that metrics look through"),
     "train-segmenter": ("xdyna.puppets.train_segmenter", "train the network that tells puppets from the scene"),

@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from xdyna.core.manifest import peak_memory
 from xdyna.core.resources import cache_folder
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import crop as crops
+from xdyna.pipelines.controls import IN_MEMORY_BYTES
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.model import scheduler_class
 from xdyna.pipelines.options import Reuse
@@ -274,8 +275,11 @@ def expected(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Estimat
     if (found := remembered(plan, device, dtype)) is None:
         return rough
     seconds = found.seconds(step_kinds(plan, *_timesteps(plan)), windows=work.windows, frames=work.frames)
-    more = _condition_bytes(work) if work.frames > work.context else 0
-    return Estimate(rough.flops, seconds, found.memory + more, found.day)
+    window = replace(work, frames=work.context)
+    kept = [
+        _clip_bytes(plan.checkpoint, of, device, dtype, embedded=not plan.settings.low_memory) for of in (work, window)
+    ]
+    return Estimate(rough.flops, seconds, found.memory + kept[0] - kept[1], found.day)
 
 
 def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dtype: torch.dtype) -> Estimate:
@@ -318,13 +322,25 @@ def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dt
     weights = sum(path.stat().st_size for path in checkpoint.weight_files()) * itemsize / 2  # stored as float16
     channels = unet.config.block_out_channels[0]
     features = LIVE_FEATURE_MAPS * work.branches * (work.context + 1) * channels * h * w * itemsize
-    memory = BASE_BYTES + weights + features + _condition_bytes(work)
+    memory = BASE_BYTES + weights + features + _clip_bytes(checkpoint, work, device, dtype)
     return Estimate(flops, flops / (_matmul_speed(device, dtype) * MATMUL_EFFICIENCY), memory)
 
 
-def _condition_bytes(work: Workload) -> int:
-    """Of the control images of the whole clip."""
-    return work.frames * work.size[0] * work.size[1] * (9 if work.face else 3)
+def _clip_bytes(
+    checkpoint: Checkpoint, work: Workload, device: torch.device, dtype: torch.dtype, *, embedded: bool = True
+) -> int:
+    """What is kept of a whole clip in the memory that is counted: control images, where they are small, and what
+    ControlNets make of them for the first frames. All else stands in files.
+    """
+    height, width = work.size
+    images = [work.frames * height * width * channels for channels in ((3, 6) if work.face else (3,))]
+    held = sum(size for size in images if size <= IN_MEMORY_BYTES) if device.type == "cpu" else 0
+    if not embedded:
+        return held
+    config = ControlNetModel.load_config(checkpoint.folder / "pose_controlnet")
+    latents = (height // checkpoint.vae_scale) * (width // checkpoint.vae_scale)
+    numbers = min(work.frames, EMBEDDED_FRAMES) * config["block_out_channels"][0] * latents * len(images)
+    return held + numbers * torch.empty((), dtype=dtype).element_size()
 
 
 def _timesteps(plan: Plan) -> tuple[list[float], int]:

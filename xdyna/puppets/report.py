@@ -7,7 +7,6 @@ Interrupted runs go on where they were: every generated clip is a file of its ow
 import argparse
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from xdyna.puppets.expression import ExpressionReader
 from xdyna.puppets.heldout import HELD_OUT, HeldOut, load_held_out
 from xdyna.puppets.rows import TinyReportConfig, chosen_metrics, document, measure_rows
 from xdyna.puppets.sheets import clip_block, write_sheet
-from xdyna.puppets.summary import Numbers, measure, summarise, tables
+from xdyna.puppets.summary import Numbers, measure, summarise, tables, without_nan
 from xdyna.puppets.train_reader import FOLDER as READER
 from xdyna.puppets.variants import VARIANTS, Bench, Settings
 
@@ -179,7 +178,7 @@ def write_report(
         for number in sorted(scenes)
     }
     with atomic_output(folder / "report.json", overwrite=True) as path:
-        content = _without_nan({**facts, **summary, "clips": rows})
+        content = without_nan({**facts, **summary, "clips": rows})
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     title = f"# Report on held-out puppet clips: `{facts['checkpoint']}`"
     lines = [title + (" (**untrained**)" if facts["untrained"] else ""), card(facts, summary)]
@@ -274,15 +273,6 @@ def _made(facts: dict[str, Any]) -> str:
         f"{settings['guidance']:g}, seed {settings['seed']}, {settings['dtype']}. Made by `{facts['command']}` "
         f"on {facts['date']} (xdyna {facts['version']}, torch {facts['torch']}, {facts['device']})."
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {str(key): _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _part(text: str) -> tuple[int, int]:

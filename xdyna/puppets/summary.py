@@ -185,3 +185,12 @@ def _f(row: Mapping[str, float], name: str, digits: int) -> list[str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {str(key): without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

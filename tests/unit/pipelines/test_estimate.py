@@ -70,9 +70,10 @@ def test_the_kinds_of_steps_are_those_that_run():
 @pytest.mark.slow
 def test_a_calibrated_estimate_is_near_the_run(tmp_path, monkeypatch):
     from xdyna.core.resources import resource
-    from xdyna.pipelines.animate import _decoded, perceive, prepare, sample
+    from xdyna.pipelines.animate import decoded, perceive, prepare, sample
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import Request, plan_animation
+    from xdyna.pipelines.resume import PartialRun
 
     monkeypatch.setattr(estimates, "calibrations", lambda: tmp_path / "calibrations.json")
     demo = resource("assets", "demo")
@@ -87,8 +88,9 @@ def test_a_calibrated_estimate_is_near_the_run(tmp_path, monkeypatch):
     assert told.measured
     conditions = prepare(perceive(plan), plan)
     begin = estimates.time.perf_counter()
-    latents = sample(model.pipeline, plan, plan.fitted(), conditions)
-    assert sum(1 for _ in _decoded(model.pipeline, latents, plan.settings)) == 8
+    partial = PartialRun(tmp_path / "a.mp4", "", keep=False)
+    latents = sample(model.pipeline, plan, plan.fitted(), conditions, partial=partial)
+    assert sum(1 for _ in decoded(model.pipeline, latents, plan, partial)) == 8
     taken = estimates.time.perf_counter() - begin
     print(f"estimated {told.seconds:.2f} s, took {taken:.2f} s: {told.seconds / taken - 1:+.0%}")
     memory = estimates.peak_memory(model.device)["process"]
