@@ -79,7 +79,7 @@ PROGRAMS = {
     ),
     "long": Program(
         "scripts/infer.py --ref {inputs}/ref.png --drive {inputs}/long.npz --checkpoint {inputs}/pipeline "
-        "--steps 6 guidance=1 --out {out}/video.mp4",
+        "--steps 2 guidance=1 --out {out}/video.mp4",
         ("video.mp4", "video.grid.mp4", "video.sheet.png"),
         "video.mp4",
         kept="video.partial/state.json",

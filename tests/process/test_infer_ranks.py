@@ -1,6 +1,10 @@
 """`scripts/infer.py` in several processes: one video together, a list of videos apart, and how they end."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 
 from tests.process.runs import ROOT
 from tests.process.small import standing_figure
-from tests.unit.training.processes import together
+from tests.unit.training.processes import environments, together
 from xdyna.pipelines.animate import Frames
 
 FRAMES = 13  # of windows of 4 with an overlap of 1: five windows, or one of 16
@@ -65,3 +69,42 @@ def test_a_list_is_shared_by_video(checkpoint, media, tmp_path, monkeypatch) -> 
     assert told.count("3 of 4 animations made") == 1
     assert errors.count("missing.png: no such file") == 1
     assert len({(tmp_path / f"{number}.mp4").read_bytes() for number in range(3)}) == 1
+
+
+@pytest.mark.long
+def test_a_list_outlives_a_process_that_is_killed(checkpoint, media, tmp_path, monkeypatch) -> None:
+    """The other one makes all that the killed one had not begun, and ends; the same command makes what is missing."""
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
+    standing_figure(frames=FRAMES).save(tmp_path / "driving.npz")
+    entry = {"ref": str(media / "ref.png"), "drive": str(tmp_path / "driving.npz")}
+    names = [tmp_path / f"{number}.mp4" for number in range(4)]
+    (tmp_path / "pairs.json").write_text(json.dumps([{**entry, "out": str(name)} for name in names]))
+    command = [sys.executable, ROOT / "scripts" / "infer.py", "--checkpoint", checkpoint, "--steps", "40"]
+    command += ["--batch", tmp_path / "pairs.json"]
+    logs = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    running = []
+    for environment, log in zip(environments(2), logs, strict=True):
+        environment["PYTHONUNBUFFERED"] = "1"
+        with log.open("w") as file:
+            running.append(subprocess.Popen([str(c) for c in command], env=environment, stdout=file, stderr=file))
+    try:
+        while not list(tmp_path.glob(".*.lock")) or "/4] " not in logs[1].read_text():
+            assert all(process.poll() is None for process in running), [log.read_text() for log in logs]
+            time.sleep(0.02)
+        while "denoising" not in logs[1].read_text():
+            time.sleep(0.02)
+        os.kill(running[1].pid, signal.SIGKILL)
+        assert running[0].wait(300) == 1
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    told = logs[0].read_text()
+    assert told.count("another process of this run ended") == 1, told
+    assert "Traceback" not in told
+    made = [name for name in names if name.exists()]
+    assert len(made) == 3
+    before = {name: name.stat().st_mtime_ns for name in made}
+    assert subprocess.run([str(c) for c in command], capture_output=True, timeout=300).returncode == 0
+    assert {name: name.stat().st_mtime_ns for name in made} == before
+    assert len({name.read_bytes() for name in names}) == 1

@@ -1,6 +1,7 @@
 """Long videos: memory that does not grow with the length, and runs that are cut off in the middle of a step."""
 
 import dataclasses
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from tests.process.small import standing_figure
 from xdyna.config.infer import InferConfig
 from xdyna.core import scratch
-from xdyna.pipelines import controls, denoise
+from xdyna.pipelines import controls, denoise, resume, sampling
 from xdyna.pipelines.animate import Animation, animate
 from xdyna.pipelines.memory import LiveBytes
 from xdyna.pipelines.model import Model, load
@@ -76,3 +77,42 @@ def test_memory_does_not_grow_with_the_video(make, monkeypatch) -> None:
     tensors, objects = ((b - a) / (long - short) for a, b in zip(before, after, strict=True))
     assert tensors < 1024, (before, after)
     assert objects < FRAME / 3, (before, after)
+
+
+@pytest.mark.long
+def test_a_run_that_was_killed_at_any_moment_ends_with_the_same_bytes(make, tmp_path, monkeypatch) -> None:
+    """What kill -9 leaves is what stands in the folder: copies of it, made before each window (4 in each of 2 steps)
+    and after each of 5 parts of the decoding, are gone on from.
+    """
+    monkeypatch.setattr(resume, "SECONDS_BETWEEN_WRITES", 0.0)
+    calls = {"windows": 0, "decoded": 0}
+    copies: list[Path] = []
+    predict, finished = denoise._predict_windows, sampling.to_uint8
+
+    def copy() -> None:
+        copies.append(tmp_path / f"copy-{len(copies)}")
+        shutil.copytree(tmp_path / "cut.partial", copies[-1])
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        copy()
+        calls["windows"] += 1
+        return predict(*args, **kwargs)
+
+    def told(*args: Any) -> Any:
+        calls["decoded"] += 1
+        made = finished(*args)
+        copy()
+        return made
+
+    monkeypatch.setattr(denoise, "_predict_windows", counted)
+    monkeypatch.setattr(sampling, "to_uint8", told)
+    whole = make(20, "cut.mkv").path.read_bytes()
+    assert calls == {"windows": 8, "decoded": 5}
+    kept = copies.copy()
+    for number, left in {0: (8, 5), 2: (6, 5), 5: (3, 5), 7: (1, 5), 11: (0, 2)}.items():
+        for path in tmp_path.glob("cut*"):
+            path.unlink()
+        shutil.copytree(kept[number], tmp_path / "cut.partial")
+        calls.update(windows=0, decoded=0)
+        assert make(20, "cut.mkv").path.read_bytes() == whole
+        assert (calls["windows"], calls["decoded"]) == left

@@ -142,6 +142,7 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
     from xdyna.pipelines.folder import UNTRAINED_MARK
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import plan_animation
+    from xdyna.pipelines.reuse import already_made
 
     args, settings = command.flags, command.config
     if args.calibrate and not args.dry_run:
@@ -164,6 +165,9 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
         return 0
 
     def run(request: "Request") -> None:
+        if apart and not args.overwrite and (there := already_made(request, model, settings)):
+            print(f"{there} is there already, made of the same files with the same settings")
+            return
         bars, speaks = Bars(UNITS), apart or ranks.rank == 0
         try:
             made = make(

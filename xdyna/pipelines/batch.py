@@ -101,7 +101,8 @@ def read_requests(path: Path) -> list[Request]:
 
 
 def run_all(jobs: Sequence[Request], run: Callable[[Request], Any], ranks: Ranks | None = None) -> int:
-    """Run every job; one that fails is told and does not stop the others.
+    """Run every job; one that fails is told and does not stop the others. Nor does a process that is killed: the others
+    make all that it had not begun, and then say that it is gone.
 
     Args:
         jobs: in the order in which they are begun.

@@ -8,8 +8,27 @@ from typing import Any
 from xdyna.config.infer import InferConfig
 from xdyna.core.files import path_sha256
 from xdyna.pipelines.model import Model
-from xdyna.pipelines.outputs import OutputFiles
+from xdyna.pipelines.outputs import OutputFiles, output_names
 from xdyna.pipelines.plan import Request, complete_settings
+
+
+def already_made(request: Request, model: Model, settings: InferConfig) -> Path | None:
+    """The finished animation that would be made now, under any name that it may have been given; None: there is none.
+
+    Args:
+        request: the animation that is asked for.
+        model: the weights it would be made with.
+        settings: its settings.
+
+    Raises:
+        UsageError: a missing input, or a name of another kind of file.
+    """
+    for files in output_names(request.out, **request.names(), save=settings.save):
+        if difference(files, request, model, settings) is None:
+            return files.video
+        if not files.taken() or request.out is not None:
+            return None
+    raise AssertionError("some name is free")
 
 
 def difference(files: OutputFiles, request: Request, model: Model, settings: InferConfig) -> str | None:

@@ -19,7 +19,7 @@ WINDOWS = open_windows(FRAMES, context=8, overlap=2, offset=3)
 @pytest.fixture(scope="module")
 def truth() -> PuppetClip:
     """Of grey frames that can be made darker and lighter by 100 levels; figure and masks are as rendered."""
-    clip = render_clip(1, 2, 3, frames=FRAMES, size=(64, 64), scene_kind="room")
+    clip = render_clip(1, 2, 3, frames=FRAMES, size=(64, 64), scene_kind="wall")
     return replace(clip, frames=(clip.frames // 8 + 110).astype(np.uint8))
 
 

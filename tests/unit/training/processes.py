@@ -18,14 +18,8 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def together(command: list[str], *, processes: int, timeout: float = 240) -> tuple[int, str, str]:
-    """Run a Python command in several ranks over the loopback.
-
-    Returns: first bad exit code or 0; stdout and stderr of all ranks.
-
-    Raises:
-        TimeoutError: some rank still ran after `timeout` seconds. Says where each of its threads was.
-    """
+def environments(processes: int) -> list[dict[str, str]]:
+    """What a launcher tells each rank, over the loopback."""
     common = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -36,16 +30,27 @@ def together(command: list[str], *, processes: int, timeout: float = 240) -> tup
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
     }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def together(command: list[str], *, processes: int, timeout: float = 240) -> tuple[int, str, str]:
+    """Run a Python command in several ranks over the loopback.
+
+    Returns: first bad exit code or 0; stdout and stderr of all ranks.
+
+    Raises:
+        TimeoutError: some rank still ran after `timeout` seconds. Says where each of its threads was.
+    """
     outputs = [(tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")) for _ in range(processes)]  # noqa: SIM115
     running = [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=environment,
             stdout=out,
             stderr=err,
             text=True,
         )
-        for rank, (out, err) in enumerate(outputs)
+        for environment, (out, err) in zip(environments(processes), outputs, strict=True)
     ]
     end = time.monotonic() + timeout
     late = False
