@@ -79,15 +79,23 @@ def test_memory_does_not_grow_with_the_video(make, monkeypatch) -> None:
     assert objects < FRAME / 3, (before, after)
 
 
+# Moments at which a run was killed, and how many windows and parts of the decoding were then left. Windows are moments
+# 0 - 3 and 5 - 8, the ends of the two steps 4 and 9, parts of the decoding 10 - 14.
+ALWAYS_KEPT = {0: (8, 5), 2: (6, 5), 4: (4, 5), 6: (3, 5), 8: (1, 5), 9: (0, 5), 13: (0, 2)}
+HARDLY_KEPT = {2: (7, 5), 4: (7, 5), 6: (4, 5), 9: (4, 5), 13: (4, 5)}
+
+
 @pytest.mark.long
-def test_a_run_that_was_killed_at_any_moment_ends_with_the_same_bytes(make, tmp_path, monkeypatch) -> None:
-    """What kill -9 leaves is what stands in the folder: copies of it, made before each window (4 in each of 2 steps)
-    and after each of 5 parts of the decoding, are gone on from.
-    """
-    monkeypatch.setattr(resume, "SECONDS_BETWEEN_WRITES", 0.0)
+@pytest.mark.parametrize(("seconds", "left"), [(0.0, ALWAYS_KEPT), (3600.0, HARDLY_KEPT)], ids=["always", "hardly"])
+def test_a_run_that_was_killed_at_any_moment_ends_with_the_same_bytes(
+    make, tmp_path, monkeypatch, seconds, left
+) -> None:
+    """What kill -9 leaves is what stands in the folder: copies of it, made at many moments, are gone on from."""
+    monkeypatch.setattr(resume, "SECONDS_BETWEEN_WRITES", seconds)
+    monkeypatch.setattr(resume, "SHARE_OF_TIME", 1e-9)  # no write after the first, but where it must be
     calls = {"windows": 0, "decoded": 0}
     copies: list[Path] = []
-    predict, finished = denoise._predict_windows, sampling.to_uint8
+    predict, finished, done = denoise._predict_windows, sampling.to_uint8, resume.PartialRun.step_done
 
     def copy() -> None:
         copies.append(tmp_path / f"copy-{len(copies)}")
@@ -104,15 +112,21 @@ def test_a_run_that_was_killed_at_any_moment_ends_with_the_same_bytes(make, tmp_
         copy()
         return made
 
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        copy()
+        return done(*args, **kwargs)
+
     monkeypatch.setattr(denoise, "_predict_windows", counted)
     monkeypatch.setattr(sampling, "to_uint8", told)
+    monkeypatch.setattr(resume.PartialRun, "step_done", ended)
     whole = make(20, "cut.mkv").path.read_bytes()
     assert calls == {"windows": 8, "decoded": 5}
     kept = copies.copy()
-    for number, left in {0: (8, 5), 2: (6, 5), 5: (3, 5), 7: (1, 5), 11: (0, 2)}.items():
+    assert len(kept) == 15
+    for number, wanted in left.items():
         for path in tmp_path.glob("cut*"):
             path.unlink()
         shutil.copytree(kept[number], tmp_path / "cut.partial")
         calls.update(windows=0, decoded=0)
-        assert make(20, "cut.mkv").path.read_bytes() == whole
-        assert (calls["windows"], calls["decoded"]) == left
+        assert make(20, "cut.mkv").path.read_bytes() == whole, number
+        assert (calls["windows"], calls["decoded"]) == wanted, number
