@@ -8,7 +8,19 @@ from xdyna.core.errors import ConfigError
 SIZE_MULTIPLE = 8  # pixels per latent of the VAE: other sizes have no latent grid
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-ATTENTION = ("sdpa", "xformers")
+ATTENTION = (
+    "auto",
+    "native",
+    "native_math",
+    "native_flash",
+    "native_efficient",
+    "native_cudnn",
+    "flash",
+    "flash_3",
+    "flex",
+    "xformers",
+    "sage",
+)
 SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
@@ -61,7 +73,9 @@ class InferConfig:
         lora: files with LoRA weights, each "FILE" or "FILE:SCALE".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
-        attention: "sdpa" (PyTorch) or "xformers".
+        attention: kernel that computes attention, see `xdyna/models/kernels.py`: "native" is PyTorch's own choice,
+            "auto" the fastest exact one for each kind of layer, as measured at the run's own shapes and remembered for
+            the device; "sage" is not exact.
         vae_chunk: frames decoded at once.
         decoder: "vae"; "tiny" (the checkpoint's `tiny_vae`, for previews); "auto" takes that where there is one.
         low_memory: the branches of guidance one after the other, ControlNets, feed-forward layers and the VAE in parts,
@@ -104,7 +118,7 @@ class InferConfig:
     lora: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
-    attention: str = setting("sdpa", choices=ATTENTION)
+    attention: str = setting("auto", choices=ATTENTION)
     vae_chunk: int = setting(4, low=1)
     decoder: str = setting("vae", choices=DECODERS)
     low_memory: bool = False

@@ -18,7 +18,6 @@ of a frame, r those that enter the same self-attention of the ReferenceNet and [
     out = Wo softmax(Q K^T / sqrt(D)) V,  Q = Wq x,  K = Wk x,       V = Wv x          frame 0
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,26 +31,14 @@ from diffusers.models.attention_dispatch import (
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from xdyna.models.kernels import require_kernel
+
 # Fused attention kernels index the batch with a 16-bit grid dimension: larger batches are cut.
 MAX_ATTENTION_BATCH = 32768
 # Training on a CPU in bfloat16, PyTorch's fused kernel is up to 9 times slower than plain products for short sequences.
 SHORT_SEQUENCE = 256
 # Training on a GPU, fused kernels give a whole block of threads to each of the many sequences of a few frames.
 FEW_FRAMES = 8
-
-
-def require_xformers() -> None:
-    """Check that xformers can be imported.
-
-    Raises:
-        ValueError: when the package is not installed.
-    """
-    if importlib.util.find_spec("xformers") is None:
-        raise ValueError(
-            "attention backend 'xformers' was asked for, but the package xformers is not installed. "
-            'Install it with `pip install "xdyna[xformers]"` (it needs a CUDA build of torch), or use the default '
-            "attention backend 'sdpa'."
-        )
 
 
 def _kernel(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int, backend: AttentionBackendName | None) -> Tensor:
@@ -156,7 +143,7 @@ class AttentionBase(nn.Module, AttentionModuleMixin):
             ValueError: when xformers is asked for and not installed.
         """
         if use_memory_efficient_attention_xformers:
-            require_xformers()
+            require_kernel("xformers")
         self.processor._attention_backend = (
             AttentionBackendName.XFORMERS if use_memory_efficient_attention_xformers else None
         )
