@@ -154,13 +154,13 @@ def _predict_windows(
 
     given = [r for r in residuals if r is not None]
     out = denoiser.predict(
-        noisy.repeat(rows, 1, 1, 1, 1),
+        noisy,
         timestep,
         Tokens(
             own.text.repeat_interleave(count, 0),
             own.image.repeat_interleave(count, 0) if own.image is not None else None,
         ),
-        reference_BC1hw=reference.expand(rows * count, -1, -1, -1, -1),
+        reference_BC1hw=reference.expand(count, -1, -1, -1, -1),
         residuals=ControlResiduals(
             tuple(side_by_side(levels) for levels in zip(*(r.down for r in given), strict=True)),
             side_by_side([r.mid for r in given]),
@@ -168,6 +168,7 @@ def _predict_windows(
         if given
         else None,
         features=[feature[branch].repeat_interleave(count, 0) for feature in features],
+        keys=controls.keys(branch, count),
     )
     return list(rearrange(out.float(), "(b k) c t h w -> k b c t h w", k=count))
 

@@ -185,6 +185,7 @@ def key(plan: Plan, device: torch.device, dtype: torch.dtype) -> str:
         [[path.name, path.stat().st_size] for path in plan.checkpoint.weight_files()],
         [plan.size, plan.face, min(len(plan.driving.rows), settings.context_frames), settings.vae_chunk],
         [settings.reuse_interval, settings.reuse_depth, settings.decoder, settings.low_memory, settings.attention],
+        [settings.compile],
         [settings.guidance, settings.guidance_interval, settings.lora],
     ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]

@@ -18,6 +18,7 @@ from xdyna.core.files import file_sha256
 from xdyna.core.progress import Watch
 from xdyna.models.kernels import require_kernel
 from xdyna.pipelines.attention import Run, in_use, settle
+from xdyna.pipelines.compiling import compile_networks, require_compiler
 from xdyna.pipelines.folder import Checkpoint, checkpoint_of, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
@@ -62,6 +63,11 @@ class Model:
                     "low_memory is asked for with a loaded pipeline, which is where it is already; call "
                     "xdyna.pipelines.memory.save_memory(pipeline, device) and leave low_memory out"
                 )
+            if settings.compile != "none":
+                raise UsageError(
+                    f"compile={settings.compile} is asked for with a loaded pipeline; call pipeline.unet."
+                    "compile_repeated_blocks() and leave compile out"
+                )
             if settings.scheduler is not None or settings.lora:
                 raise UsageError(
                     f"scheduler={settings.scheduler} and lora={settings.lora} are asked for with a loaded pipeline, "
@@ -80,9 +86,9 @@ class Model:
         """See whether an animation's settings ask for the networks that this model has.
 
         Raises:
-            UsageError: another scheduler, LoRA, low_memory or attention, or face control that the model was made without.
+            UsageError: another scheduler, LoRA, low_memory, attention or compile, or face control that the model was made without.
         """
-        for name in ("scheduler", "lora", "low_memory", "attention"):
+        for name in ("scheduler", "lora", "low_memory", "attention", "compile"):
             mine, asked = getattr(self.settings, name), getattr(settings, name)
             if mine != asked:
                 raise UsageError(
@@ -115,6 +121,9 @@ class Model:
             _load_lora(pipeline, path, name)
         if names:
             pipeline.set_adapters(names, [scale for _, scale in self.lora])
+        if settings.compile != "none":
+            require_compiler(self.device)
+            compile_networks([net for net in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet) if net is not None])
         return pipeline
 
     def settle_attention(self, run: Run, *, kept: dict[str, str] | None = None) -> dict[str, str]:

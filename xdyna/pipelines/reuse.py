@@ -56,7 +56,7 @@ def difference(files: OutputFiles, request: Request, model: Model, settings: Inf
     return None
 
 
-_INDIFFERENT = ("device", "dtype", "vae_chunk")
+_INDIFFERENT = ("device", "dtype", "compile", "vae_chunk")
 """Settings that ask for the same video (the dtype that was chosen is compared); exact attention kernels do, too."""
 
 
