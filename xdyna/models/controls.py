@@ -201,7 +201,8 @@ def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tenso
 
     Args:
         hidden: (B * F, C, h, w) UNet features; changed in place when no gradient is being recorded.
-        residual: (B, C, T, h, w) for frames 1..T, or (B, C, F, h, w) for all frames. A batch of 1 serves all clips.
+        residual: (B, C, T, h, w) for frames 1..T, or (B, C, F, h, w) for all frames. Fewer rows, by which B can be
+            divided, are the clips of each branch.
         num_frames: F.
 
     Returns:
@@ -210,7 +211,8 @@ def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tenso
     Raises:
         ValueError: when the residual has another number of frames.
     """
-    x_BFCHW = rearrange(hidden, "(b f) c h w -> b f c h w", f=num_frames)
+    clips = len(residual)
+    x_NBFCHW = rearrange(hidden, "(n b f) c h w -> n b f c h w", b=clips, f=num_frames)
     residual_BTCHW = rearrange(residual, "b c t h w -> b t c h w")
     skipped = num_frames - residual_BTCHW.shape[1]
     if skipped not in (0, 1):
@@ -219,7 +221,7 @@ def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tenso
             f"ones) or {num_frames} (all)"
         )
     if torch.is_grad_enabled():
-        x_BFCHW = torch.cat([x_BFCHW[:, :skipped], x_BFCHW[:, skipped:] + residual_BTCHW], dim=1)
+        x_NBFCHW = torch.cat([x_NBFCHW[:, :, :skipped], x_NBFCHW[:, :, skipped:] + residual_BTCHW], dim=2)
     else:
-        x_BFCHW[:, skipped:] += residual_BTCHW
-    return rearrange(x_BFCHW, "b f c h w -> (b f) c h w")
+        x_NBFCHW[:, :, skipped:] += residual_BTCHW
+    return rearrange(x_NBFCHW, "n b f c h w -> (n b f) c h w")

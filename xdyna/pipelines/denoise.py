@@ -132,7 +132,6 @@ def _predict_windows(
         return []
     count, branch = len(parts), parts[0][1]
     own = tokens.rows(branch)
-    rows = len(own.text)
     residuals = [_branch(controls.window(latents, timestep, list(window)), branch) for window, _ in parts]
     noisy = torch.cat([latents[:, :, list(window)] for window, _ in parts]).to(own.text.device, reference.dtype)
     if count == 1:
@@ -149,8 +148,8 @@ def _predict_windows(
         return [out.float()]
 
     def side_by_side(levels: Sequence[Tensor]) -> Tensor:
-        """(B or 1, ...) of each window -> (B * windows, ...)."""
-        return torch.stack([level.expand(rows, *level.shape[1:]) for level in levels], dim=1).flatten(0, 1)
+        """(B or 1, ...) of each window -> (B * windows or windows, ...)."""
+        return torch.stack(list(levels), dim=1).flatten(0, 1)
 
     given = [r for r in residuals if r is not None]
     out = denoiser.predict(

@@ -223,6 +223,8 @@ def test_a_step_may_change_the_lora(pipeline, clip, change, tmp_path, monkeypatc
         return out
 
     out, places = made(), sum(isinstance(m, TextImageCrossAttention) for m in pipeline.unet.modules())
-    assert len(computed) == places * (1 if change == "nothing" else 2)
+    times = len(computed) / places
     monkeypatch.setattr(CrossAttentionCache, "get", lambda self, place, layer, *tokens: layer.keys(*tokens))
-    assert torch.equal(out, made())
+    anew = made()  # weights that lie elsewhere in memory may give another last bit
+    assert float((out - anew).abs().max()) < 1e-5 * float(anew.abs().max())
+    assert times == (1 if change == "nothing" else 2)
