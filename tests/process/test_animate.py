@@ -24,6 +24,7 @@ from xdyna.media.image import read_image
 from xdyna.media.video import read_frames
 from xdyna.perception.types import PoseTrack
 from xdyna.pipelines import animate as animate_module
+from xdyna.pipelines.attention import measurements
 from xdyna.pipelines.controls import perceive, prepare
 from xdyna.pipelines.model import parse_lora
 from xdyna.pipelines.plan import Request, plan_animation
@@ -231,3 +232,43 @@ def test_names_of_lora_files(tmp_path: Path) -> None:
         parse_lora(f"{path}:half")
     with pytest.raises(UsageError, match=r"no such file .*b\.safetensors"):
         parse_lora(str(tmp_path / "b.safetensors:0.5"))
+
+
+def test_an_interrupted_run_keeps_its_attention_kernels(checkpoint, media, monkeypatch) -> None:
+    """What is remembered for the device may change in between; the manifest says what was used."""
+    files, seen, said = (media / "ref.png", media / "driving.npz"), [], []
+    monkeypatch.setattr(animate_module, "Watch", lambda progress, cancel, tell: Watch(progress, cancel, said.append))
+
+    def animate(out: str, **options) -> xdyna.Animation:
+        settings = InferConfig(steps=3, attention="auto")
+        return xdyna.animate(*files, out=out, settings=settings, model=checkpoint, **options)
+
+    def interrupt(out: str) -> None:
+        seen.clear()
+        with pytest.raises(CancelledError):
+            animate(out, progress=lambda *s: seen.append(s), cancel=lambda: seen[-1] == ("denoising", 2, 3))
+
+    undisturbed = animate("whole.mp4")
+    assert set(undisturbed.manifest["attention"].values()) == {"native"}
+    interrupt("kept.mp4")
+    interrupt("over.mp4")
+    memory = measurements()
+    memory.write_text(memory.read_text().replace('"kernel": "native"', '"kernel": "native_math"'))
+    kept = animate("kept.mp4")
+    assert any("going on after step" in note for note in said)
+    assert kept.manifest["attention"] == undisturbed.manifest["attention"]
+    assert kept.path.read_bytes() == undisturbed.path.read_bytes()
+
+    state = Path("over.partial/state.json")
+    state.write_text(state.read_text().replace('"native"', '"sage"'))  # which is not here
+    said.clear()
+    over = animate("over.mp4")
+    assert not any("going on" in note for note in said)
+    assert any("begun with attention" in note and "the run starts over" in note for note in said)
+    assert set(over.manifest["attention"].values()) == {"native_math"}
+    assert json.loads(Path("over.run.json").read_text())["attention"] == over.manifest["attention"]
+
+
+def test_a_kernel_that_is_not_here_is_said_before_anything_is_read(infer, capsys) -> None:
+    assert infer("--ref", "none.png", "attention=sage") == 2
+    assert "attention=sage was asked for, but the package sageattention is not installed" in capsys.readouterr().err

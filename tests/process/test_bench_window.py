@@ -22,6 +22,6 @@ def test_rows_and_the_same_prediction_by_both_ways(tmp_path: Path) -> None:
         steps = window_steps(
             load_model("tiny"), frames=2, size=(64, 64), device=torch.device("cpu"), dtype=torch.float32
         )
-        first, second = steps["naive"](), steps["eager"]()
+        first, second = steps.naive(), steps.eager()
     assert first.shape == (2, 4, 2, 16, 16)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

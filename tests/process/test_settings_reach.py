@@ -168,7 +168,7 @@ def test_pictures_that_reach_the_pipeline(infer, calls, media, monkeypatch):
         assert call.pose.shape == (7, 40, 40, 3)
 
 
-def test_dtype_and_attention_reach_the_loading(infer, calls, monkeypatch):
+def test_dtype_and_device_reach_the_loading(infer, calls, monkeypatch):
     from xdyna.pipelines import model as module
 
     loaded = []
@@ -182,7 +182,6 @@ def test_dtype_and_attention_reach_the_loading(infer, calls, monkeypatch):
     assert infer("--out", "a.mp4", "--dtype", "bfloat16", "--device", "cpu") == 0
     assert loaded[0]["dtype"] == torch.bfloat16
     assert loaded[0]["device"] == torch.device("cpu")
-    assert loaded[0]["attention"] == "sdpa"
     assert calls[0].pipeline.unet.dtype == calls[0].pipeline.vae.dtype == torch.bfloat16
 
 

@@ -15,8 +15,8 @@ from xdyna.core.program import FAILURE
 
 DEFAULT_FRAMES = 16
 WINDOW = (
-    "Measure one step of one window with random weights of the published sizes: naive, eager, compiled and as a CUDA "
-    "graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the published shape."
+    "Measure one step of one window with random weights of the published sizes: naive, eager, compiled by blocks and "
+    "as a whole, and as a CUDA graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the published shape."
 )
 TRAIN = Program(
     name="bench train",
@@ -107,7 +107,7 @@ def _window_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--sizes", default="sd15", metavar="MODEL", help="of the networks: sd15 (published), tiny (%(default)s)"
     )
-    p.add_argument("--ways", default="naive,eager,compiled,graph", metavar="NAME,...", help="(%(default)s)")
+    p.add_argument("--ways", default="naive,eager,regional,compiled,graph", metavar="NAME,...", help="(%(default)s)")
     p.add_argument("--json", metavar="FILE", type=Path, help="write the rows here")
     return p
 

@@ -8,7 +8,20 @@ from xdyna.core.errors import ConfigError
 SIZE_MULTIPLE = 8  # pixels per latent of the VAE: other sizes have no latent grid
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-ATTENTION = ("sdpa", "xformers")
+ATTENTION = (
+    "auto",
+    "native",
+    "native_math",
+    "native_flash",
+    "native_efficient",
+    "native_cudnn",
+    "flash",
+    "flash_3",
+    "flex",
+    "xformers",
+    "sage",
+)
+COMPILE = ("none", "regional")
 SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
 ALIGNMENTS = ("none", "global")
@@ -61,7 +74,11 @@ class InferConfig:
         lora: files with LoRA weights, each "FILE" or "FILE:SCALE".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
-        attention: "sdpa" (PyTorch) or "xformers".
+        attention: kernel that computes attention, see `xdyna/models/kernels.py`: "native" is PyTorch's own choice,
+            "auto" the fastest exact one for each kind of layer, as measured at the run's own shapes and remembered for
+            the device; "sage" is not exact.
+        compile: "regional" compiles the blocks that the networks repeat (torch.compile): the first step takes minutes,
+            later ones less time; same result up to rounding. Not together with `low_memory`.
         vae_chunk: frames decoded at once.
         decoder: "vae"; "tiny" (the checkpoint's `tiny_vae`, for previews); "auto" takes that where there is one.
         low_memory: the branches of guidance one after the other, ControlNets, feed-forward layers and the VAE in parts,
@@ -104,7 +121,8 @@ class InferConfig:
     lora: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
-    attention: str = setting("sdpa", choices=ATTENTION)
+    attention: str = setting("auto", choices=ATTENTION)
+    compile: str = setting("none", choices=COMPILE)
     vae_chunk: int = setting(4, low=1)
     decoder: str = setting("vae", choices=DECODERS)
     low_memory: bool = False
@@ -126,6 +144,11 @@ class InferConfig:
             raise ConfigError(
                 f"reuse_depth={self.reuse_depth} and reuse_interval=1 contradict each other: nothing is reused; give a "
                 "reuse_interval of 2 or more, or leave reuse_depth out"
+            )
+        if self.compile != "none" and self.low_memory:
+            raise ConfigError(
+                f"compile={self.compile} and low_memory=true contradict each other: weights that wait on the CPU are not "
+                "compiled; give only one of them"
             )
         kind, _, number = self.device.partition(":")
         if kind not in DEVICES or (number and not number.isdecimal()) or (kind == "auto" and number):

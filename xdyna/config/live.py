@@ -48,7 +48,7 @@ class LiveConfig:
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (float16 on CUDA; bfloat16 on CPUs with instructions for it, else float32), "float32", "float16"
             or "bfloat16".
-        attention: "sdpa" (PyTorch) or "xformers".
+        attention: kernel that computes attention, "auto" for the fastest exact one as measured before the first frame.
         save: the output as "mp4", without loss as "ffv1" or "frames" (a folder), or "raw" (RGB bytes, `--out -`).
 
     Raises:
@@ -85,7 +85,7 @@ class LiveConfig:
     lora: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
-    attention: str = setting("sdpa", choices=ATTENTION)
+    attention: str = setting("auto", choices=ATTENTION)
     save: str = setting("mp4", choices=LIVE_SAVES)
 
     def __post_init__(self) -> None:

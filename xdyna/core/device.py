@@ -1,5 +1,8 @@
 """Devices and data types by their names in settings; copies to a device."""
 
+import os
+import platform
+
 import torch
 from torch import Tensor
 
@@ -51,6 +54,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise UsageError("--dtype float16 does not run on the CPU; use float32 or bfloat16")
     return getattr(torch, name)
+
+
+def chip_name(device: torch.device) -> str:
+    """What a measurement holds for: the name of the GPU, or what is known of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -18,7 +18,6 @@ of a frame, r those that enter the same self-attention of the ReferenceNet and [
     out = Wo softmax(Q K^T / sqrt(D)) V,  Q = Wq x,  K = Wk x,       V = Wv x          frame 0
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,26 +31,14 @@ from diffusers.models.attention_dispatch import (
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from xdyna.models.kernels import require_kernel
+
 # Fused attention kernels index the batch with a 16-bit grid dimension: larger batches are cut.
 MAX_ATTENTION_BATCH = 32768
 # Training on a CPU in bfloat16, PyTorch's fused kernel is up to 9 times slower than plain products for short sequences.
 SHORT_SEQUENCE = 256
 # Training on a GPU, fused kernels give a whole block of threads to each of the many sequences of a few frames.
 FEW_FRAMES = 8
-
-
-def require_xformers() -> None:
-    """Check that xformers can be imported.
-
-    Raises:
-        ValueError: when the package is not installed.
-    """
-    if importlib.util.find_spec("xformers") is None:
-        raise ValueError(
-            "attention backend 'xformers' was asked for, but the package xformers is not installed. "
-            'Install it with `pip install "xdyna[xformers]"` (it needs a CUDA build of torch), or use the default '
-            "attention backend 'sdpa'."
-        )
 
 
 def _kernel(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int, backend: AttentionBackendName | None) -> Tensor:
@@ -156,7 +143,7 @@ class AttentionBase(nn.Module, AttentionModuleMixin):
             ValueError: when xformers is asked for and not installed.
         """
         if use_memory_efficient_attention_xformers:
-            require_xformers()
+            require_kernel("xformers")
         self.processor._attention_backend = (
             AttentionBackendName.XFORMERS if use_memory_efficient_attention_xformers else None
         )
@@ -246,20 +233,46 @@ class TokenKeys:
 class CrossAttentionCache:
     """Keys and values of the tokens of one video, which no timestep enters: each layer computes its own once.
 
-    Made anew for other tokens and after every change of weights (LoRA). Filled in the first forward pass, where weights
-    that are kept elsewhere are at hand.
+    Made anew for other tokens; a layer whose weights changed since (LoRA that a step's callback loads, scales or takes
+    away) computes them again. Filled in the first forward pass, where weights that are kept elsewhere are at hand.
     """
 
     def __init__(self) -> None:
-        self._keys: dict[int, TokenKeys] = {}
+        self._keys: dict[int, tuple[list[Any], TokenKeys]] = {}
 
     def get(
         self, place: int, layer: "TextImageCrossAttention", text_BSC: Tensor, image_BSC: Tensor | None
     ) -> TokenKeys:
         """Those of one layer. Args: place: its number in the UNet; the rest as in `TextImageCrossAttention.keys`."""
-        if place not in self._keys:
-            self._keys[place] = layer.keys(text_BSC, image_BSC)
-        return self._keys[place]
+        state = _weights_state(layer)
+        known = self._keys.get(place)
+        if known is None or known[0] != state:
+            known = self._keys[place] = state, layer.keys(text_BSC, image_BSC)
+        return known[1]
+
+
+def _weights_state(layer: nn.Module) -> list[Any]:
+    """What tells whether the projections of tokens are the ones they were: parameters, their versions, LoRA scales."""
+    state: list[Any] = []
+    for name in ("to_k", "to_v", "to_k_ip", "to_v_ip"):
+        for module in getattr(layer, name, nn.Identity()).modules():
+            for parameter in module.parameters(recurse=False):
+                state += [_Same(parameter), 0 if parameter.is_inference() else parameter._version]
+            if hasattr(module, "scaling"):  # a LoRA layer of peft
+                state += [dict(module.scaling), list(module.active_adapters), module.disable_adapters]
+    return state
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A tensor that is equal to itself alone, and lives as long as it is compared with."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tensor is other.tensor
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class TextImageCrossAttention(AttentionBase):
@@ -300,7 +313,7 @@ class TextImageCrossAttention(AttentionBase):
         """Attend to the tokens of the clip.
 
         Args:
-            x_ZLC: (B * F, L, C); or (F, L, C) for a clip in which the rows of the tokens do not differ yet.
+            x_ZLC: (B * F, L, C); or fewer clips, for each branch of which the tokens have rows.
             keys: what `keys` gave for the tokens.
             num_frames: F.
 
@@ -311,7 +324,9 @@ class TextImageCrossAttention(AttentionBase):
         q_BXC = rearrange(self.to_q(x_ZLC), "(b f) l c -> b (f l) c", f=num_frames)
         out_BXC = self._attend_rows(q_BXC, *keys.text)
         if keys.image is not None:
-            out_BXC = out_BXC + self._attend_rows(q_BXC, *keys.image)
+            image_BXC = self._attend_rows(q_BXC, *keys.image)
+            clips = max(len(out_BXC), len(image_BXC))
+            out_BXC = _for_branches(out_BXC, clips) + _for_branches(image_BXC, clips)
         return rearrange(self.to_out[0](out_BXC), "b (f l) c -> (b f) l c", f=num_frames)
 
     def _attend_rows(self, q_BXC: Tensor, k_BSC: Tensor, v_BSC: Tensor) -> Tensor:
@@ -319,7 +334,12 @@ class TextImageCrossAttention(AttentionBase):
         if rows == 1:  # one row of keys serves all rows of queries
             out_1YC = self._attend(rearrange(q_BXC, "b x c -> 1 (b x) c"), k_BSC, v_BSC)
             return rearrange(out_1YC, "1 (b x) c -> b x c", b=q_BXC.shape[0])
-        return self._attend(q_BXC.expand(rows, -1, -1), k_BSC, v_BSC)
+        return self._attend(_for_branches(q_BXC, rows), k_BSC, v_BSC)
+
+
+def _for_branches(x_BXC: Tensor, clips: int) -> Tensor:
+    """The clips of one branch for each of them; a single one without a copy."""
+    return x_BXC.expand(clips, -1, -1) if len(x_BXC) == 1 else x_BXC.repeat(clips // len(x_BXC), 1, 1)
 
 
 def expand_frames(x_BC: Tensor, num_frames: int) -> Tensor:

@@ -54,8 +54,8 @@ class ConditionEmbedding(ControlNetConditioningEmbedding):
         return conditioning if conditioning.shape[1] == self.conv_out.out_channels else super().forward(conditioning)
 
 
-class SharedTextProcessor(AttnProcessor2_0):
-    """Cross-attention of a ControlNet that makes keys and values once for text that all images share."""
+class ControlAttnProcessor(AttnProcessor2_0):
+    """Attention of a ControlNet by the kernel that is chosen; text that all images share has its keys made once."""
 
     _attention_backend: AttentionBackendName | None = None
     _parallel_config: Any = None
@@ -69,9 +69,12 @@ class SharedTextProcessor(AttnProcessor2_0):
         temb: Tensor | None = None,
     ) -> Tensor:
         """As diffusers'. Args: hidden_states: (N, L, C); encoder_hidden_states: (N, S, D). Returns: (N, L, C)."""
-        text = encoder_hidden_states
-        if text is None or text.stride(0):  # rows of their own; `expand` gives rows that are one in memory
-            return super().__call__(attn, hidden_states, text, attention_mask, temb)
+        if attention_mask is not None or hidden_states.ndim != 3:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        text = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
+        if text is hidden_states or text.stride(0):  # rows of their own; `expand` gives rows that are one in memory
+            q_NLC, k_NSC, v_NSC = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
+            return attn.to_out[0](attend(q_NLC, k_NSC, v_NSC, heads=attn.heads, backend=self._attention_backend))
         q_1XC = rearrange(attn.to_q(hidden_states), "n l c -> 1 (n l) c")
         keys = attn.to_k(text[:1]), attn.to_v(text[:1])
         out_1XC = attend(q_1XC, *keys, heads=attn.heads, backend=self._attention_backend)
@@ -79,7 +82,7 @@ class SharedTextProcessor(AttnProcessor2_0):
 
 
 def share_work(controlnet: ControlNetModel) -> None:
-    """Let a ControlNet take conditions that it has embedded before, and text keys serve all images.
+    """Let a ControlNet take conditions that it has embedded before, text keys serve all images, kernels be chosen.
 
     Names and weights stay as they are, and so do attention processors that somebody chose.
     """
@@ -87,8 +90,8 @@ def share_work(controlnet: ControlNetModel) -> None:
         return
     controlnet.controlnet_cond_embedding = ConditionEmbedding(controlnet.controlnet_cond_embedding)
     for name, module in controlnet.named_modules():
-        if name.endswith("attn2") and isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
-            module.set_processor(SharedTextProcessor())
+        if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
+            module.set_processor(ControlAttnProcessor())
 
 
 def run_controlnet(
@@ -198,7 +201,8 @@ def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tenso
 
     Args:
         hidden: (B * F, C, h, w) UNet features; changed in place when no gradient is being recorded.
-        residual: (B, C, T, h, w) for frames 1..T, or (B, C, F, h, w) for all frames. A batch of 1 serves all clips.
+        residual: (B, C, T, h, w) for frames 1..T, or (B, C, F, h, w) for all frames. Fewer rows, by which B can be
+            divided, are the clips of each branch.
         num_frames: F.
 
     Returns:
@@ -207,7 +211,8 @@ def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tenso
     Raises:
         ValueError: when the residual has another number of frames.
     """
-    x_BFCHW = rearrange(hidden, "(b f) c h w -> b f c h w", f=num_frames)
+    clips = len(residual)
+    x_NBFCHW = rearrange(hidden, "(n b f) c h w -> n b f c h w", b=clips, f=num_frames)
     residual_BTCHW = rearrange(residual, "b c t h w -> b t c h w")
     skipped = num_frames - residual_BTCHW.shape[1]
     if skipped not in (0, 1):
@@ -216,7 +221,7 @@ def add_to_frames(hidden: Tensor, residual: Tensor, *, num_frames: int) -> Tenso
             f"ones) or {num_frames} (all)"
         )
     if torch.is_grad_enabled():
-        x_BFCHW = torch.cat([x_BFCHW[:, :skipped], x_BFCHW[:, skipped:] + residual_BTCHW], dim=1)
+        x_NBFCHW = torch.cat([x_NBFCHW[:, :, :skipped], x_NBFCHW[:, :, skipped:] + residual_BTCHW], dim=2)
     else:
-        x_BFCHW[:, skipped:] += residual_BTCHW
-    return rearrange(x_BFCHW, "b f c h w -> (b f) c h w")
+        x_NBFCHW[:, :, skipped:] += residual_BTCHW
+    return rearrange(x_NBFCHW, "n b f c h w -> (n b f) c h w")

@@ -236,7 +236,7 @@ class Denoiser:
         """The UNet's prediction for the generated frames.
 
         Args:
-            noisy_BCThw: noisy latents; one row serves all rows of the tokens.
+            noisy_BCThw: noisy latents; fewer rows than of tokens are the clips of each branch, see `XDynaUNet`.
             timestep: scalar or (B,).
             tokens: text and image tokens.
             reference_BC1hw: clean latents of the reference, as many rows as the noisy ones.
@@ -251,7 +251,7 @@ class Denoiser:
         out = self.unet(
             torch.cat([reference_BC1hw, noisy_BCThw], dim=2),
             timestep,
-            tokens.text if len(noisy_BCThw) > 1 else tokens.distinct_text,
+            tokens.text if len(noisy_BCThw) == len(tokens.text) else tokens.distinct_text,
             tokens.image,
             keys=keys,
             down_residuals=residuals.down if residuals else (),
@@ -259,7 +259,8 @@ class Denoiser:
             reference_features=features,
             deep=deep,
         ).sample
-        return out[:, :, 1:].expand(len(tokens.text), -1, -1, -1, -1)  # of rows that nothing tells apart
+        rows, noise = max(len(tokens.text), len(noisy_BCThw)), out[:, :, 1:]
+        return noise if len(noise) == rows else noise.repeat(rows // len(noise), 1, 1, 1, 1)  # nothing tells them apart
 
     def denoise_clip(
         self, noisy_BCThw: Tensor, t_B: Tensor, tokens: Tokens, *, reference_BC1hw: Tensor, controls: Sequence[Control]

@@ -59,8 +59,8 @@ class FeatureRecorder:
 class ClipContext:
     """What every layer of one forward pass may look at.
 
-    A single row serves all clips. As long as nothing tells the clips apart, as the branches of guidance until the first
-    cross-attention, one clip stands for all: each layer takes (B * F, ...) or (F, ...).
+    A single row serves all clips. As long as nothing tells branches of guidance apart, which is until the first
+    cross-attention, the clips of one branch stand for all: each layer takes (B * F, ...), or F rows for each of those.
 
     Attributes:
         num_frames: F.
@@ -82,17 +82,18 @@ class ClipContext:
 
 
 def to_clips(x_Z: Tensor, clips: int, *, num_frames: int) -> Tensor:
-    """One clip's frames for each of several clips that did not differ so far; those of all clips as they are.
+    """Frames of clips that did not differ between branches so far, for each branch; those of all clips as they are.
 
     Args:
-        x_Z: (F or clips * F, ...).
-        clips: their number.
+        x_Z: (clips * F, ...), or of a branch's clips alone, by which `clips` can be divided.
+        clips: of all branches; those of a branch are adjacent.
         num_frames: F.
 
     Returns:
         Tensor: (clips * F, ...).
     """
-    return x_Z if len(x_Z) == clips * num_frames else repeat(x_Z, "f ... -> (b f) ...", b=clips)
+    branches = clips * num_frames // len(x_Z)
+    return x_Z if branches == 1 else repeat(x_Z, "z ... -> (b z) ...", b=branches)
 
 
 def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> Tensor:
@@ -129,7 +130,7 @@ class ResnetBlock(nn.Module):
         norm_frames = context.num_frames if self.joint_group_norm else 1
         h = self.conv1(F.silu(clip_group_norm(x_ZCHW, self.norm1, num_frames=norm_frames)))
         time_BC = self.time_emb_proj(F.silu(context.time_BC))
-        time_BC = time_BC[: len(h) // context.num_frames]  # one row where one clip stands for all
+        time_BC = time_BC[: len(h) // context.num_frames]  # fewer rows where the clips of one branch stand for all
         h = h + expand_frames(time_BC, context.num_frames)[:, :, None, None]
         h = self.conv2(F.silu(clip_group_norm(h, self.norm2, num_frames=norm_frames)))
         return h + (x_ZCHW if self.conv_shortcut is None else self.conv_shortcut(x_ZCHW))
@@ -162,7 +163,7 @@ class SpatialTransformerBlock(nn.Module):
         return context.keys.get(self.place, self.attn2, context.text_BSC, context.image_BSC)
 
     def forward(self, x_ZLC: Tensor, context: ClipContext, keys: TokenKeys) -> Tensor:
-        """Args: x_ZLC: (B * F, L, C) or (F, L, C); keys: of `token_keys`. Returns: (B * F, L, C)."""
+        """Args: x_ZLC: (B * F, L, C), or of one branch; keys: of `token_keys`. Returns: (B * F, L, C)."""
         f = context.num_frames
         h_ZLC = self.norm1(x_ZLC)
         if context.recorder is not None:
@@ -217,7 +218,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Identity()
 
     def forward(self, x_ZCHW: Tensor, context: ClipContext) -> Tensor:
-        """Args: x_ZCHW: (B * F, C, H, W) or (F, C, H, W). Returns: (B * F, C, H, W)."""
+        """Args: x_ZCHW: (B * F, C, H, W), or of one branch. Returns: (B * F, C, H, W)."""
         h, w = x_ZCHW.shape[-2:]
         x_ZLC = rearrange(self.proj_in(self.norm(x_ZCHW)), "z c h w -> z (h w) c")
         for block in self.transformer_blocks:

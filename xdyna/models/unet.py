@@ -72,6 +72,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["ResnetBlock", "SpatialTransformer", "MotionModule"]
+    _repeated_blocks: ClassVar = ["ResnetBlock", "SpatialTransformerBlock", "TemporalTransformerBlock"]
 
     @register_to_config
     def __init__(
@@ -148,9 +149,9 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """Predict the noise in frames 1..T of a clip.
 
         Args:
-            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference image. Of a single row,
-                B clips are made that differ in their tokens, as the branches of guidance do; what comes before the
-                tokens tell them apart is then computed once.
+            sample: (B, in_channels, F, h, w); frame 0 holds the clean latents of the reference image. Fewer rows are
+                the clips of each branch of guidance, which differ in their tokens: row b * rows + k of these is branch
+                b of clip k. What comes before the tokens tell branches apart is then computed once.
             timestep: scalar or (B,), in training steps (0..999); the reference frame gets it too.
             text_tokens: (B, S, cross_attention_dim), or one row for all.
             image_tokens: (B, S', cross_attention_dim), or one row for all; None leaves the image branch out.
@@ -237,7 +238,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             if tokens is not None and (
                 tokens.ndim != 3
                 or len(tokens) not in (1, clips)
-                or len(sample) not in (1, clips)
+                or clips % len(sample)
                 or tokens.shape[2] != self.config.cross_attention_dim
             ):
                 raise ValueError(

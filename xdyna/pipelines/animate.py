@@ -26,7 +26,7 @@ from diffusers import DiffusionPipeline
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.atomic import write_file
-from xdyna.core.errors import FileError
+from xdyna.core.errors import FileError, UsageError
 from xdyna.core.files import path_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Progress, Watch
@@ -39,7 +39,7 @@ from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
-from xdyna.pipelines.resume import PartialRun, fingerprint
+from xdyna.pipelines.resume import PartialRun, chosen_before, fingerprint
 from xdyna.pipelines.sampling import decoded, sample
 from xdyna.pipelines.writing import write_outputs
 
@@ -259,7 +259,11 @@ def make(
         if ranks.rank > 0:
             plan, conditions = _controls(plan, cache_dir, watch, working.parent)
             result, inputs = {}, {}
-        partial = PartialRun(working, fingerprint(result), ranks=ranks, keep=resumable and ranks.rank == 0)
+        kernels = _attention(plan, model, working if resumable else None, ranks=ranks, watch=watch)
+        result["attention"] = kernels
+        keep = resumable and ranks.rank == 0
+        choices = {"attention": kernels}
+        partial = PartialRun(working, fingerprint(result), ranks=ranks, keep=keep, choices=choices)
         fitted = plan.fitted()
         try:
             before, processor = time.perf_counter(), time.process_time()
@@ -322,6 +326,26 @@ def _controls(plan: Plan, cache_dir: Path | None, watch: Watch, working: Path) -
     if conditions.summary is not None:
         watch.say(f"driving: {conditions.summary}")
     return plan, conditions
+
+
+def _attention(plan: Plan, model: Model, working: Path | None, *, ranks: Ranks, watch: Watch) -> dict[str, str]:
+    """Choose the attention kernels: those of an interrupted run again, the same ones in all processes."""
+    before = chosen_before(working).get("attention") if working is not None and ranks.rank == 0 else None
+    run = plan.run_shapes()
+    chosen = model.settle_attention(run, kept=before) if ranks.rank == 0 else None
+    shared: dict[str, str] = ranks.share(chosen)
+    if ranks.rank > 0 and (mine := model.settle_attention(run, kept=shared)) != shared:
+        raise UsageError(
+            f"process 0 computes attention with {shared}, process {ranks.rank} with {mine}, which is what its device "
+            "has; give attention=native"
+        )
+    asked = model.settings.attention
+    others = sorted(key for key, name in shared.items() if name != asked)
+    if others and asked != "auto" and model.given is None:
+        watch.say(f"note: attention={asked} cannot compute {', '.join(others)} (heads x width): native does")
+    if before and before != shared:
+        watch.say(f"note: begun with attention {before}, now {shared}: the run starts over")
+    return shared
 
 
 def _deciding(

@@ -1,7 +1,7 @@
 """Benchmark of one denoising step of one window at the published sizes, with random weights (`bench window`).
 
 Both ControlNets, both branches of guidance: naive (the equation as it stands), eager (ControlNets once for both
-branches), compiled, and as one CUDA graph. No files are needed. FLOPs are counted, not estimated.
+branches), with the networks' repeated blocks compiled (`compile=regional`), compiled as a whole, and as one CUDA graph. No files are needed. FLOPs are counted, not estimated.
 """
 
 import gc
@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from xdyna.core.atomic import write_file
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS, to_clip
 from xdyna.models.denoiser import Control, Denoiser, Tokens, control_residuals
 from xdyna.models.naive import naive_noise
+from xdyna.pipelines.compiling import compile_networks, restore_networks
 
 TEXT_TOKENS, IMAGE_TOKENS = 77, 16
 WARM_UP = 2  # steps that are not timed; the first one compiles
-WAYS = ("naive", "eager", "compiled", "graph")
+WAYS = ("naive", "eager", "regional", "compiled", "graph")
 
 
 def bench_window(
@@ -70,6 +72,7 @@ def bench_window(
             except RuntimeError as error:  # full memory, or what the compiler cannot do: the other ways may
                 row["failed"] = str(error).splitlines()[0][:200]
                 print(f"{row['dtype']:<10} {way:<10} {row['failed']}", flush=True)
+            restore_networks(steps.networks)
             rows.append(row)
             if report_to is not None:
                 report_to.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +81,24 @@ def bench_window(
     return rows
 
 
+@dataclass(frozen=True)
+class WindowSteps:
+    """One step of one window.
+
+    Attributes:
+        naive: as the equation has it; gives the prediction, (2, 4, T, h, w).
+        eager: as sampling computes it; gives the same.
+        networks: UNet and ControlNets.
+    """
+
+    naive: Callable[[], Tensor]
+    eager: Callable[[], Tensor]
+    networks: tuple[Any, ...]
+
+
 def window_steps(
     model: ModelConfig, *, frames: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> dict[str, Callable[[], Tensor]]:
+) -> WindowSteps:
     """The step as the equation has it, and with ControlNets that serve both branches.
 
     Args:
@@ -91,7 +109,7 @@ def window_steps(
         dtype: of everything.
 
     Returns:
-        "naive" and "eager": each gives the prediction, (2, 4, T, h, w).
+        WindowSteps: both ways, and the networks.
     """
     torch.manual_seed(0)
     with device:
@@ -121,20 +139,23 @@ def window_steps(
         residuals = to_clip(control_residuals(flat, timestep, text[:1], controls), 1)
         return denoiser.predict(latents, timestep, tokens, reference_BC1hw=reference, residuals=residuals)
 
-    return {"naive": naive, "eager": eager}
+    return WindowSteps(naive, eager, (unet, *nets))
 
 
 _CHANNELS = (POSE_CHANNELS, FACE_CHANNELS)
 
 
 @torch.no_grad()
-def _timed(steps: dict[str, Callable[[], Tensor]], way: str, *, repeats: int, device: torch.device) -> dict[str, Any]:
-    bare = steps["naive" if way == "naive" else "eager"]
+def _timed(steps: WindowSteps, way: str, *, repeats: int, device: torch.device) -> dict[str, Any]:
+    bare = steps.naive if way == "naive" else steps.eager
     with FlopCounterMode(display=False) as counter:
         bare()
     step = bare
-    if way in ("compiled", "graph"):
+    if way in ("regional", "compiled", "graph"):
         torch._dynamo.reset()
+    if way == "regional":
+        compile_networks(steps.networks)
+    if way in ("compiled", "graph"):
         step = torch.compile(bare, mode="reduce-overhead" if way == "graph" else "default")
     gc.collect()
     if device.type == "cuda":

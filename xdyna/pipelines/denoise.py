@@ -132,7 +132,6 @@ def _predict_windows(
         return []
     count, branch = len(parts), parts[0][1]
     own = tokens.rows(branch)
-    rows = len(own.text)
     residuals = [_branch(controls.window(latents, timestep, list(window)), branch) for window, _ in parts]
     noisy = torch.cat([latents[:, :, list(window)] for window, _ in parts]).to(own.text.device, reference.dtype)
     if count == 1:
@@ -149,18 +148,18 @@ def _predict_windows(
         return [out.float()]
 
     def side_by_side(levels: Sequence[Tensor]) -> Tensor:
-        """(B or 1, ...) of each window -> (B * windows, ...)."""
-        return torch.stack([level.expand(rows, *level.shape[1:]) for level in levels], dim=1).flatten(0, 1)
+        """(B or 1, ...) of each window -> (B * windows or windows, ...)."""
+        return torch.stack(list(levels), dim=1).flatten(0, 1)
 
     given = [r for r in residuals if r is not None]
     out = denoiser.predict(
-        noisy.repeat(rows, 1, 1, 1, 1),
+        noisy,
         timestep,
         Tokens(
             own.text.repeat_interleave(count, 0),
             own.image.repeat_interleave(count, 0) if own.image is not None else None,
         ),
-        reference_BC1hw=reference.expand(rows * count, -1, -1, -1, -1),
+        reference_BC1hw=reference.expand(count, -1, -1, -1, -1),
         residuals=ControlResiduals(
             tuple(side_by_side(levels) for levels in zip(*(r.down for r in given), strict=True)),
             side_by_side([r.mid for r in given]),
@@ -168,6 +167,7 @@ def _predict_windows(
         if given
         else None,
         features=[feature[branch].repeat_interleave(count, 0) for feature in features],
+        keys=controls.keys(branch, count),
     )
     return list(rearrange(out.float(), "(b k) c t h w -> k b c t h w", k=count))
 

@@ -4,12 +4,9 @@ Operations are counted on the meta device. Seconds and bytes are those of a shor
 networks and sizes (`calibrate`), which is remembered; where there was none they are a rule of thumb, and that is said.
 """
 
-import datetime
 import hashlib
 import itertools
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +18,9 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from xdyna.core.atomic import write_file
+from xdyna.core.device import chip_name
 from xdyna.core.manifest import peak_memory
+from xdyna.core.remembered import recall, remember, today
 from xdyna.core.resources import cache_folder
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import crop as crops
@@ -161,16 +159,14 @@ def calibrate(
         pass
     decode = (clock() - begin) / frames
     peaks = peak_memory(device)
-    found = Calibration(_today(), full, shallow, min(starts), decode, peaks.get("gpu", peaks.get("process", 0)))
-    path = path or calibrations()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, (json.dumps({**_read(path), key(plan, device, dtype): asdict(found)}, indent=1) + "\n").encode())
+    found = Calibration(today(), full, shallow, min(starts), decode, peaks.get("gpu", peaks.get("process", 0)))
+    remember(path or calibrations(), {key(plan, device, dtype): asdict(found)})
     return found
 
 
 def remembered(plan: Plan, device: torch.device, dtype: torch.dtype, *, path: Path | None = None) -> Calibration | None:
     """What a calibration of the same networks and sizes on this device found; None where there was none."""
-    entry = _read(path or calibrations()).get(key(plan, device, dtype))
+    entry = recall(path or calibrations()).get(key(plan, device, dtype))
     try:
         return Calibration(**entry) if isinstance(entry, dict) else None
     except TypeError:
@@ -185,31 +181,15 @@ def calibrations() -> Path:
 def key(plan: Plan, device: torch.device, dtype: torch.dtype) -> str:
     """Device, networks and sizes that a calibration holds for, as a hash."""
     settings = plan.settings
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     facts = [
-        [str(device), chip, torch.get_num_threads(), str(dtype), torch.__version__],
+        [str(device), chip_name(device), torch.get_num_threads(), str(dtype), torch.__version__],
         [[path.name, path.stat().st_size] for path in plan.checkpoint.weight_files()],
         [plan.size, plan.face, min(len(plan.driving.rows), settings.context_frames), settings.vae_chunk],
         [settings.reuse_interval, settings.reuse_depth, settings.decoder, settings.low_memory, settings.attention],
+        [settings.compile],
         [settings.guidance, settings.guidance_interval, settings.lora],
     ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    return f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # missing or damaged: nothing was measured
-    return found if isinstance(found, dict) else {}
 
 
 def _wait(device: torch.device) -> None:

@@ -150,7 +150,6 @@ def load_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     face: bool,
-    attention: str = "sdpa",
     low_memory: bool = False,
 ) -> XDynaPipeline:
     """Load a checkpoint: every weight must be there, fit and be a finite number.
@@ -160,7 +159,6 @@ def load_pipeline(
         device: where to.
         dtype: floating-point type of all networks.
         face: load the face ControlNet.
-        attention: "sdpa" or "xformers".
         low_memory: see `save_memory`.
 
     Returns:
@@ -168,7 +166,6 @@ def load_pipeline(
 
     Raises:
         WeightsError: on missing, unexpected, mis-shaped or non-finite weights.
-        ValueError: when xformers is asked for and not installed.
     """
     index = json.loads((checkpoint.folder / "model_index.json").read_text())
     parts: dict[str, Any] = {}
@@ -180,8 +177,6 @@ def load_pipeline(
         elif list((checkpoint.folder / name).glob("*.safetensors")):
             parts[name] = load_component(checkpoint.folder / name, *entry, dtype=dtype)
     pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
-    if attention == "xformers":
-        pipeline.enable_xformers_memory_efficient_attention()
     if low_memory:
         save_memory(pipeline, device)
     else:

@@ -16,7 +16,9 @@ from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.core.progress import Watch
-from xdyna.models.attention import require_xformers
+from xdyna.models.kernels import require_kernel
+from xdyna.pipelines.attention import Run, in_use, settle
+from xdyna.pipelines.compiling import compile_networks, require_compiler
 from xdyna.pipelines.folder import Checkpoint, checkpoint_of, find_checkpoint, load_pipeline
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
@@ -61,6 +63,11 @@ class Model:
                     "low_memory is asked for with a loaded pipeline, which is where it is already; call "
                     "xdyna.pipelines.memory.save_memory(pipeline, device) and leave low_memory out"
                 )
+            if settings.compile != "none":
+                raise UsageError(
+                    f"compile={settings.compile} is asked for with a loaded pipeline; call pipeline.unet."
+                    "compile_repeated_blocks() and leave compile out"
+                )
             if settings.scheduler is not None or settings.lora:
                 raise UsageError(
                     f"scheduler={settings.scheduler} and lora={settings.lora} are asked for with a loaded pipeline, "
@@ -68,10 +75,10 @@ class Model:
                 )
             self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
             return
-        if settings.attention == "xformers":
-            require_xformers()
         self.device = pick_device(settings.device)
         self.dtype = pick_dtype(settings.dtype, self.device)
+        if settings.attention != "auto":
+            require_kernel(settings.attention, self.device, self.dtype)
         self.scheduler = scheduler_class(settings.scheduler) if settings.scheduler is not None else None
         self.lora = [parse_lora(entry) for entry in settings.lora]
 
@@ -79,9 +86,9 @@ class Model:
         """See whether an animation's settings ask for the networks that this model has.
 
         Raises:
-            UsageError: another scheduler, LoRA or low_memory, or face control that the model was made without.
+            UsageError: another scheduler, LoRA, low_memory, attention or compile, or face control that the model was made without.
         """
-        for name in ("scheduler", "lora", "low_memory"):
+        for name in ("scheduler", "lora", "low_memory", "attention", "compile"):
             mine, asked = getattr(self.settings, name), getattr(settings, name)
             if mine != asked:
                 raise UsageError(
@@ -105,7 +112,6 @@ class Model:
             device=self.device,
             dtype=self.dtype,
             face=face,
-            attention=settings.attention,
             low_memory=settings.low_memory,
         )
         if self.scheduler is not None:
@@ -115,7 +121,24 @@ class Model:
             _load_lora(pipeline, path, name)
         if names:
             pipeline.set_adapters(names, [scale for _, scale in self.lora])
+        if settings.compile != "none":
+            require_compiler(self.device)
+            compile_networks([net for net in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet) if net is not None])
         return pipeline
+
+    def settle_attention(self, run: Run, *, kept: dict[str, str] | None = None) -> dict[str, str]:
+        """Let the networks use the kernels that the settings ask for; a given pipeline keeps its own.
+
+        Args:
+            run: shapes of the animation.
+            kept: kernels of an interrupted run.
+
+        Returns:
+            dict: see `xdyna.pipelines.attention.settle`.
+        """
+        if self.given is not None:
+            return in_use(self.given)
+        return settle(self.pipeline, self.settings.attention, run, kept=kept)
 
     def hashes(self, watch: Watch | None = None) -> dict[str, str]:
         """SHA-256 of every weight file, LoRA files included; of a given pipeline, of each part as it is now."""

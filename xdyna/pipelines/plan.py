@@ -20,6 +20,7 @@ from xdyna.perception.base import get_backend
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines import crop as crops
+from xdyna.pipelines.attention import Run
 from xdyna.pipelines.driving import Driving, open_driving
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.outputs import OutputFiles, free_names
@@ -128,6 +129,16 @@ class Plan:
             self.settings.crop, self.reference, self.size, face=False, person=self.person, look=lambda: None
         )
         return dataclasses.replace(self, face=False, crop=crop)
+
+    def run_shapes(self) -> Run:
+        """What decides the shapes of a denoising step."""
+        settings = self.settings
+        return Run(
+            size=self.size,
+            frames=min(len(self.driving.rows), settings.context_frames),
+            branches=2 if (settings.guidance or 0) > 1 else 1,
+            text_rows=1 if settings.prompt == settings.negative_prompt else 2,
+        )
 
     def windows(self) -> list[list[int]]:
         """Frame numbers of the windows of a step whose offset is 0."""

@@ -135,14 +135,14 @@ class ControlResidualCache:
         self.depth: int | None = None
         self.conditions = [EmbeddedConditions(condition, embedded_frames) for condition in conditions]
         self.tokens = tokens
-        self._keys: dict[int, CrossAttentionCache] = {}
+        self._keys: dict[tuple[int, int], CrossAttentionCache] = {}
         self._texts = tokens.distinct_text
         self._frames: dict[int, ControlResiduals] = {}
         self._uses: Counter[int] = Counter()
 
-    def keys(self, branch: slice) -> CrossAttentionCache:
-        """What cross-attention makes of the tokens of some branches of guidance, for all steps."""
-        return self._keys.setdefault(branch.start, CrossAttentionCache())
+    def keys(self, branch: slice, windows: int = 1) -> CrossAttentionCache:
+        """What cross-attention makes of the tokens of some branches of guidance, for so many windows, for all steps."""
+        return self._keys.setdefault((branch.start, windows), CrossAttentionCache())
 
     def start(self, windows: Sequence[Sequence[int]], *, depth: int | None = None) -> None:
         """Forget everything and learn which frames the coming step needs, and how often.

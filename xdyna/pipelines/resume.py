@@ -44,6 +44,20 @@ def blocks(frames: int, size: int = BLOCK) -> Iterator[slice]:
     return (slice(start, min(start + size, frames)) for start in range(0, frames, size))
 
 
+def partial_folder(output: Path) -> Path:
+    """Where the partial result of an output lies."""
+    return output.with_name(f"{output.stem}.partial")
+
+
+def chosen_before(output: Path) -> dict[str, Any]:
+    """What an interrupted run of this output has chosen, for the next one to choose again; empty where there is none."""
+    try:
+        found = json.loads((partial_folder(output) / "state.json").read_text())["choices"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class ClipStore:
     """Where a clip's tensors stand and how far it is: here in memory, nothing is kept.
 
@@ -99,6 +113,7 @@ class State:
     parts: list[int] = field(default_factory=list)
     buffer: int | None = None
     frames: int = 0
+    choices: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     solver: str | None = None
 
@@ -111,16 +126,25 @@ class PartialRun(ClipStore):
         key: fingerprint of the run; a partial result with another one is not used.
         ranks: processes that sample the clip together; process 0 keeps the partial result.
         keep: False where a partial result is of no use, for temporary files; then this is working space alone.
+        choices: what the program has chosen where the settings left it to it, see `chosen_before`; JSON values.
     """
 
     on_disk = True
 
-    def __init__(self, output: Path, key: str, *, ranks: Ranks | None = None, keep: bool = True) -> None:
+    def __init__(
+        self,
+        output: Path,
+        key: str,
+        *,
+        ranks: Ranks | None = None,
+        keep: bool = True,
+        choices: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(ranks)
-        self.folder = output.with_name(f"{output.stem}.partial")
+        self.folder = partial_folder(output)
         self.key, self.keep = key, keep
         found = self._read() if keep else None
-        self.state = State(**self.ranks.share(asdict(found or State())))
+        self.state = State(**self.ranks.share(asdict(found or State(choices=choices or {}))))
         self._saved = found or State()
         self._changed, self._whole = False, True
         self.within_steps = True  # whether a run may go on from the middle of a step

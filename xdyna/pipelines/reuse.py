@@ -7,6 +7,7 @@ from typing import Any
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.files import path_sha256
+from xdyna.models.kernels import is_exact
 from xdyna.pipelines.model import Model
 from xdyna.pipelines.outputs import OutputFiles, output_names
 from xdyna.pipelines.plan import Request, complete_settings
@@ -51,12 +52,14 @@ def difference(files: OutputFiles, request: Request, model: Model, settings: Inf
     settings = complete_settings(settings, request, model.checkpoint)
     config = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     for name, value in config.items():
-        if name not in _INDIFFERENT and _entry(made, "config").get(name, "not set") != value:
-            return f"{name} was {_entry(made, 'config').get(name, 'not set')}, is {value}"
+        before = _entry(made, "config").get(name, "not set")
+        same = name in _INDIFFERENT or (name == "attention" and is_exact([before, value]))
+        if before != value and not same:
+            return f"{name} was {before}, is {value}"
     inputs = {name: entry["sha256"] for name, entry in request.digests().items()}
-    before = {name: entry.get("sha256") for name, entry in _entry(made, "inputs").items()}
-    for name in {**inputs, **before}:
-        if inputs.get(name) != before.get(name):
+    former = {name: entry.get("sha256") for name, entry in _entry(made, "inputs").items()}
+    for name in {**inputs, **former}:
+        if inputs.get(name) != former.get(name):
             return f"another {name.replace('_', ' ')}"
     kind = _entry(made, "inputs")["driving"].get("kind")
     if request.kind not in ("auto", kind):
@@ -72,8 +75,8 @@ def difference(files: OutputFiles, request: Request, model: Model, settings: Inf
     return None
 
 
-_INDIFFERENT = ("device", "dtype", "attention", "vae_chunk")
-"""Settings that ask for the same video (the dtype that was chosen is compared)."""
+_INDIFFERENT = ("device", "dtype", "compile", "vae_chunk")
+"""Settings that ask for the same video (the dtype that was chosen is compared); exact attention kernels do, too."""
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -81,6 +81,16 @@ def test_large_batches_are_cut(monkeypatch):
     torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_no_kernel_is_given_more_sequences_than_its_grid_has_places(noting_backend):
+    """Temporal attention at 896 x 512 px has 14,336 sequences per clip; a batch of windows passes 65,535."""
+    q, k, v = torch.randn(3, 65_536 + 5, 2, 2).unbind(0)
+    out = attend(q, k, v, heads=1, backend=AttentionBackendName.XFORMERS)
+    assert max(shape[0] for shape, _ in noting_backend) < 65_536
+    assert sum(shape[0] for shape, _ in noting_backend) == len(q)
+    weights = torch.softmax(q @ k.transpose(-1, -2) / 2**0.5, dim=-1)
+    torch.testing.assert_close(out, weights @ v)
+
+
 @pytest.mark.parametrize("length", [4, attention.SHORT_SEQUENCE, attention.SHORT_SEQUENCE + 1])
 def test_bfloat16_training_on_the_cpu_gives_the_values_and_gradients_of_float32(length):
     inputs = [torch.randn(2, length, 16).bfloat16() for _ in range(3)]
@@ -123,7 +133,7 @@ def noting_backend(monkeypatch):
     name = AttentionBackendName.XFORMERS
     monkeypatch.setitem(_AttentionBackendRegistry._backends, name, run)
     monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, name, {"query", "key", "value"})
-    monkeypatch.setattr(attention, "require_xformers", lambda: None)
+    monkeypatch.setattr(attention, "require_kernel", lambda name: None)
     monkeypatch.setattr(attention_dispatch, "_check_attention_backend_requirements", lambda backend: None)
     monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE)
     return shapes

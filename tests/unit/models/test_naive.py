@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.test_architecture import ROOT, imports, module_name, sources
 from xdyna.diffusion.guidance import condition_range, scale_condition
@@ -79,9 +80,27 @@ def test_fast_path_is_the_equations(case: str) -> None:
         ],
     )
     cache = ControlResidualCache([Condition(net, x) for net, x in zip(nets, shown, strict=True)], tokens)
-    for _ in range(2):  # what the first step leaves behind serves the second
-        out = predict_noise(denoiser, latents, reference, timestep, windows=WINDOWS, tokens=tokens, controls=cache)
-        assert float((out - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+
+    def step(batch: int) -> torch.Tensor:
+        return predict_noise(
+            denoiser, latents, reference, timestep, windows=WINDOWS, tokens=tokens, controls=cache, batch=batch
+        )
+
+    for batch in (1, 1, 2, 3):  # what the first step leaves behind serves the second; 2 leaves a single window over
+        assert float((step(batch) - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+    operations = []
+    for batch in (1, 3):  # side by side, windows still share what the branches of guidance have in common
+        with FlopCounterMode(display=False) as counter:
+            step(batch)
+        operations.append(counter.get_total_flops() - _of_time(counter))
+    # The timestep has two rows at least, or one for each clip and branch.
+    assert operations[0] == operations[1]
+
+
+def _of_time(counter: FlopCounterMode) -> int:
+    """Of the timestep's embedding, whose rows are as many as clips, or two for a single one."""
+    parts = counter.get_flop_counts()
+    return sum(sum(found.values()) for name, found in parts.items() if name.endswith(("time_embedding", "time_emb_proj")))
 
 
 def test_only_tests_and_the_benchmark_know_the_naive_path() -> None:

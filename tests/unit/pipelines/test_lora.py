@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.unit.pipelines.test_xdyna import clip, make_pipeline  # noqa: F401  (clip is a fixture)
 from tests.unit.pipelines.test_xdyna import run as run_all
+from xdyna.models.attention import CrossAttentionCache, TextImageCrossAttention
 from xdyna.pipelines.xdyna import XDynaPipeline
 
 TARGETS = ["to_q", "to_out.0", "to_q_ff", "to_out_ff", "to_k_ip", "proj_in", "conv1"]
@@ -189,3 +190,41 @@ def test_a_lora_of_another_model_is_refused(pipeline: XDynaPipeline, state: dict
     with pytest.raises(ValueError, match=message):
         pipeline.load_lora_weights(state)
     assert bytes_of(pipeline) == before
+
+
+@pytest.mark.parametrize("change", ["scale", "load", "unload", "nothing"])
+def test_a_step_may_change_the_lora(pipeline, clip, change, tmp_path, monkeypatch):  # noqa: F811
+    """Keys of tokens are kept from step to step, but not those of other weights."""
+    layers = layers_of(trained(pipeline.unet, ["attn2.to_k", "attn2.to_v_ip"]))
+    state = {f"unet.{n}.lora_{k}.weight": v for n, pair in layers.items() for k, v in zip("AB", pair, strict=True)}
+    save_file(state, tmp_path / "lora.safetensors")
+    computed = []
+    original = TextImageCrossAttention.keys
+    monkeypatch.setattr(TextImageCrossAttention, "keys", lambda *args: computed.append(1) or original(*args))
+
+    def after_step(pipe, step, timestep, tensors):
+        if step == 0 and change == "scale":
+            pipe.set_adapters("a", 0.5)
+        elif step == 0 and change == "load":
+            pipe.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="a")
+        elif step == 0 and change == "unload":
+            pipe.unload_lora_weights()
+        return {}
+
+    def made() -> torch.Tensor:
+        computed.clear()
+        if change in ("scale", "unload"):
+            pipeline.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="a")
+        out = run_all(
+            pipeline, clip, num_frames=2, num_inference_steps=3, output_type="latent", callback_on_step_end=after_step,
+            guidance_scale=1.0,
+        )  # fmt: skip
+        pipeline.unload_lora_weights()
+        return out
+
+    out, places = made(), sum(isinstance(m, TextImageCrossAttention) for m in pipeline.unet.modules())
+    times = len(computed) / places
+    monkeypatch.setattr(CrossAttentionCache, "get", lambda self, place, layer, *tokens: layer.keys(*tokens))
+    anew = made()  # weights that lie elsewhere in memory may give another last bit
+    assert float((out - anew).abs().max()) < 1e-5 * float(anew.abs().max())
+    assert times == (1 if change == "nothing" else 2)

@@ -24,6 +24,7 @@ from xdyna.core.progress import Watch
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines.controls import find_reference
+from xdyna.pipelines.attention import Run
 from xdyna.pipelines.crop import fit_image
 from xdyna.pipelines.live.backlog import Backlog, LiveInput, LiveReport
 from xdyna.pipelines.live.controls import LiveControls
@@ -138,6 +139,16 @@ class LiveSession:
         self._start += kept + count - hold
         return frames
 
+    def run_shapes(self) -> Run:
+        """What decides the shapes of a denoising step."""
+        settings = self.settings
+        return Run(
+            size=self.controls.size,
+            frames=settings.window,
+            branches=2 if (settings.guidance or 0) > 1 else 1,
+            text_rows=1 if settings.prompt == settings.negative_prompt else 2,
+        )
+
     def warm_up(self) -> float:
         """Run windows of nothing, so that the first real one is as quick as all. Returns: s of the last one."""
         height, width = self.controls.size
@@ -206,6 +217,7 @@ def live(
         session = LiveSession(
             reference, model, settings, faces=source.faces, ref_keypoints=points, say=watch.say
         )  # fmt: skip
+        kernels = model.settle_attention(session.run_shapes())
         watch.say(
             f"{source.name} -> {session.controls.size[0]}x{session.controls.size[1]} (HxW) at {source.fps:.4g} fps, "
             f"{settings.new} new + {settings.held} held frames, {settings.steps} steps, face control "
@@ -221,6 +233,7 @@ def live(
             "contract": dataclasses.asdict(model.checkpoint.contract),
             "device": str(model.device),
             "dtype": str(model.dtype),
+            "attention": kernels,
             "threads": torch.get_num_threads(),
             "live": report.numbers(),
             "outputs": {files.video.name: path_sha256(files.video)},
