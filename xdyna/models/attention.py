@@ -31,6 +31,7 @@ from diffusers.models.attention_dispatch import (
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from xdyna.models import cpu_attention
 from xdyna.models.kernels import require_kernel
 
 # Fused attention kernels index the batch with a 16-bit grid dimension: larger batches are cut.
@@ -54,6 +55,8 @@ def _kernel(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int, backend: At
         if plain is not None:
             q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
             return rearrange(plain(q, k, v), "b n l d -> b l (n d)")
+    if backend is None and chosen == AttentionBackendName.NATIVE and cpu_attention.suits(q, k):
+        return rearrange(cpu_attention.attention(q, k, v, backend=backend), "b l n d -> b l (n d)")
     return rearrange(dispatch_attention_fn(q, k, v, backend=backend), "b l n d -> b l (n d)")
 
 

@@ -148,5 +148,9 @@ class MotionModule(nn.Module):
             return x_ZCHW
         x_BFCHW = rearrange(x_ZCHW, "(b f) c h w -> b f c h w", f=num_frames)
         reference, moving = x_BFCHW[:, :1], x_BFCHW[:, 1:]
+        if not torch.is_grad_enabled():
+            out_ZCHW = x_ZCHW.clone()  # keeps channels last, which concatenation does not
+            rearrange(out_ZCHW, "(b f) c h w -> b f c h w", f=num_frames)[:, 1:] += self.temporal_transformer(moving)
+            return out_ZCHW
         out_BFCHW = torch.cat([reference, moving + self.temporal_transformer(moving)], dim=1)
         return rearrange(out_BFCHW, "b f c h w -> (b f) c h w")

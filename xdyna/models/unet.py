@@ -24,7 +24,14 @@ from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.blocks import build_levels
 from xdyna.models.controls import add_to_frames
 from xdyna.models.deep import DeepFeatures
-from xdyna.models.layers import BlockOptions, ClipContext, SpatialTransformerBlock, clip_group_norm, to_clips
+from xdyna.models.layers import (
+    BlockOptions,
+    ClipContext,
+    SpatialTransformerBlock,
+    clip_group_norm,
+    halve_geglu,
+    to_clips,
+)
 
 
 @dataclass
@@ -131,6 +138,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+        halve_geglu(self)
 
     def forward(
         self,

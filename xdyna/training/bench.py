@@ -22,8 +22,8 @@ from accelerate.utils import set_seed
 from xdyna.config.train import ReplayConfig, TrainConfig
 from xdyna.data.loader import build_loader
 from xdyna.data.samples import Batch
+from xdyna.models.layers import use_channels_last
 from xdyna.training.checkpointing import set_checkpointing
-from xdyna.training.components import use_channels_last
 from xdyna.training.groups import select_trainable
 from xdyna.training.plan import Plan, make_plan, sized_components
 from xdyna.training.processes import make_accelerator
@@ -114,7 +114,7 @@ def measure(trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> Measur
 def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> Trainer:
     components = sized_components(config, device=device)
     if config.channels_last:
-        use_channels_last(components)
+        use_channels_last(*components.modules().values())
     stage = STAGES[config.stage]
     stage.add_what_trains(components, config)
     groups = select_trainable(components, stage.chosen_groups(config.appearance, config.train))

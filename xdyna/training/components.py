@@ -127,14 +127,6 @@ def save_lora(unet: XDynaUNet, path: Path) -> None:
     write_file(path, save(halves, {"format": "pt"}))
 
 
-def use_channels_last(components: Components) -> None:
-    """Lay out the weights of all convolutions channels last, in place."""
-    for module in components.modules().values():
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-
-
 def _tell_of_other_sizes(pipeline: XDynaPipeline, config: TrainConfig) -> None:
     """Warn where the model section says something else than the folder that counts."""
     differ = []

@@ -25,9 +25,10 @@ from torch import Tensor
 from xdyna.config.contract import ConditionContract, read_contract
 from xdyna.config.train import LossConfig, TrainConfig
 from xdyna.core.errors import ConfigError, UsageError
+from xdyna.models.layers import use_channels_last
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.pipelines.folder import named_folder
-from xdyna.training.components import Components, add_lora, load_components, use_channels_last, without_adapter
+from xdyna.training.components import Components, add_lora, load_components, without_adapter
 from xdyna.training.contract import run_contract
 from xdyna.training.distill import ConsistencyObjective
 from xdyna.training.groups import GROUPS
@@ -101,7 +102,7 @@ class Stage(abc.ABC):
         self.contract(config, components)  # a contradiction is said before anything is trained
         self.add_what_trains(components, config)
         if config.channels_last:
-            use_channels_last(components)
+            use_channels_last(*components.modules().values())
         return components
 
     def contract(self, config: TrainConfig, components: Components) -> ConditionContract:

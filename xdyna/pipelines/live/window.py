@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -26,8 +27,10 @@ from xdyna.config.live import LiveConfig
 from xdyna.core.device import to_device
 from xdyna.diffusion.guidance import scale_condition
 from xdyna.diffusion.prior import similarity_prior
-from xdyna.models.controls import ControlResiduals, to_clip
+from xdyna.models.attention import CrossAttentionCache
+from xdyna.models.controls import ControlResiduals, share_work, to_clip
 from xdyna.models.denoiser import Control, Denoiser, control_residuals
+from xdyna.models.layers import use_channels_last
 from xdyna.pipelines.denoise import guide
 from xdyna.pipelines.options import Embeddings
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
@@ -39,8 +42,53 @@ def generator_of(seed: int, index: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int(state[0]) >> 1)
 
 
+class EmbeddedImages:
+    """Control images as one ControlNet embeds them, which no timestep enters: each once, those of held frames kept.
+
+    They are scaled by the range of all images so far, as whole videos are by their own; a new range embeds anew.
+
+    Args:
+        net: the ControlNet.
+    """
+
+    def __init__(self, net: ControlNetModel) -> None:
+        share_work(net)
+        self.net = net
+        self.forget()
+
+    def forget(self) -> None:
+        """As if no image had been seen."""
+        self._range = 255.0, 0.0
+        self._known: dict[bytes, Tensor] = {}
+
+    def of(self, images: np.ndarray) -> Control:
+        """Those of one window.
+
+        Args:
+            images: uint8 (T, H, W, C).
+
+        Returns:
+            Control: images (T, C', h, w) embedded, in the dtype of the network.
+        """
+        low, high = min(self._range[0], float(images.min())), max(self._range[1], float(images.max()))
+        known = self._known if (low, high) == self._range else {}
+        names = [image.tobytes() for image in images]
+        new = {name: image for name, image in zip(names, images, strict=True) if name not in known}
+        if new:
+            layer = self.net.controlnet_cond_embedding
+            weight = next(layer.parameters())
+            pixels = rearrange(torch.from_numpy(np.stack(list(new.values()))), "t h w c -> t c h w")
+            scaled = scale_condition(to_device(pixels.contiguous(), weight.device), low, high)
+            known = known | dict(zip(new, layer(scaled.to(weight.dtype)), strict=True))
+        self._range, self._known = (low, high), {name: known[name] for name in names}
+        embedded = torch.stack([known[name] for name in names])
+        return Control(self.net, embedded.contiguous(memory_format=torch.channels_last))
+
+
 class WindowDenoiser:
     """The networks with everything that is the same in all windows.
+
+    Their convolutions are laid out channels last, in place, which is faster, on CPUs nearly twice.
 
     Args:
         pipeline: the networks.
@@ -56,6 +104,7 @@ class WindowDenoiser:
         self.pipeline, self.settings, self.scale = pipeline, settings, settings.guidance
         self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
         self.denoiser = Denoiser.of(pipeline)
+        use_channels_last(pipeline.unet, pipeline.vae, *self.denoiser.beside_unet())
         self.scheduler: Any = copy.deepcopy(pipeline.scheduler)
         accepted = inspect.signature(self.scheduler.step).parameters
         self._takes_generator = "generator" in accepted
@@ -69,7 +118,9 @@ class WindowDenoiser:
             self.tokens = embeds.tokens(0, guided=settings.guidance > 1)
             self.texts = (self.tokens.text[:1] if self.tokens.same_text else self.tokens.text).split(1)
             self.features = self.denoiser.read_reference(self.reference[:, :, None], self.tokens)
-        self._ranges: dict[str, tuple[float, float]] = {}
+        self.keys = CrossAttentionCache()
+        nets = {"pose": self.denoiser.pose_controlnet, "face": self.denoiser.face_controlnet}
+        self.embedded = {name: EmbeddedImages(net) for name, net in nets.items() if net is not None}
 
     @torch.inference_mode()
     def denoise(self, images: dict[str, np.ndarray], *, start: int, held: Tensor | None) -> Tensor:
@@ -84,7 +135,7 @@ class WindowDenoiser:
             Tensor: (1, 4, T, h, w) float32; the first k frames are `held`, bit by bit.
         """
         count, kept = len(images["pose"]), 0 if held is None else held.shape[2]
-        controls = self._controls(images)
+        controls = [self.embedded[name].of(values) for name, values in images.items()]
         noise, blurred = self._draw(start, count)
         self.scheduler.set_timesteps(self.settings.steps, device=self.device)
         timesteps = self.scheduler.timesteps
@@ -105,6 +156,7 @@ class WindowDenoiser:
                 reference_BC1hw=reference,
                 residuals=self._residuals(sample, t, controls),
                 features=self.features,
+                keys=self.keys,
             )
             x = self.scheduler.step(guide(prediction.float(), self.scale), t, x, return_dict=False, **extra)[0]
         if held is not None:
@@ -127,7 +179,8 @@ class WindowDenoiser:
 
     def forget(self) -> None:
         """As if no window had been made."""
-        self._ranges.clear()
+        for embedded in self.embedded.values():
+            embedded.forget()
 
     def _at_level(self, held: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return held if self.settings.held_as == "clean" else self.scheduler.add_noise(held, noise, t.reshape(1))
@@ -141,20 +194,6 @@ class WindowDenoiser:
             blurred.append(torch.rand((1, channels, height, width), generator=generator) < 0.5)
             noise.append(torch.randn((1, channels, height, width), generator=generator))
         return torch.stack(noise, 2).to(self.device), torch.stack(blurred, 2).to(self.device)
-
-    def _controls(self, images: dict[str, np.ndarray]) -> list[Control]:
-        """Control images in [0, 1]: by the range of all that was seen, as a clip's own range is in whole videos."""
-        nets = {"pose": self.denoiser.pose_controlnet, "face": self.denoiser.face_controlnet}
-        controls = []
-        for name, values in images.items():
-            low, high = self._ranges.get(name, (255.0, 0.0))
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            self._ranges[name] = low, high
-            pixels = to_device(torch.from_numpy(rearrange(values, "t h w c -> t c h w").copy()), self.device)
-            net = nets[name]
-            assert net is not None
-            controls.append(Control(net, scale_condition(pixels, low, high).to(self.dtype)))
-        return controls
 
     def _residuals(self, sample: Tensor, t: Tensor, controls: Sequence[Control]) -> ControlResiduals:
         """Of all ControlNets, (B or 1, C, T, ., .): once where the branches have the same text."""
