@@ -15,7 +15,7 @@ that, the ground decides the height: knees that bend then do not lift the feet.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import cv2
@@ -89,6 +89,9 @@ class AlignmentReport:
             in the image; 0.6 times that for each of another posture and a back view.
         warnings: sentences for the user; empty if all is well.
         usable: the score is at least 0.3 and the scale was not limited.
+        mode: "global", or how `xdyna.perception.retarget` went on from here: "bones", "face".
+        ratios: with "bones": length of each part in the reference over that in the clip.
+        frame: with "face": the frame whose head is turned most like the reference's.
     """
 
     scale: float
@@ -101,6 +104,9 @@ class AlignmentReport:
     score: float
     warnings: tuple[str, ...]
     usable: bool
+    mode: str = "global"
+    ratios: dict[str, float] = field(default_factory=dict)
+    frame: int | None = None
 
     def __str__(self) -> str:
         """One line for the user."""
@@ -238,8 +244,8 @@ def _scale(driving: Figure, target: Figure, *, legs: bool, zoom: float) -> _Scal
     if not rows.any():
         raise PerceptionError(
             f"no part of the body could be compared: the reference is seen down to {EXTENTS[extent_of(target)][0]}, "
-            f"the driving person down to {EXTENTS[extent_of(driving)][0]}; choose a video and an image that show the same "
-            f"part of the body, or run without alignment"
+            f"the driving person down to {EXTENTS[extent_of(driving)][0]}; choose a video and an image that show the "
+            f"same part of the body, or run without alignment"
         )
     logs, weights = np.log(theirs[rows] / ours[rows]), weights[rows]
     middle = _weighted_quantile(logs, weights)
