@@ -7,28 +7,41 @@
           only shortens. A part that the reference hides takes its neighbour's ratio (forearm: upper arm, shin: thigh),
           else the torso's; ratios stay within `BOUNDS` of the torso's. Where both stand with their feet in view, feet
           stand on the reference's ground and under its person; else the anchor of `align_track` stays where it was.
-"face"    one similarity again, taken from the frame whose head is turned most like the reference's: for close-ups.
-"auto"    "bones" where a torso or shoulders can be compared, else "face" where both show one, else "global".
+"face"    one similarity again, its scale taken from the frame whose head is turned most like the reference's; the
+          face's resting place goes to the reference's face.
+"auto"    "bones" where a torso or shoulders can be compared; else "face" where the reference's head is turned otherwise
+          than the clip's usually is, and some frame has that turn; else "global".
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xdyna.perception.align import AlignmentReport, align_track
 from xdyna.perception.errors import PerceptionError
-from xdyna.perception.figure import FACE, FOOT, MID_HIP, Figure, figure_of, high_quantile, reference_figure, resting_place
+from xdyna.perception.figure import (
+    FACE,
+    LENGTH_QUANTILE,
+    MID_HIP,
+    Figure,
+    figure_of,
+    high_quantile,
+    reference_figure,
+    resting_place,
+)  # fmt: skip
 from xdyna.perception.topology import BODY_JOINTS, LEFT_SHOULDER, NECK, NOSE, RIGHT_SHOULDER
 from xdyna.perception.types import Person, PoseTrack
 
 MODES = ("auto", "global", "bones", "face")
-BOUNDS = 1.6
-"""A part's ratio is within this factor of the torso's: people differ by no more, shortened limbs do."""
+BOUNDS = {"neck": 4.0, "head": 4.0}
+"""A part's ratio is within this factor of the torso's, others within 2: limbs that point at the camera are not; drawn
+figures may have heads of any size."""
 
-_SHORTER, _LONGER = 0.6, 0.9  # how far a measured ratio below, or above, the torso's is believed
+_BOUND = 2.0
+_ALONE = 0.8  # how far a ratio below the torso's is believed where the reference shows one side alone
+_TURNED = 0.3  # of `head_turns`: below it, lengths of the whole clip tell more than those of one frame
 _ANKLES = (10, 13)
 _SIDES: dict[str, tuple[tuple[int, int], ...]] = {
     "torso": ((NECK, MID_HIP),), "neck": ((NECK, NOSE),), "shoulders": ((RIGHT_SHOULDER, LEFT_SHOULDER),),
@@ -100,10 +113,16 @@ def fit_track(track: PoseTrack, reference: Person | np.ndarray, *, size: tuple[i
 
 
 def _choice(driving: Figure, target: Figure) -> str:
+    """What "auto" means for two people."""
     for ends in (*_SIDES["torso"], *_SIDES["shoulders"]):
         if target.seen[0, list(ends)].all() and len(driving.length(*ends)):
             return "bones"
-    return "face" if target.seen[0, FACE] and driving.seen[:, FACE].any() else "global"
+    if not (target.seen[0, FACE] and driving.seen[:, FACE].any()):
+        return "global"
+    turns = head_turns(driving) - head_turns(target)
+    usual = float(np.linalg.norm(np.nanmedian(turns, axis=0)))
+    nearest = float(np.nanmin(np.linalg.norm(turns, axis=1)))
+    return "face" if usual > _TURNED and nearest < usual / 2 else "global"
 
 
 # --- bones ------------------------------------------------------------------------------------------------------------
@@ -116,10 +135,8 @@ def _by_bones(
     ratios, usual = _ratios(driving, target, base=report.scale, legs=legs)
     ratios["hands"] = _hand_ratio(track, reference, ratios)
     xy = report.scale * driving.xy + report.offset  # where nothing better is known
-    placed = driving.seen[:, NECK].copy()
-    shift = np.zeros((len(xy), 2))
-    known = np.zeros((len(xy), FACE + 70), bool)
-    known[:, NECK] = placed
+    known = np.zeros_like(driving.seen)
+    known[:, NECK] = driving.seen[:, NECK]
     for joint, part, ancestors in _TREE:
         path, open_rows = [part], driving.seen[:, joint].copy()
         for ancestor in ancestors:
@@ -136,24 +153,24 @@ def _by_bones(
     hands = track.hands.astype(np.float64)
     for side, wrist in enumerate((7, 4)):
         root = hands[:, side, :1, :2]
-        at = np.where(driving.seen[:, wrist, None], xy[:, wrist] + ratios["hands"] * (root[:, 0] - driving.xy[:, wrist]),
-                      report.scale * root[:, 0] + report.offset + shift)  # fmt: skip
+        held = xy[:, wrist] + ratios["hands"] * (root[:, 0] - driving.xy[:, wrist])
+        at = np.where(driving.seen[:, wrist, None], held, report.scale * root[:, 0] + report.offset + shift)
         hands[:, side, :, :2] = at[:, None] + ratios["hands"] * (hands[:, side, :, :2] - root)
     aligned = replace(track, body=body, hands=_points(hands[..., :2], track.hands), face=face, size=report.size)
     told = {part: round(float(value), 4) for part, value in ratios.items()}
     return Fit(aligned, replace(report, mode="bones", ratios=told), heads)
 
 
-def _ratios(
-    driving: Figure, target: Figure, *, base: float, legs: bool
-) -> tuple[dict[str, float], dict[str, float]]:
+def _ratios(driving: Figure, target: Figure, *, base: float, legs: bool) -> tuple[dict[str, float], dict[str, float]]:
     """Ratio of each part, and its usual length in the clip, px; `legs`: whether the legs may be compared."""
     usual: dict[str, float] = {}
     found: dict[str, float] = {}
     for part, sides in _SIDES.items():
         ours = np.concatenate([driving.length(*side) for side in sides])
         theirs = np.concatenate([target.length(*side) for side in sides])
-        usual[part] = high_quantile(ours) if len(ours) else 0.0
+        # Of two sides the longer one counts in the reference, so the clip's are taken as high.
+        quantile = LENGTH_QUANTILE if len(sides) == 2 else 0.5
+        usual[part] = high_quantile(ours, quantile=quantile) if len(ours) else 0.0
         if usual[part] > 1e-3 and len(theirs) and theirs.max() > 1.0 and (legs or part not in ("thighs", "shins")):
             found[part] = float(theirs.max()) / usual[part]
     heads = [
@@ -167,14 +184,15 @@ def _ratios(
     torso = base * _bounded(found["torso"] / base) if "torso" in found else base
     ratios = {}
     for part in (*_SIDES, "head"):
-        near = found.get(part, found.get(_NEIGHBOUR.get(part, "")))
-        log = 0.0 if near is None else math.log(_bounded(near / torso))
-        ratios[part] = torso if part == "torso" else torso * math.exp(log * (_SHORTER if log < 0 else _LONGER))
+        source = part if part in found else _NEIGHBOUR.get(part, "")
+        near = _bounded(found.get(source, torso) / torso, BOUNDS.get(part, _BOUND))
+        alone = len(_SIDES.get(source, ())) == 2 and sum(len(target.length(*side)) for side in _SIDES[source]) < 2
+        ratios[part] = torso * (near**_ALONE if alone and near < 1 else near)
     return ratios, usual
 
 
-def _bounded(ratio: float) -> float:
-    return min(max(ratio, 1 / BOUNDS), BOUNDS)
+def _bounded(ratio: float, bound: float = _BOUND) -> float:
+    return min(max(ratio, 1 / bound), bound)
 
 
 def _along(path: list[str], ratios: dict[str, float], usual: dict[str, float]) -> float:
@@ -205,15 +223,20 @@ def _shift(
     """(T, 2) by which the rebuilt figure is moved: feet onto the ground, else the anchor to where it was."""
     feet = driving.seen[:, _ANKLES].all(axis=1) & known[:, _ANKLES].all(axis=1)
     if ground and target.seen[0, _ANKLES].all() and feet.mean() >= 0.5:
+
         def middle_and_low(points: np.ndarray) -> np.ndarray:
             return np.stack([points[:, _ANKLES, 0].mean(axis=1), points[:, _ANKLES, 1].max(axis=1)], axis=1)
 
         ours = middle_and_low(driving.xy)
-        rest = resting_place(ours[feet])
+        # Feet leave the ground upwards only, so it is low among where they were.
+        low = high_quantile(ours[feet, 1], slack=0.05 * np.ptp(driving.xy[feet][:, [NECK, *_ANKLES], 1]))
+        rest = np.array([np.median(ours[feet, 0]), low])
         wanted = middle_and_low(target.xy)[0] + report.scale * (ours - rest)
         return _filled(wanted - middle_and_low(xy), feet)
-    joint = BODY_JOINTS.index(report.anchor.replace(" ", "_")) if report.anchor.replace(" ", "_") in BODY_JOINTS else (
-        MID_HIP if report.anchor == "middle of the hips" else NECK
+    joint = (
+        BODY_JOINTS.index(report.anchor.replace(" ", "_"))
+        if report.anchor.replace(" ", "_") in BODY_JOINTS
+        else (MID_HIP if report.anchor == "middle of the hips" else NECK)
     )
     rows = known[:, joint]
     if not rows.any():
@@ -227,9 +250,7 @@ def _filled(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(times, there, values[there, axis]) for axis in range(2)], axis=1)
 
 
-def _heads(
-    xy: np.ndarray, driving: Figure, ratio: float, report: AlignmentReport, shift: np.ndarray
-) -> np.ndarray:
+def _heads(xy: np.ndarray, driving: Figure, ratio: float, report: AlignmentReport, shift: np.ndarray) -> np.ndarray:
     """(T, 3) similarity of the head in each frame: about the nose, where it is seen."""
     offset = np.array(report.offset) + shift
     plain = np.concatenate([np.full((len(xy), 1), report.scale), offset], axis=1)
@@ -274,10 +295,10 @@ def _by_face(track: PoseTrack, driving: Figure, target: Figure, report: Alignmen
             "another align (auto, global, bones), or a picture and a video that show the face large"
         )
     best = int(np.nanargmin(away))
-    ours, theirs = driving.xy[best, FACE : FACE + 68], target.xy[0, FACE : FACE + 68]
-    spread = [np.linalg.norm(points - points.mean(0)) for points in (ours, theirs)]
+    ours, theirs = driving.xy[:, FACE : FACE + 68], target.xy[0, FACE : FACE + 68]
+    spread = [np.linalg.norm(points - points.mean(0)) for points in (ours[best], theirs)]
     scale = float(spread[1] / max(spread[0], 1e-6))
-    offset = theirs.mean(0) - scale * ours.mean(0)
+    offset = theirs.mean(0) - scale * resting_place(ours[driving.seen[:, FACE]].mean(1))
     xy = scale * driving.xy + offset
     hands = scale * track.hands[..., :2].astype(np.float64) + offset
     moved = replace(

@@ -62,7 +62,9 @@ def make_pair(number: int, *, first: int = SPLITS["test"].start) -> AlignmentPai
     bodies = [other_build(make_identity(seed).body, rng) for seed in (ours, theirs)]
     own = puppet_track(ours, motion, frames=FRAMES, size=_SIZE, motion_kind=move, body=bodies[0])
     truth = puppet_track(theirs, motion, frames=FRAMES, size=_SIZE, motion_kind=move, body=bodies[1])
-    still = puppet_track(theirs, other, frames=1, start=int(rng.integers(24)), size=_SIZE, body=bodies[1])
+    poses = puppet_track(theirs, other, frames=2 * FRAMES, size=_SIZE, body=bodies[1])
+    still = poses.select([_calm(poses, rng)])
+    truth = _moved(truth, np.array([_spot(still) - _spot(truth), 0.0]))
     height = bodies[1].frame_share * _SIZE[0]
     driving = _camera(own, kind, rng)
     box = _frame(still, kind)
@@ -95,6 +97,24 @@ def other_build(body: Body, rng: np.random.Generator) -> Body:
     )  # fmt: skip
 
 
+def _calm(poses: PoseTrack, rng: np.random.Generator) -> int:
+    """A frame for a picture: of those half whose neck is nearest to its usual height, any one."""
+    height = poses.body[:, 1, 1]
+    return int(rng.choice(np.argsort(np.abs(height - np.median(height)), kind="stable")[: len(poses) // 2]))
+
+
+def _spot(track: PoseTrack) -> float:
+    """Where somebody stands: the usual x between the ankles, px."""
+    return float(np.median(track.body[:, [10, 13], 0].mean(axis=1)))
+
+
+def _moved(track: PoseTrack, offset: np.ndarray, scale: float = 1.0) -> PoseTrack:
+    def moved(points: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.where(points[..., 2:] > 0, scale * points[..., :2] + offset, 0), points[..., 2:]], -1)
+
+    return replace(track, body=moved(track.body), hands=moved(track.hands), face=moved(track.face))
+
+
 def _camera(track: PoseTrack, kind: str, rng: np.random.Generator) -> PoseTrack:
     """The driving person in an image of another size, at another place and scale."""
     scale = rng.uniform(0.3, 0.45) if kind == "far away" else rng.uniform(0.6, 1.6)
@@ -104,12 +124,7 @@ def _camera(track: PoseTrack, kind: str, rng: np.random.Generator) -> PoseTrack:
     scale *= size[0] / _SIZE[0] / max(scale, 1)
     across, bottom = rng.uniform(0.4, 0.6) * size[1], size[0] * (1 if cut else rng.uniform(0.85, 0.98))
     offset = np.array([across - scale * _SIZE[1] / 2, bottom - scale * low])
-
-    def seen(points: np.ndarray) -> np.ndarray:
-        xy = scale * points[..., :2] + offset
-        return np.concatenate([xy, points[..., 2:]], axis=-1)
-
-    return _inside(replace(track, body=seen(track.body), hands=seen(track.hands), face=seen(track.face), size=size))
+    return _inside(replace(_moved(track, offset, scale), size=size))
 
 
 def _frame(still: PoseTrack, kind: str) -> CropResize:
@@ -131,7 +146,9 @@ def _cut(track: PoseTrack, box: CropResize) -> PoseTrack:
 def _inside(track: PoseTrack) -> PoseTrack:
     """Without what lies outside the image: nobody sees it."""
     face = np.stack([mark_face(points, track.size) for points in track.face])
-    return replace(track, body=mark_outside(track.body, track.size), hands=mark_outside(track.hands, track.size), face=face)
+    return replace(
+        track, body=mark_outside(track.body, track.size), hands=mark_outside(track.hands, track.size), face=face
+    )
 
 
 def _noisy(track: PoseTrack, sigma: float, rng: np.random.Generator) -> PoseTrack:

@@ -204,8 +204,9 @@ def puppet_track(
     marks = face_landmarks(puppet.face, acted.motion.expression, acted.motion.yaw, acted.motion.pitch)
     place = _Placement(puppet, _checked_size(size))
     points = [_keypoints(acted.pose(k, puppet, marks[k]), place) for k in range(frames)]
+    body_points, hands, faces = (np.stack([p[part] for p in points]) for part in range(3))
     return PoseTrack(
-        *(np.stack([p[part] for p in points]) for part in range(3)), size=place.size, times=np.arange(frames) * stride / FPS,
+        body=body_points, hands=hands, face=faces, size=place.size, times=np.arange(frames) * stride / FPS,
         frame_index=np.arange(frames), source="puppet",
     )  # fmt: skip
 
