@@ -27,18 +27,17 @@ from xdyna.perception.errors import PerceptionError
 from xdyna.perception.figure import (
     EXTENTS,
     FACE,
-    FOLDED,
     FOOT,
     MID_HIP,
-    STANDING,
     Figure,
     extent_of,
-    facing_of,
     figure_of,
     high_quantile,
     leg_height,
+    postures_differ,
     reference_figure,
     resting_place,
+    share_turned,
 )  # fmt: skip
 from xdyna.perception.topology import BODY_JOINTS, LEFT_HIP, LEFT_SHOULDER, NECK, NOSE, RIGHT_HIP, RIGHT_SHOULDER
 from xdyna.perception.types import Person, PoseTrack
@@ -69,7 +68,7 @@ _GROUND_TOLERANCE = 0.1  # of neck to ground
 _AGREE = 1.25  # ratios within this factor of the scale support it
 _OFTEN = 0.25  # share of the frames in which an anchor must be seen
 _MISMATCH = 0.6  # factor on the score for another posture or a back view
-_USABLE = 0.3
+USABLE = 0.3
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,8 @@ class AlignmentReport:
             in the image; 0.6 times that for each of another posture and a back view.
         warnings: sentences for the user; empty if all is well.
         usable: the score is at least 0.3 and the scale was not limited.
+        agreement: share of the segments' weight whose ratio is near the scale.
+        limited: whether the scale would have to be more than is possible.
         mode: "global", or how `xdyna.perception.retarget` went on from here: "bones", "face".
         ratios: with "bones": length of each part in the reference over that in the clip.
         frame: with "face": the frame whose head is turned most like the reference's.
@@ -104,6 +105,8 @@ class AlignmentReport:
     score: float
     warnings: tuple[str, ...]
     usable: bool
+    agreement: float = 1.0
+    limited: bool = False
     mode: str = "global"
     ratios: dict[str, float] = field(default_factory=dict)
     frame: int | None = None
@@ -111,6 +114,11 @@ class AlignmentReport:
     def __str__(self) -> str:
         """One line for the user."""
         place = f"{self.anchor} and ground" if self.ground else self.anchor
+        if self.mode == "bones":
+            low, high = min(self.ratios.values()), max(self.ratios.values())
+            place += f"; bones by {low:.2f} to {high:.2f}"
+        elif self.mode == "face":
+            place += f", scale of frame {self.frame}"
         return (
             f"driving person scaled by {self.scale:.3f}, moved by ({self.offset[0]:+.1f}, {self.offset[1]:+.1f}) px; "
             f"measured on {len(self.segments)} segments, placed by {place}; score {self.score:.2f}"
@@ -217,7 +225,9 @@ def align_track(
         ground=ground,
         score=score,
         warnings=tuple(note for note in notes if note),
-        usable=score >= _USABLE and not scale.limited,
+        usable=score >= USABLE and not scale.limited,
+        agreement=scale.agreement,
+        limited=bool(scale.limited),
     )
 
     def moved(points: np.ndarray) -> np.ndarray:
@@ -332,9 +342,9 @@ def _framing_warning(driving: Figure, target: Figure) -> str:
 
 def _posture_warning(driving: Figure, target: Figure) -> str:
     """One stands and the other does not."""
-    ours, theirs = leg_height(driving), leg_height(target)
-    if not (min(ours, theirs) < FOLDED and max(ours, theirs) > STANDING):
+    if not postures_differ(driving, target):
         return ""
+    ours, theirs = leg_height(driving), leg_height(target)
     words = {True: "stands", False: "sits or kneels"}
     return (
         f"the reference {words[theirs > ours]} and the driving person {words[ours > theirs]}; their legs were not "
@@ -344,8 +354,7 @@ def _posture_warning(driving: Figure, target: Figure) -> str:
 
 def _facing_warning(driving: Figure, target: Figure) -> str:
     """One shows the front and the other the back."""
-    facing, wanted = facing_of(driving), facing_of(target)[0]
-    share = float((facing[facing != 0] * wanted < 0).mean()) if facing.any() else 0.0
+    share = share_turned(driving, target)
     if share <= 0.5:
         return ""
     return (

@@ -130,3 +130,15 @@ def facing_of(figure: Figure) -> np.ndarray:
     across = figure.xy[:, LEFT_SHOULDER, 0] - figure.xy[:, RIGHT_SHOULDER, 0]
     clear = figure.seen[:, [RIGHT_SHOULDER, LEFT_SHOULDER]].all(axis=1) & (np.abs(across) > FACING * unit)
     return np.where(clear, np.sign(across), 0)
+
+
+def share_turned(driving: Figure, target: Figure) -> float:
+    """Share of the frames with a clear front or back in which left and right are the other way round."""
+    facing, wanted = facing_of(driving), facing_of(target)[0]
+    return float((facing[facing != 0] * wanted < 0).mean()) if facing.any() else 0.0
+
+
+def postures_differ(driving: Figure, target: Figure) -> bool:
+    """Whether one clearly stands and the other does not."""
+    ours, theirs = leg_height(driving), leg_height(target)
+    return min(ours, theirs) < FOLDED and max(ours, theirs) > STANDING

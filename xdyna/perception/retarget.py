@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xdyna.perception.align import AlignmentReport, align_track
+from xdyna.perception.align import USABLE, AlignmentReport, align_track
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.figure import (
     FACE,
@@ -28,6 +28,7 @@ from xdyna.perception.figure import (
     Figure,
     figure_of,
     high_quantile,
+    postures_differ,
     reference_figure,
     resting_place,
 )  # fmt: skip
@@ -78,13 +79,6 @@ class Fit:
     report: AlignmentReport
     heads: np.ndarray | None = None
 
-    def head_image(self, frame: np.ndarray, row: int) -> np.ndarray:
-        """A driving image in the reference's, of use around the head: see `AlignmentReport.image`."""
-        if self.heads is None:
-            return self.report.image(frame)
-        scale, x, y = self.heads[row].tolist()
-        return replace(self.report, scale=scale, offset=(x, y)).image(frame)
-
 
 def fit_track(track: PoseTrack, reference: Person | np.ndarray, *, size: tuple[int, int], mode: str = "auto") -> Fit:
     """Fit a driving track to the person in the reference image; see the head of this file.
@@ -131,7 +125,7 @@ def _choice(driving: Figure, target: Figure) -> str:
 def _by_bones(
     track: PoseTrack, reference: Person | np.ndarray, driving: Figure, target: Figure, report: AlignmentReport
 ) -> Fit:
-    legs = not any("their legs were not compared" in note for note in report.warnings)
+    legs = not postures_differ(driving, target)
     ratios, usual = _ratios(driving, target, base=report.scale, legs=legs)
     ratios["hands"] = _hand_ratio(track, reference, ratios)
     xy = report.scale * driving.xy + report.offset  # where nothing better is known
@@ -158,7 +152,9 @@ def _by_bones(
         hands[:, side, :, :2] = at[:, None] + ratios["hands"] * (hands[:, side, :, :2] - root)
     aligned = replace(track, body=body, hands=_points(hands[..., :2], track.hands), face=face, size=report.size)
     told = {part: round(float(value), 4) for part, value in ratios.items()}
-    return Fit(aligned, replace(report, mode="bones", ratios=told), heads)
+    score = min(report.score / max(report.agreement, 0.1), 1.0)  # bones of other lengths are what this is for
+    usable = score >= USABLE and not report.limited
+    return Fit(aligned, replace(report, mode="bones", ratios=told, score=score, usable=usable), heads)
 
 
 def _ratios(driving: Figure, target: Figure, *, base: float, legs: bool) -> tuple[dict[str, float], dict[str, float]]:
@@ -233,13 +229,10 @@ def _shift(
         rest = np.array([np.median(ours[feet, 0]), low])
         wanted = middle_and_low(target.xy)[0] + report.scale * (ours - rest)
         return _filled(wanted - middle_and_low(xy), feet)
-    joint = (
-        BODY_JOINTS.index(report.anchor.replace(" ", "_"))
-        if report.anchor.replace(" ", "_") in BODY_JOINTS
-        else (MID_HIP if report.anchor == "middle of the hips" else NECK)
-    )
+    names = {name.replace("_", " "): joint for joint, name in enumerate(BODY_JOINTS)} | {"middle of the hips": MID_HIP}
+    joint = names.get(report.anchor, NOSE)  # "face": it goes with the nose
     rows = known[:, joint]
-    if not rows.any():
+    if not rows.any():  # without a neck nothing was rebuilt: all is where one similarity puts it
         return np.zeros((len(xy), 2))
     return _filled(report.scale * driving.xy[:, joint] + report.offset - xy[:, joint], rows)
 
