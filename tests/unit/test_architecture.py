@@ -187,7 +187,7 @@ def reached(script: str) -> set[str]:
 @pytest.mark.parametrize(
     ("script", "never", "most"),
     [
-        ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 89),
+        ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 93),
         ("scripts/train.py", {"preprocess", "puppets"}, 135),
     ],
 )

@@ -109,7 +109,7 @@ def fit_track(track: PoseTrack, reference: Person | np.ndarray, *, size: tuple[i
 def _choice(driving: Figure, target: Figure) -> str:
     """What "auto" means for two people."""
     for ends in (*_SIDES["torso"], *_SIDES["shoulders"]):
-        if target.seen[0, list(ends)].all() and len(driving.length(*ends)):
+        if len(target.length(*ends)) and len(driving.length(*ends)):
             return "bones"
     if not (target.seen[0, FACE] and driving.seen[:, FACE].any()):
         return "global"
@@ -289,8 +289,8 @@ def _by_face(track: PoseTrack, driving: Figure, target: Figure, report: Alignmen
         )
     best = int(np.nanargmin(away))
     ours, theirs = driving.xy[:, FACE : FACE + 68], target.xy[0, FACE : FACE + 68]
-    spread = [np.linalg.norm(points - points.mean(0)) for points in (ours[best], theirs)]
-    scale = float(spread[1] / max(spread[0], 1e-6))
+    spread = [float(np.linalg.norm(points - points.mean(0))) for points in (ours[best], theirs)]
+    scale = spread[1] / max(spread[0], 1e-6)
     offset = theirs.mean(0) - scale * resting_place(ours[driving.seen[:, FACE]].mean(1))
     xy = scale * driving.xy + offset
     hands = scale * track.hands[..., :2].astype(np.float64) + offset

@@ -284,6 +284,22 @@ def _gaps(track: PoseTrack, counts: np.ndarray, parts: Sequence[str]) -> Iterato
             )
 
 
+def some_pose_maps(plan: Plan, placed: Placed, rows: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """Pose maps of some of the distinct frames.
+
+    Args:
+        plan: the animation.
+        placed: the driving track in the video's image.
+        rows: (N,) frame numbers in the driving file.
+        numbers: (N,) of the distinct frames.
+
+    Yields:
+        uint8 (H, W, 3), as the network will see them.
+    """
+    track = placed.track
+    yield from _pose_maps(plan, placed.placement, track.select(numbers) if track is not None else None, rows)
+
+
 def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows: np.ndarray) -> Iterator[np.ndarray]:
     if plan.driving.kind == "pose":
         for frame in read_frames(plan.driving.path, rows.tolist()):
@@ -342,11 +358,12 @@ def find_reference(reference: np.ndarray, config: InferConfig) -> Person:
 
 
 def look_for_reference(plan: Plan, watch: Watch) -> Person | None:
-    """The person in the reference where one is known or found; None otherwise, which is said, once."""
+    """The person in the reference where one is known or found; else None. That nobody can look is said."""
     if plan.person is not None or plan.searched:
         return plan.person
     try:
-        return find_reference(plan.reference, plan.settings)
-    except (PerceptionError, OSError) as error:  # nobody; or the package or its models are missing
-        watch.say(f"note: the person in the reference is not known: {str(error).partition(';')[0]}")
+        people = get_backend(plan.settings.pose_backend).detect(plan.reference)
+    except (PerceptionError, OSError) as error:  # the package or its models are missing, or cannot be unpacked
+        watch.say(f"note: the reference was not searched for a person: {error}")
         return None
+    return people[0] if people else None

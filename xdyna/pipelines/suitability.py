@@ -4,15 +4,16 @@ Each check gives a score in [0, 1] and one sentence; the pair is as good as its 
 a warning, below `REFUSE` the run is refused unless it is forced. Without a person in the reference nothing can be
 compared: that is "unknown", said and never refused.
 
-| check      | score                                                                                                |
-| presence   | share of the frames that show somebody                                                              |
-| visibility | mean confidence of the joints that are seen, over 0.6; times the person's height in px over 48       |
-| scale      | 1 - |ln r| / ln 3, r: size in the video over that in the reference (moved persons: beyond a factor of 2) |
-| place      | 1 - d / 3, d: torsos between the two necks (without alignment)                                      |
-| facing     | 1 - share of the frames that show the other side, at least 0.4: a mirror image can be meant         |
-| posture    | 0.4 where one sits and the other stands                                                             |
-| limbs      | 1 - 0.6 x share of the joints that only one of the two shows                                        |
-| crop       | share of the person that stays in the image, in the reference and in the frames                     |
+| check      | score                                                                                           |
+| presence   | share of the frames that show somebody                                                          |
+| visibility | mean confidence of the joints that are seen, over 0.6; times the person's height in px over 48  |
+| scale      | 1 - |ln r| / ln 3, r: size in the video over that in the reference; aligned: 1 - (|ln s| - ln 2) |
+|            | / ln 6, s: factor by which the person is scaled                                                 |
+| place      | 1 - d / 3, d: torso lengths between the two necks; not where aligned                            |
+| facing     | 1 - share of the frames that show the other side, at least 0.4: a mirror image can be meant     |
+| posture    | 0.4 where one sits and the other stands                                                         |
+| limbs      | 1 - 0.6 x share of the joints that only one of the two shows                                    |
+| crop       | share of the person that stays in the image, in the reference and in the frames                 |
 """
 
 from collections.abc import Iterator
@@ -163,9 +164,10 @@ def assess(
         return Suitability((), "the driving file is a pose video: it has no keypoints to compare")
     presence = _presence(track, counts)
     driving = figure_of(track.body[track.found], track.face[track.found])
-    if person is None or not driving.seen.any():
-        checks = (presence, _visibility(track)) if driving.seen.any() else (presence,)
-        return Suitability(checks, "nobody is known in the reference image" if person is None else "nobody is seen")
+    if not driving.seen.any():
+        return Suitability((presence,), "no driving frame shows a joint clearly")
+    if person is None or max(person.body[:, 2].max(), person.face[:, 2].mean()) < CONFIDENCE:
+        return Suitability((presence, _visibility(track)), "nobody is known in the reference image")
     target = reference_figure(person)
     moved = figure_of(placed.body[placed.found], placed.face[placed.found])
     shown = _drawn(person, crop)
