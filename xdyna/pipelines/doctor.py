@@ -6,6 +6,7 @@ heavy is imported before its check runs: what is missing is a line, never a trac
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -135,7 +136,7 @@ def check_python() -> str | tuple[str, str, str]:
     return (
         "fail",
         f"{text}; xdyna needs {low} to {high}",
-        f"make venv PYTHON=python{high} (or any other of {low} - {high})",
+        f"make venv PYTHON=python{high}",
     )
 
 
@@ -200,8 +201,6 @@ def check_dtypes() -> str | tuple[str, str, str]:
 
 def check_attention() -> str | tuple[str, str, str]:
     """Attention back ends."""
-    import importlib.util
-
     import torch
 
     from xdyna.core.device import pick_device

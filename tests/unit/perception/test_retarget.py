@@ -262,7 +262,9 @@ def test_head_turns_are_told_by_the_landmarks():
 def test_no_face_and_unknown_modes_are_refused():
     with pytest.raises(PerceptionError, match="needs a face in the reference and in the driving video"):
         fit_track(replace(dance(), face=np.zeros((40, 68, 3))), person(figure()), size=SIZE, mode="face")
-    with pytest.raises(PerceptionError, match="alignment 'hands' is unknown; expected one of auto, global, bones, face"):
+    with pytest.raises(
+        PerceptionError, match="alignment 'hands' is unknown; expected one of auto, global, bones, face"
+    ):
         fit_track(dance(), figure(), size=SIZE, mode="hands")
 
 
