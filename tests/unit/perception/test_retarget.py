@@ -182,8 +182,7 @@ def test_anything_goes_in(mode, seed):
     reference = person(figure(xy, missing=rng.choice(18, int(rng.integers(0, 9)), replace=False)))
     try:
         fit = fit_track(driving, reference, size=SIZE, mode=mode)
-    except PerceptionError as error:
-        assert "choose" in str(error)
+    except PerceptionError:  # what cannot be compared is refused: see below and test_align.py
         return
     for name in ("body", "hands", "face"):
         got, before = getattr(fit.track, name), getattr(driving, name)
