@@ -60,7 +60,20 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--batch", type=Path, metavar="JSON", help="many pairs of ref and drive")
     files.add_argument("--checkpoint", type=Path, metavar="DIR", help="pipeline folder, or the name of a shipped one")
     files.add_argument("--cache-dir", type=Path, metavar="DIR", help="where keypoints are kept")
-    files.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    files.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="draw reference, fitted skeletons and crop before anything slow; with --dry-run: and stop",
+    )
+    files.add_argument(
+        "--force", action="store_true", help="go on where image and driving video do not suit each other"
+    )
+    files.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and how well image and driving video suit each other, and stop; keypoints are kept",
+    )
     files.add_argument("--calibrate", action="store_true", help="with --dry-run: time a few steps on this device first")
     short = p.add_argument_group("other names of settings")
     short.add_argument("--size", metavar="HxW", help="height x width, multiples of 8 (default: the checkpoint's)")
@@ -139,6 +152,7 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
     from xdyna.pipelines import batch
     from xdyna.pipelines.animate import make
     from xdyna.pipelines.estimate import calibrate, describe_plan
+    from xdyna.pipelines.examine import examine
     from xdyna.pipelines.folder import UNTRAINED_MARK
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import plan_animation
@@ -163,6 +177,8 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
                 model.settle_attention(plan.run_shapes())
                 calibrate(model.pipeline, plan)
             print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
+            watch = Watch(progress=Bars(UNITS), tell=print)
+            print(*examine(plan, cache_dir=args.cache_dir, watch=watch, overwrite=args.overwrite).lines(), sep="\n")
         return 0
 
     def run(request: "Request") -> None:
@@ -210,12 +226,12 @@ def _requests(args: argparse.Namespace) -> "list[Request]":
     from xdyna.pipelines.plan import Request
 
     if args.batch is not None:
-        if args.ref or args.drive or args.out or args.face_video or args.ref_keypoints:
+        if args.ref or args.drive or args.out or args.face_video or args.ref_keypoints or args.preview:
             raise UsageError(
                 "--batch names the references, driving files and outputs itself; leave out --ref, --drive, --out, "
-                "--face-video, --ref-keypoints"
+                "--face-video, --ref-keypoints, --preview"
             )
-        return batch.read_requests(args.batch)
+        return [dataclasses.replace(request, force=args.force) for request in batch.read_requests(args.batch)]
     if args.ref is None or args.drive is None:
         raise UsageError("give an image with --ref and a driving file with --drive (or pairs with --batch); see --help")
     return [
@@ -226,5 +242,7 @@ def _requests(args: argparse.Namespace) -> "list[Request]":
             kind=args.drive_kind,
             face_video=args.face_video,
             ref_keypoints=args.ref_keypoints,
+            force=args.force,
+            preview=args.preview,
         )
     ]

@@ -1,4 +1,4 @@
-"""The rendered world: `scripts/puppets.py report|faces|long|sensitivity|train-...`."""
+"""The rendered world: `scripts/puppets.py ACTION`; the actions are listed below."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from xdyna.core.errors import UsageError
 # Modules with a function `main`; imported when their action is called.
 ACTIONS = {
     "report": ("xdyna.puppets.report", "measure a small model on held-out clips: its card, docs/eval_tiny.md, sheets"),
+    "alignment": ("xdyna.puppets.alignment_report", "measure alignment on puppets whose right joints are known"),
     "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
     "long": ("xdyna.puppets.long", "measure a long video over time: drift, seams, flicker of the schedules of windows"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),

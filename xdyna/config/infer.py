@@ -24,7 +24,7 @@ ATTENTION = (
 COMPILE = ("none", "regional")
 SCHEDULES = ("uniform", "uniform_open")
 POSE_BACKENDS = ("mediapipe", "dwpose")
-ALIGNMENTS = ("none", "global")
+ALIGNMENTS = ("none", "auto", "global", "bones", "face")
 DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
 SAVES = ("mp4", "ffv1", "frames")
 DECODERS = ("vae", "tiny", "auto")
@@ -61,7 +61,8 @@ class InferConfig:
         smooth: filter keypoints over time (one-euro filter).
         max_gap: fill gaps of missing keypoints up to so many frames.
         align: "global" scales and moves the driving person so that it fits the one in the reference image (not
-            published); "none" leaves it where it is.
+            published), "bones" gives it that one's limbs, too, "face" goes by the frame whose head is turned most
+            alike, "auto" chooses among them; "none" leaves it where it is.
         crop: what of the reference image is kept: "published" (the cut that the checkpoint was trained with), "person"
             (keeps the person who is found in it) or "none" (the size follows the image's aspect).
         face_source: what makes the faces that the face ControlNet sees, as a dotted name of a `FaceSource`; None: the
@@ -112,7 +113,7 @@ class InferConfig:
     person: int = setting(0, low=0)
     smooth: bool = False
     max_gap: int = setting(8, low=0)
-    align: str = setting("none", choices=ALIGNMENTS, bare="global")
+    align: str = setting("none", choices=ALIGNMENTS, bare="auto")
     crop: str = setting("published", choices=CROPS)
     face_source: str | None = None
     head: bool | None = None

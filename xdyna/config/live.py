@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, fields
 
-from xdyna.config.infer import ALIGNMENTS, ATTENTION, CROPS, DTYPES, POSE_BACKENDS, InferConfig
+from xdyna.config.infer import ATTENTION, CROPS, DTYPES, POSE_BACKENDS, InferConfig
 from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import ConfigError
 
 HELD_AS = ("noised", "clean")
+LIVE_ALIGNMENTS = ("none", "global")  # what can be measured once and then holds for every frame
 LIVE_SAVES = ("mp4", "ffv1", "frames", "raw")
 
 
@@ -76,7 +77,7 @@ class LiveConfig:
     pose_backend: str = setting("mediapipe", choices=POSE_BACKENDS)
     person: int = setting(0, low=0)
     max_gap: int = setting(8, low=0)
-    align: str = setting("none", choices=ALIGNMENTS, bare="global")
+    align: str = setting("none", choices=LIVE_ALIGNMENTS, bare="global")
     align_frames: int = setting(4, low=1)
     crop: str = setting("published", choices=CROPS)
     face_source: str | None = None

@@ -13,7 +13,7 @@ from xdyna.core.errors import UsageError
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
-_HEADLESS = (
+HEADLESS = (
     "if that is of OpenCV, it is a build that wants the libraries of a desktop. Put the one without them in its place: "
     "pip uninstall -y opencv-python opencv-contrib-python opencv-contrib-python-headless; "
     "pip install --no-deps opencv-contrib-python-headless"
@@ -86,7 +86,7 @@ def _unexpected(error: Exception) -> str:
         hint = "use a smaller --size, fewer context frames, or --dtype float16"
         return f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}"
     if isinstance(error, ImportError) and ".so" in str(error):
-        return f"error: {error}; {_HEADLESS}"
+        return f"error: {error}; {HEADLESS}"
     return f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."
 
 

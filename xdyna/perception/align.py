@@ -15,7 +15,7 @@ that, the ground decides the height: knees that bend then do not lift the feet.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import cv2
@@ -24,50 +24,51 @@ import numpy as np
 from xdyna.media import CropResize
 from xdyna.perception.draw import CONFIDENCE
 from xdyna.perception.errors import PerceptionError
+from xdyna.perception.figure import (
+    EXTENTS,
+    FACE,
+    FOOT,
+    MID_HIP,
+    Figure,
+    extent_of,
+    figure_of,
+    high_quantile,
+    leg_height,
+    postures_differ,
+    reference_figure,
+    resting_place,
+    share_turned,
+)  # fmt: skip
 from xdyna.perception.topology import BODY_JOINTS, LEFT_HIP, LEFT_SHOULDER, NECK, NOSE, RIGHT_HIP, RIGHT_SHOULDER
-from xdyna.perception.types import Person, PoseTrack, missing_points
+from xdyna.perception.types import Person, PoseTrack
 
-# Points of a figure: 18 body joints, 68 face landmarks, the middle of the hips, the lower one of the ankles.
-_FACE, _MID_HIP, _FOOT = 18, 86, 87
-_ANCHORS = (NECK, _MID_HIP, NOSE, 2, 5, 8, 11, *range(14, 18), *range(_FACE, _MID_HIP), 9, 12, 10, 13, 3, 6, 4, 7)
+_ANCHORS = (NECK, MID_HIP, NOSE, 2, 5, 8, 11, *range(14, 18), *range(FACE, MID_HIP), 9, 12, 10, 13, 3, 6, 4, 7)
 _LEG_SEGMENTS = ("thigh", "shin", "foot")
-_LEGS = ((8, 9, 10), (11, 12, 13))  # hip, knee, ankle
 
 _SEGMENTS = {
-    "torso": (NECK, _MID_HIP, 2.0), "shoulders": (RIGHT_SHOULDER, LEFT_SHOULDER, 2.0),
+    "torso": (NECK, MID_HIP, 2.0), "shoulders": (RIGHT_SHOULDER, LEFT_SHOULDER, 2.0),
     "neck to right hip": (NECK, RIGHT_HIP, 1.0), "neck to left hip": (NECK, LEFT_HIP, 1.0),
     "right shoulder": (NECK, RIGHT_SHOULDER, 0.5), "left shoulder": (NECK, LEFT_SHOULDER, 0.5),
-    "hips": (RIGHT_HIP, LEFT_HIP, 1.0), "neck to foot": (NECK, _FOOT, 4.0), "neck to nose": (NECK, NOSE, 1.0),
+    "hips": (RIGHT_HIP, LEFT_HIP, 1.0), "neck to foot": (NECK, FOOT, 4.0), "neck to nose": (NECK, NOSE, 1.0),
     "right upper arm": (2, 3, 1.0), "right forearm": (3, 4, 0.5),
     "left upper arm": (5, 6, 1.0), "left forearm": (6, 7, 0.5),
     "right thigh": (8, 9, 1.5), "right shin": (9, 10, 1.0),
     "left thigh": (11, 12, 1.5), "left shin": (12, 13, 1.0),
     "eyes": (14, 15, 0.25), "ears": (16, 17, 0.25),
-    "outer eye corners": (_FACE + 36, _FACE + 45, 0.25), "nose bridge to chin": (_FACE + 27, _FACE + 8, 0.75),
+    "outer eye corners": (FACE + 36, FACE + 45, 0.25), "nose bridge to chin": (FACE + 27, FACE + 8, 0.75),
 }  # fmt: skip
 _WEIGHTS = np.array([weight for _, _, weight in _SEGMENTS.values()])
 _FULL_WEIGHT = 7.0  # torso and shoulders: enough evidence of the scale
 _SHORTEST = 0.02  # of a person's longest segment; shorter ones are too coarse in px to be compared
 
-_EXTENTS = (
-    ("the head", (0, 14, 15, 16, 17, *range(_FACE, _MID_HIP))),
-    ("the shoulders", (2, 5)),
-    ("the hips", (8, 11)),
-    ("the knees", (9, 12)),
-    ("the feet", (10, 13)),
-)
-
-_LENGTH_QUANTILE = 0.75  # higher makes scales too small: the reference's limbs are foreshortened as well
 _RATIO_QUANTILE = 0.6
 _GROUND_QUANTILE = 0.9  # feet leave the ground upwards only
 _ZOOM = 8.0  # the person's share of the image's height may change by no more
 _GROUND_TOLERANCE = 0.1  # of neck to ground
 _AGREE = 1.25  # ratios within this factor of the scale support it
-_STANDING, _FOLDED = 0.6, 0.4  # height of the legs' parts in torso lengths
-_FACING = 0.25  # shoulders' horizontal distance in torso lengths above which front and back are told apart
 _OFTEN = 0.25  # share of the frames in which an anchor must be seen
 _MISMATCH = 0.6  # factor on the score for another posture or a back view
-_USABLE = 0.3
+USABLE = 0.3
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class AlignmentReport:
             in the image; 0.6 times that for each of another posture and a back view.
         warnings: sentences for the user; empty if all is well.
         usable: the score is at least 0.3 and the scale was not limited.
+        agreement: share of the segments' weight whose ratio is near the scale.
+        limited: whether the scale would have to be more than is possible.
+        mode: "global", or how `xdyna.perception.retarget` went on from here: "bones", "face".
+        ratios: with "bones": length of each part in the reference over that in the clip.
+        frame: with "face": the frame whose head is turned most like the reference's.
     """
 
     scale: float
@@ -99,10 +105,20 @@ class AlignmentReport:
     score: float
     warnings: tuple[str, ...]
     usable: bool
+    agreement: float = 1.0
+    limited: bool = False
+    mode: str = "global"
+    ratios: dict[str, float] = field(default_factory=dict)
+    frame: int | None = None
 
     def __str__(self) -> str:
         """One line for the user."""
         place = f"{self.anchor} and ground" if self.ground else self.anchor
+        if self.mode == "bones":
+            low, high = min(self.ratios.values()), max(self.ratios.values())
+            place += f"; bones by {low:.2f} to {high:.2f}"
+        elif self.mode == "face":
+            place += f", scale of frame {self.frame}"
         return (
             f"driving person scaled by {self.scale:.3f}, moved by ({self.offset[0]:+.1f}, {self.offset[1]:+.1f}) px; "
             f"measured on {len(self.segments)} segments, placed by {place}; score {self.score:.2f}"
@@ -144,18 +160,6 @@ class AlignmentReport:
         return warped.reshape(*self.size, *frame.shape[2:])  # OpenCV drops a single channel
 
 
-class _Figure(NamedTuple):
-    """A person in T frames: `xy` (T, 88, 2) float64 px and `seen` (T, 88) bool, in the order of the constants above."""
-
-    xy: np.ndarray
-    seen: np.ndarray
-
-    def length(self, start: int, end: int) -> np.ndarray:
-        """(N,) distances in px in the frames in which both points are seen."""
-        rows = self.seen[:, start] & self.seen[:, end]
-        return np.linalg.norm(self.xy[rows, start] - self.xy[rows, end], axis=1)
-
-
 class _Scale(NamedTuple):
     """A scale and its evidence; `limited` is a warning, or empty."""
 
@@ -189,9 +193,9 @@ def align_track(
     height, width = int(size[0]), int(size[1])
     if min(height, width) < 1:
         raise PerceptionError(f"size of the reference image is {size}; expected (H, W) in px, both at least 1")
-    target = _reference_figure(reference)
+    target = reference_figure(reference)
     found = track.found
-    driving = _figure(track.body[found], track.face[found])
+    driving = figure_of(track.body[found], track.face[found])
     if not driving.seen.any():
         raise PerceptionError(
             f"none of the {len(track)} driving frames shows a joint with a confidence of {CONFIDENCE} or more; "
@@ -221,7 +225,9 @@ def align_track(
         ground=ground,
         score=score,
         warnings=tuple(note for note in notes if note),
-        usable=score >= _USABLE and not scale.limited,
+        usable=score >= USABLE and not scale.limited,
+        agreement=scale.agreement,
+        limited=bool(scale.limited),
     )
 
     def moved(points: np.ndarray) -> np.ndarray:
@@ -232,45 +238,7 @@ def align_track(
     return aligned, report
 
 
-def _reference_figure(reference: Person | np.ndarray) -> _Figure:
-    """The reference as a figure of one frame, or an error."""
-    body, face = (reference.body, reference.face) if isinstance(reference, Person) else (reference, missing_points(68))
-    for points, count in ((body, 18), (face, 68)):
-        points = np.asarray(points)
-        fits = points.shape == (count, 3) and points.dtype.kind in "fiu" and bool(np.isfinite(points).all())
-        if not fits or np.abs(points[:, :2]).max() > 1e6:
-            raise PerceptionError(
-                f"keypoints of the reference have shape {points.shape} and type {points.dtype}; expected finite "
-                f"({count}, 3): x px, y px (below 1e6), confidence"
-            )
-    figure = _figure(np.asarray(body)[None], np.asarray(face)[None])
-    if not figure.seen.any():
-        raise PerceptionError(
-            f"the reference image shows no joint with a confidence of {CONFIDENCE} or more; "
-            f"choose an image that shows one person large and well lit, or run without alignment"
-        )
-    return figure
-
-
-def _figure(body: np.ndarray, face: np.ndarray) -> _Figure:
-    """Body (T, 18, 3) and face (T, 68, 3) as a figure."""
-    body_seen = body[..., 2] >= CONFIDENCE
-    face_seen = np.repeat((face[..., 2].mean(axis=1) >= CONFIDENCE)[:, None], 68, axis=1) & (face[..., 2] > 0)
-    xy = np.concatenate([body[..., :2], face[..., :2]], axis=1).astype(np.float64)
-    shoulders, hips, ankles = [RIGHT_SHOULDER, LEFT_SHOULDER], [RIGHT_HIP, LEFT_HIP], [10, 13]
-    # The neck of a body is the middle of its shoulders (see the maps in topology.py), so it can stand in.
-    stand_in = ~body_seen[:, NECK] & body_seen[:, shoulders].all(axis=1)
-    xy[stand_in, NECK] = xy[stand_in][:, shoulders].mean(axis=1)
-    body_seen[:, NECK] |= stand_in
-    lower = np.argmax(np.where(body_seen[:, ankles], xy[:, ankles, 1], -np.inf), axis=1)
-    foot = xy[np.arange(len(xy)), np.array(ankles)[lower]]
-    xy = np.concatenate([xy, xy[:, hips].mean(axis=1, keepdims=True), foot[:, None]], axis=1)
-    added = np.stack([body_seen[:, hips].all(axis=1), body_seen[:, ankles].any(axis=1)], axis=1)
-    seen = np.concatenate([body_seen, face_seen, added], axis=1)
-    return _Figure(xy=xy, seen=seen)
-
-
-def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Scale:
+def _scale(driving: Figure, target: Figure, *, legs: bool, zoom: float) -> _Scale:
     """The weighted quantile of the segments' ratios.
 
     `zoom` is the driving image's height over the reference's; `legs` whether the legs may be compared.
@@ -279,15 +247,15 @@ def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Sc
     for row, (name, (start, end, _)) in enumerate(_SEGMENTS.items()):
         lengths, wanted = driving.length(start, end), target.length(start, end)
         if len(lengths) and len(wanted) and (legs or not name.endswith(_LEG_SEGMENTS)):
-            ours[row], theirs[row] = _high(lengths), wanted[0]
+            ours[row], theirs[row] = high_quantile(lengths), wanted[0]
             weights[row] *= len(lengths) / len(driving.xy)
     # Limits that do not depend on the driving scale: the same segments count before and after alignment.
     rows = (ours > max(_SHORTEST * ours.max(), 1e-3)) & (theirs > max(_SHORTEST * theirs.max(), 1.0))
     if not rows.any():
         raise PerceptionError(
-            f"no part of the body could be compared: the reference is seen down to {_EXTENTS[_extent(target)][0]}, the "
-            f"driving person down to {_EXTENTS[_extent(driving)][0]}; choose a video and an image that show the same "
-            f"part of the body, or run without alignment"
+            f"no part of the body could be compared: the reference is seen down to {EXTENTS[extent_of(target)][0]}, "
+            f"the driving person down to {EXTENTS[extent_of(driving)][0]}; choose a video and an image that show the "
+            f"same part of the body, or run without alignment"
         )
     logs, weights = np.log(theirs[rows] / ours[rows]), weights[rows]
     middle = _weighted_quantile(logs, weights)
@@ -306,18 +274,6 @@ def _scale(driving: _Figure, target: _Figure, *, legs: bool, zoom: float) -> _Sc
     )
 
 
-def _high(values: np.ndarray, *, quantile: float = _LENGTH_QUANTILE, slack: float | None = None) -> float:
-    """A high quantile of (N,) values that detections gone wrong in a part of the frames do not raise.
-
-    Values above the median by more than 3 standard deviations (estimated from the median deviation) and `slack` (5 % of
-    the median unless given) do not count.
-    """
-    median = float(np.median(values))
-    deviation = 1.4826 * float(np.median(np.abs(values - median)))
-    limit = median + 3 * deviation + (0.05 * median if slack is None else slack)
-    return float(np.quantile(values[values <= limit], quantile))
-
-
 def _weighted_quantile(values: np.ndarray, weights: np.ndarray) -> float:
     """The value with `_RATIO_QUANTILE` of the weight below; midway between two values where that falls between them."""
     order = np.argsort(values)
@@ -326,32 +282,26 @@ def _weighted_quantile(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order[low]] + values[order[high]]) / 2
 
 
-def _offset(driving: _Figure, target: _Figure, *, scale: float, ground: bool) -> tuple[np.ndarray, str, bool]:
+def _offset(driving: Figure, target: Figure, *, scale: float, ground: bool) -> tuple[np.ndarray, str, bool]:
     """The offset (2,), the anchor's name, and whether the ground decided the height; `ground`: whether it may."""
     share = driving.seen.mean(axis=0) * target.seen[0]
     point = next((joint for joint in _ANCHORS if share[joint] >= _OFTEN), int(share.argmax()))
     name = (*BODY_JOINTS, *["face"] * 68, "middle of the hips", "lower foot")[point].replace("_", " ")
-    offset = target.xy[0, point] - scale * _resting_place(driving.xy[driving.seen[:, point], point])
+    offset = target.xy[0, point] - scale * resting_place(driving.xy[driving.seen[:, point], point])
 
-    shown = driving.seen[:, _FOOT]
-    if not (ground and target.seen[0, _FOOT] and target.seen[0, NECK]) or shown.mean() < 0.5:
+    shown = driving.seen[:, FOOT]
+    if not (ground and target.seen[0, FOOT] and target.seen[0, NECK]) or shown.mean() < 0.5:
         return offset, name, False
-    floor = float(target.xy[0, _FOOT, 1])
+    floor = float(target.xy[0, FOOT, 1])
     body_height = abs(floor - target.xy[0, NECK, 1])
-    lowest = _high(driving.xy[shown, _FOOT, 1], quantile=_GROUND_QUANTILE, slack=0.05 * body_height / scale)
+    lowest = high_quantile(driving.xy[shown, FOOT, 1], quantile=_GROUND_QUANTILE, slack=0.05 * body_height / scale)
     height = floor - scale * lowest
     if abs(height - offset[1]) > _GROUND_TOLERANCE * body_height:
         return offset, name, False
     return np.array([offset[0], height]), name, True
 
 
-def _resting_place(points: np.ndarray) -> np.ndarray:
-    """Where (N, 2) points mostly are: the median of the half that is nearest to the median of all."""
-    distance = np.linalg.norm(points - np.median(points, axis=0), axis=1)
-    return np.median(points[distance <= np.median(distance)], axis=0)
-
-
-def _outside(driving: _Figure, target: _Figure, *, scale: float, offset: np.ndarray, size: tuple[int, int]) -> float:
+def _outside(driving: Figure, target: Figure, *, scale: float, offset: np.ndarray, size: tuple[int, int]) -> float:
     """Share of the frames in which most of the joints that the reference shows as well lie outside its image."""
     joints = np.flatnonzero(target.seen[0])
     xy, seen = scale * driving.xy[:, joints] + offset, driving.seen[:, joints]
@@ -376,9 +326,9 @@ def _quality_warnings(scale: _Scale, outside: float) -> list[str]:
     return notes
 
 
-def _framing_warning(driving: _Figure, target: _Figure) -> str:
+def _framing_warning(driving: Figure, target: Figure) -> str:
     """What one of the two shows and the other does not."""
-    ours, theirs = _extent(driving), _extent(target)
+    ours, theirs = extent_of(driving), extent_of(target)
     if ours == theirs:
         return ""
     effect = (
@@ -386,21 +336,15 @@ def _framing_warning(driving: _Figure, target: _Figure) -> str:
         if ours > theirs
         else "what lies below in the image is not driven and may vanish"
     )
-    lowest = f"the reference is seen down to {_EXTENTS[theirs][0]}, the driving person down to {_EXTENTS[ours][0]}"
+    lowest = f"the reference is seen down to {EXTENTS[theirs][0]}, the driving person down to {EXTENTS[ours][0]}"
     return f"{lowest}; {effect}"
 
 
-def _extent(figure: _Figure) -> int:
-    """Number of the lowest part that is seen in at least half of the frames; 0 if none is."""
-    shares = [figure.seen[:, list(points)].any(axis=1).mean() for _, points in _EXTENTS]
-    return max((row for row, share in enumerate(shares) if share >= 0.5), default=0)
-
-
-def _posture_warning(driving: _Figure, target: _Figure) -> str:
+def _posture_warning(driving: Figure, target: Figure) -> str:
     """One stands and the other does not."""
-    ours, theirs = _leg_height(driving), _leg_height(target)
-    if not (min(ours, theirs) < _FOLDED and max(ours, theirs) > _STANDING):
+    if not postures_differ(driving, target):
         return ""
+    ours, theirs = leg_height(driving), leg_height(target)
     words = {True: "stands", False: "sits or kneels"}
     return (
         f"the reference {words[theirs > ours]} and the driving person {words[ours > theirs]}; their legs were not "
@@ -408,39 +352,12 @@ def _posture_warning(driving: _Figure, target: _Figure) -> str:
     )
 
 
-def _leg_height(figure: _Figure) -> float:
-    """Typical height of the lower of thigh and shin, in the straighter leg, in torso lengths; NaN if not seen.
-
-    About 0.8 when standing; near 0 for the thigh when sitting and for the shin when kneeling.
-    """
-    torso = figure.length(NECK, _MID_HIP)
-    legs = []
-    for hip, knee, ankle in _LEGS:
-        thigh = figure.xy[:, knee, 1] - figure.xy[:, hip, 1]
-        shin = np.where(figure.seen[:, ankle], figure.xy[:, ankle, 1] - figure.xy[:, knee, 1], np.inf)
-        legs.append(np.where(figure.seen[:, hip] & figure.seen[:, knee], np.minimum(thigh, shin), -np.inf))
-    best = np.max(legs, axis=0)
-    best = best[np.isfinite(best)]
-    measured = len(best) and len(torso) and _high(torso) > 0
-    return float(np.median(best)) / _high(torso) if measured else math.nan
-
-
-def _facing_warning(driving: _Figure, target: _Figure) -> str:
+def _facing_warning(driving: Figure, target: Figure) -> str:
     """One shows the front and the other the back."""
-    facing, wanted = _facing(driving), _facing(target)[0]
-    share = float((facing[facing != 0] * wanted < 0).mean()) if facing.any() else 0.0
+    share = share_turned(driving, target)
     if share <= 0.5:
         return ""
     return (
         f"left and right are the other way round than in the reference in {share:.0%} of the frames that show it: "
         f"one of the two shows the back or is mirrored; choose a video that faces as the reference does"
     )
-
-
-def _facing(figure: _Figure) -> np.ndarray:
-    """(T,) 1 where the left shoulder is clearly on the image's right: the front is seen; -1 for the back, else 0."""
-    torso, shoulders = figure.length(NECK, _MID_HIP), figure.length(RIGHT_SHOULDER, LEFT_SHOULDER)
-    unit = _high(torso) if len(torso) else _high(shoulders) if len(shoulders) else 0.0
-    across = figure.xy[:, LEFT_SHOULDER, 0] - figure.xy[:, RIGHT_SHOULDER, 0]
-    clear = figure.seen[:, [RIGHT_SHOULDER, LEFT_SHOULDER]].all(axis=1) & (np.abs(across) > _FACING * unit)
-    return np.where(clear, np.sign(across), 0)

@@ -2,6 +2,7 @@
 
     plan     = plan_animation(...)      size, crop, rate, frames, windows          pipelines/plan.py
     track    = perceive(plan)           keypoints per frame, cached                pipelines/controls.py
+    examined(plan, track)               fitted, compared, refused or drawn          pipelines/examine.py
     controls = prepare(track, plan)     pose maps and face patches                 pipelines/controls.py
     latents  = sample(...)              denoising, window by window                pipelines/sampling.py
     write_outputs(decoded(...))         decoding, files                            pipelines/writing.py
@@ -36,11 +37,13 @@ from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
+from xdyna.pipelines.examine import examined
 from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
 from xdyna.pipelines.resume import PartialRun, chosen_before, fingerprint
 from xdyna.pipelines.sampling import decoded, sample
+from xdyna.pipelines.suitability import Suitability
 from xdyna.pipelines.writing import write_outputs
 
 # Settings that say how the frames are saved, and where they are made: a partial result goes on under others.
@@ -164,6 +167,8 @@ def animate(
     face_video: str | Path | None = None,
     ref_keypoints: str | Path | None = None,
     overwrite: bool = False,
+    force: bool = False,
+    preview: str | Path | None = None,
     progress: Progress | None = None,
     cancel: Callable[[], bool] | threading.Event | None = None,
 ) -> Animation:
@@ -181,6 +186,8 @@ def animate(
         ref_keypoints: keypoints of the person in the reference, where no detector sees it: for `align`, for
             `crop="person"`, and to tell what of the person the published crop cuts.
         overwrite: whether existing files may be replaced.
+        force: go on where image and driving do not suit each other (`xdyna.pipelines.suitability`).
+        preview: a PNG file to write before sampling: reference, fitted skeletons, crop.
         progress: called as (stage, done, total).
         cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
             after an interruption, the same call with the same `out` goes on from there.
@@ -201,8 +208,10 @@ def animate(
     notes: list[str] = []
     temporary = tempfile.TemporaryDirectory(prefix="xdyna-") if out is None else None
     folder = Path(temporary.name) if temporary is not None else Path("outputs")
-    target, faces, points = (Path(path) if path is not None else None for path in (out, face_video, ref_keypoints))
-    request = Request(reference, driving, target, folder, kind, faces, points)
+    target, faces, points, drawn = (
+        Path(path) if path is not None else None for path in (out, face_video, ref_keypoints, preview)
+    )
+    request = Request(reference, driving, target, folder, kind, faces, points, force=force, preview=drawn)
     watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
     made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
@@ -253,12 +262,14 @@ def make(
         for note in plan.notes:
             watch.say(note)
         if ranks.rank == 0:  # alone: the others find the keypoints in the cache
-            plan, conditions = _controls(plan, cache_dir, watch, working.parent)
-            result, inputs = _deciding(plan, conditions, model, watch)
+            ready = _prepared(plan, cache_dir, watch, working.parent, overwrite)
+            result, inputs = _deciding(ready.plan, ready.conditions, model, watch)
         ranks.share()
         if ranks.rank > 0:
-            plan, conditions = _controls(plan, cache_dir, watch, working.parent)
+            plan = dataclasses.replace(plan, request=dataclasses.replace(request, preview=None))
+            ready = _prepared(plan, cache_dir, watch, working.parent, overwrite)
             result, inputs = {}, {}
+        plan, conditions = ready.plan, ready.conditions
         kernels = _attention(plan, model, working if resumable else None, ranks=ranks, watch=watch)
         result["attention"] = kernels
         keep = resumable and ranks.rank == 0
@@ -306,17 +317,32 @@ def make(
             "inputs": inputs,
             **cost,
             "window_offsets": partial.offsets,
+            "suitability": ready.suitability.entries(),
             **_circumstances(plan, conditions, model, written),
         }
         write_manifest(files.manifest, entries, argv=argv, overwrite=overwrite)
         return Animation(files, plan, entries, written)
 
 
-def _controls(plan: Plan, cache_dir: Path | None, watch: Watch, working: Path) -> tuple[Plan, Conditions]:
-    """Control images; without face control where no face is found and nobody insists on it."""
+@dataclass(frozen=True)
+class _Prepared:
+    """What sampling begins with; `plan` is without face control where no face was found and nobody insists on it."""
+
+    plan: Plan
+    conditions: Conditions
+    suitability: Suitability
+
+
+def _prepared(plan: Plan, cache_dir: Path | None, watch: Watch, working: Path, overwrite: bool) -> _Prepared:
+    """Perceive, compare, refuse what cannot become anything, draw."""
     track = perceive(plan, cache_dir=cache_dir, watch=watch)
+    placed, suits = examined(plan, track, watch=watch, overwrite=overwrite)
+    for line in suits.lines():
+        watch.say(line)
+    if not plan.request.force:
+        suits.require()
     try:
-        conditions = prepare(track, plan, watch=watch, folder=working)
+        conditions = prepare(track, plan, watch=watch, folder=working, placed=placed)
     except NoFaceError as error:
         if plan.settings.face is not None:
             raise
@@ -325,7 +351,7 @@ def _controls(plan: Plan, cache_dir: Path | None, watch: Watch, working: Path) -
         conditions = prepare(track, plan, watch=watch, folder=working)
     if conditions.summary is not None:
         watch.say(f"driving: {conditions.summary}")
-    return plan, conditions
+    return _Prepared(plan, conditions, suits)
 
 
 def _attention(plan: Plan, model: Model, working: Path | None, *, ranks: Ranks, watch: Watch) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Control images of an animation: skeletons and face patches at the size of the video."""
 
+import dataclasses
 import hashlib
 import importlib
 import tempfile
@@ -17,11 +18,12 @@ from xdyna.core.progress import Watch
 from xdyna.core.scratch import drop_pages, mapped
 from xdyna.media.image import CropResize
 from xdyna.media.video import read_frames
-from xdyna.perception.align import AlignmentReport, align_track
+from xdyna.perception.align import AlignmentReport
 from xdyna.perception.base import get_backend
 from xdyna.perception.draw import draw_styled
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.face_patch import iter_face_patches
+from xdyna.perception.retarget import fit_track
 from xdyna.perception.smooth import OneEuro
 from xdyna.perception.track import track_person
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack
@@ -39,14 +41,40 @@ class Placement:
     Attributes:
         crop: from the images (from the reference image, where `alignment` is used) to the video.
         alignment: from the driving person to the one in the reference image; None leaves the person where it is.
+        heads: (T, 3) scale, x, y: where the head of each distinct frame goes instead, see `xdyna.perception.retarget`.
     """
 
     crop: CropResize
     alignment: AlignmentReport | None = None
+    heads: np.ndarray | None = None
 
     def image(self, frame: np.ndarray, *, interpolation: Interpolation = "area") -> np.ndarray:
         """A driving image at the video's size, uint8 (H, W, 3)."""
         return self.crop.image(self.alignment.image(frame) if self.alignment else frame, interpolation=interpolation)
+
+    def head_image(self, frame: np.ndarray, row: int) -> np.ndarray:
+        """A driving image whose head is where the track has it; `row`: number of the distinct frame."""
+        if self.heads is None or self.alignment is None:
+            return self.image(frame)
+        scale, x, y = self.heads[row].tolist()
+        return dataclasses.replace(
+            self, alignment=dataclasses.replace(self.alignment, scale=scale, offset=(x, y))
+        ).image(frame)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A driving track that was brought into the video's image.
+
+    Attributes:
+        track: of the distinct frames, in px of the video; None for pose videos.
+        placement: how.
+        person: in the reference image; None where it is not known.
+    """
+
+    track: PoseTrack | None
+    placement: Placement
+    person: Person | None
 
 
 @dataclass(frozen=True)
@@ -155,8 +183,46 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
     )
 
 
+def place(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) -> Placed:
+    """Bring a driving track into the video's image: fitted to the reference where `align` asks for it, and cropped.
+
+    Args:
+        track: what `perceive` gave.
+        plan: the animation.
+        watch: told of the alignment, and where the person in the reference is not known.
+
+    Returns:
+        Placed: of the distinct frames.
+
+    Raises:
+        PerceptionError: alignment that cannot work.
+    """
+    settings, watch = plan.settings, watch or Watch()
+    crop = published_crop(plan.driving.size, plan.size, face=plan.face)
+    if settings.align == "none" or track is None:
+        placed = track.transform(crop) if track is not None else None
+        return Placed(placed, Placement(crop), plan.person)
+    person = plan.person or find_reference(plan.reference, settings)
+    height, width = plan.reference.shape[:2]
+    fit = fit_track(track, person, size=(height, width), mode=settings.align)
+    watch.say(f"alignment: {fit.report}")
+    for note in fit.report.warnings:
+        watch.say(f"warning: {note}")
+    if not fit.report.usable and not plan.request.force:
+        raise PerceptionError(
+            f"the driving person cannot be aligned well enough to the reference (score {fit.report.score:.2f}); choose "
+            "another picture or driving video, leave out --align, or give --force"
+        )
+    return Placed(fit.track.transform(plan.crop), Placement(plan.crop, fit.report, fit.heads), person)
+
+
 def prepare(
-    track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None, folder: Path | None = None
+    track: PoseTrack | None,
+    plan: Plan,
+    *,
+    watch: Watch | None = None,
+    folder: Path | None = None,
+    placed: Placed | None = None,
 ) -> Conditions:
     """Control images of every output frame: pose maps and face patches, aligned and drawn.
 
@@ -165,6 +231,7 @@ def prepare(
         plan: the animation.
         watch: told of the alignment, and of frames without a person.
         folder: where images beyond `IN_MEMORY_BYTES` go, in nameless files; None for the system's temporary folder.
+        placed: what `place` gave for them; None to call it here.
 
     Returns:
         Conditions: at the video's size.
@@ -174,28 +241,25 @@ def prepare(
     """
     driving, settings, size, watch = plan.driving, plan.settings, plan.size, watch or Watch()
     rows, repeats = np.unique(driving.rows, return_inverse=True)
-    placement, person, aligned = Placement(published_crop(driving.size, size, face=plan.face)), plan.person, track
-    if settings.align != "none" and track is not None:
-        person = person or find_reference(plan.reference, settings)
-        aligned, report = _align(track, plan.reference, person, watch)
-        placement = Placement(plan.crop, report)
-    placed = aligned.transform(placement.crop) if aligned is not None else None
-    if placed is not None:
+    placed = placed or place(track, plan, watch=watch)
+    moved, placement = placed.track, placed.placement
+    if moved is not None:
         parts = () if placement.alignment else ("person", "face") if plan.face else ("person",)
-        for note in _gaps(placed, np.bincount(repeats), parts):
+        for note in _gaps(moved, np.bincount(repeats), parts):
             watch.say(f"warning: {note}")
     acted: ActedFaces | None = None
     if settings.face_source is not None and plan.face:
-        assert placed is not None
-        assert person is not None
-        acted = face_source(settings.face_source)(placed, placed_body(person, placement.crop, plan.reference.shape))
-        placed = acted.track
-    pose = _collect(_pose_maps(plan, placement, placed, rows), repeats, size=size, channels=3, folder=folder)
+        assert moved is not None
+        assert placed.person is not None
+        body = placed_body(placed.person, placement.crop, plan.reference.shape)
+        acted = face_source(settings.face_source)(moved, body)
+        moved = acted.track
+    pose = _collect(_pose_maps(plan, placement, moved, rows), repeats, size=size, channels=3, folder=folder)
     face = None
     if plan.face:
-        assert placed is not None
+        assert moved is not None
         frames = acted.frames if acted is not None else _driving_frames(plan, placement, rows)
-        pairs = iter_face_patches(frames, placed.face, size=size)
+        pairs = iter_face_patches(frames, moved.face, size=size)
         patches = (np.concatenate(pair, axis=-1) for pair in pairs)
         face = _collect(patches, repeats, size=size, channels=6, folder=folder)
     return Conditions(pose, face, placement, track.summary if track else None, track)
@@ -220,6 +284,22 @@ def _gaps(track: PoseTrack, counts: np.ndarray, parts: Sequence[str]) -> Iterato
             )
 
 
+def some_pose_maps(plan: Plan, placed: Placed, rows: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """Pose maps of some of the distinct frames.
+
+    Args:
+        plan: the animation.
+        placed: the driving track in the video's image.
+        rows: (N,) frame numbers in the driving file.
+        numbers: (N,) of the distinct frames.
+
+    Yields:
+        uint8 (H, W, 3), as the network will see them.
+    """
+    track = placed.track
+    yield from _pose_maps(plan, placed.placement, track.select(numbers) if track is not None else None, rows)
+
+
 def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows: np.ndarray) -> Iterator[np.ndarray]:
     if plan.driving.kind == "pose":
         for frame in read_frames(plan.driving.path, rows.tolist()):
@@ -232,8 +312,8 @@ def _pose_maps(plan: Plan, placement: Placement, placed: PoseTrack | None, rows:
 
 def _driving_frames(plan: Plan, placement: Placement, rows: np.ndarray) -> Iterator[np.ndarray]:
     assert plan.driving.face_video is not None
-    for frame in read_frames(plan.driving.face_video, plan.driving.video_frames(rows)):
-        yield placement.image(frame)
+    for row, frame in enumerate(read_frames(plan.driving.face_video, plan.driving.video_frames(rows))):
+        yield placement.head_image(frame, row)
 
 
 def placed_body(person: Person, crop: CropResize, shape: tuple[int, ...]) -> np.ndarray:
@@ -277,15 +357,13 @@ def find_reference(reference: np.ndarray, config: InferConfig) -> Person:
     return people[0]
 
 
-def _align(track: PoseTrack, reference: np.ndarray, person: Person, watch: Watch) -> tuple[PoseTrack, AlignmentReport]:
-    height, width = reference.shape[:2]
-    aligned, report = align_track(track, person, size=(height, width))
-    watch.say(f"alignment: {report}")
-    for note in report.warnings:
-        watch.say(f"warning: {note}")
-    if not report.usable:
-        raise PerceptionError(
-            f"the driving person cannot be aligned well enough to the reference (score {report.score:.2f}); choose "
-            "another picture or driving video, or leave out --align"
-        )
-    return aligned, report
+def look_for_reference(plan: Plan, watch: Watch) -> Person | None:
+    """The person in the reference where one is known or found; else None. That nobody can look is said."""
+    if plan.person is not None or plan.searched:
+        return plan.person
+    try:
+        people = get_backend(plan.settings.pose_backend).detect(plan.reference)
+    except (PerceptionError, OSError) as error:  # the package or its models are missing, or cannot be unpacked
+        watch.say(f"note: the reference was not searched for a person: {error}")
+        return None
+    return people[0] if people else None

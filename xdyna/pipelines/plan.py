@@ -44,6 +44,8 @@ class Request:
         ref_keypoints: keypoints of the person in the reference, for alignment, the crop and its check; None looks for
             the person where it is needed.
         prompt: text; None takes that of the settings.
+        force: go on where image and driving do not suit each other.
+        preview: a PNG file to write before anything slow: reference, fitted skeletons, crop.
     """
 
     reference: ImageLike
@@ -54,6 +56,8 @@ class Request:
     face_video: Path | None = None
     ref_keypoints: Path | None = None
     prompt: str | None = None
+    force: bool = False
+    preview: Path | None = None
 
     def named(self) -> dict[str, Path]:
         """Files that the run reads, by what they are."""
@@ -104,6 +108,7 @@ class Plan:
         files: names of the outputs.
         face: whether face control is used.
         person: the person in the reference where it is known; None where nobody looked or nobody was found.
+        searched: whether somebody looked.
         notes: what the caller should know before it begins, a sentence each.
     """
 
@@ -117,6 +122,7 @@ class Plan:
     files: OutputFiles
     face: bool
     person: Person | None = None
+    searched: bool = False
     notes: tuple[str, ...] = ()
 
     def fitted(self) -> np.ndarray:
@@ -236,6 +242,7 @@ def plan_animation(
         )
     files = files or free_names(request.out, **request.names(), save=settings.save)
     files.check_free(overwrite=overwrite, inputs=request.inputs())
+    _check_preview(request, overwrite=overwrite)
     face = _use_face(driving, settings, checkpoint)
     size = _size(settings, reference, checkpoint)
     look = _Look(reference, settings.pose_backend)
@@ -248,8 +255,22 @@ def plan_animation(
     if request.ref_keypoints is not None and settings.align == "none" and crops.is_whole(crop, reference.shape):
         notes.append("note: --ref-keypoints changed nothing: all of the reference is kept and nothing aligned to it")
     return Plan(
-        request, settings, checkpoint, reference, size, crop, driving, files, face, person, tuple(dict.fromkeys(notes))
-    )
+        request, settings, checkpoint, reference, size, crop, driving, files, face, person,
+        searched=bool(look.called), notes=tuple(dict.fromkeys(notes)),
+    )  # fmt: skip
+
+
+def _check_preview(request: Request, *, overwrite: bool) -> None:
+    """See whether the preview may be written, before hours of work rather than after."""
+    path = request.preview
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--preview {path}: expected a name that ends in .png")
+    if any(path.exists() and path.samefile(source) for source in request.inputs()):
+        raise UsageError(f"--preview {path} is an input of this run and would be overwritten; choose another name")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already; choose another --preview, or give --overwrite to replace it")
 
 
 def _contract_notes(settings: InferConfig, driving: Driving, checkpoint: Checkpoint) -> Iterator[str]:
@@ -310,9 +331,10 @@ class _Look:
     """Looks for a person in the reference, and notes what came of it."""
 
     def __init__(self, reference: np.ndarray, backend: str) -> None:
-        self.reference, self.backend, self.notes = reference, backend, list[str]()
+        self.reference, self.backend, self.notes, self.called = reference, backend, list[str](), False
 
     def __call__(self) -> Person | None:
+        self.called = True
         try:
             people = get_backend(self.backend).detect(self.reference)
         except (PerceptionError, OSError) as error:  # the package or its models are missing, or cannot be unpacked

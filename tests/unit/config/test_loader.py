@@ -213,7 +213,7 @@ def test_wrong_overrides(override: str, expected: str) -> None:
         (["person=-1"], "person: got -1"),
         (["context_schedule=uniformopen"], "did you mean 'uniform_open'"),
         (["pose_backend=openpose"], "expected one of mediapipe, dwpose"),
-        (["align=globally"], "align: got 'globally', expected one of none, global; did you mean 'global'?"),
+        (["align=globally"], "got 'globally', expected one of none, auto, global, bones, face; did you mean 'global'?"),
         (["crop=face"], "crop: got 'face', expected one of published, person, none"),
         (["dtype=fp16"], "expected one of auto, float32, float16, bfloat16"),
         (["attention=xformer"], "did you mean 'xformers'"),

@@ -12,7 +12,7 @@ from xdyna.perception.types import PoseTrack, mark_face, mark_outside, missing_p
 from xdyna.puppets.world.canvas import OVERSAMPLE, Canvas
 from xdyna.puppets.world.face import Head, face_landmarks
 from xdyna.puppets.world.figure import Pose, draw_figure
-from xdyna.puppets.world.identity import Face, Identity, make_identity
+from xdyna.puppets.world.identity import Body, Face, Identity, make_identity
 from xdyna.puppets.world.motion import EXPRESSIONS, MOTION_KINDS, Motion, kind_of_motion, make_motion
 from xdyna.puppets.world.scene import Scene
 from xdyna.puppets.world.scenes_dynamic import clouds, fire, sea, waterfall
@@ -171,6 +171,46 @@ def render_clip(
     )  # fmt: skip
 
 
+def puppet_track(
+    identity: int,
+    motion: int,
+    *,
+    frames: int = 16,
+    start: int = 0,
+    stride: int = 1,
+    size: tuple[int, int] = (128, 128),
+    motion_kind: str | None = None,
+    body: Body | None = None,
+) -> PoseTrack:
+    """The keypoints of a puppet without its images: those of `render_clip`, for another body where one is given.
+
+    Args:
+        identity: seed of the puppet, at least 0.
+        motion: seed of motion and expressions.
+        frames: N, at least 1.
+        start: first world frame, at least 0.
+        stride: world frames from frame to frame, at least 1.
+        size: (H, W) px, each at least 64.
+        motion_kind: one of `MOTION_KINDS` instead of the seed's.
+        body: lengths instead of the identity's.
+
+    Returns:
+        N frames, times from 0; equal arguments give equal bytes.
+    """
+    shown = start + stride * np.arange(frames)
+    puppet = make_identity(identity)
+    puppet = puppet if body is None else replace(puppet, body=body)
+    acted = _posed(puppet, motion, motion_kind or kind_of_motion(motion), shown)
+    marks = face_landmarks(puppet.face, acted.motion.expression, acted.motion.yaw, acted.motion.pitch)
+    place = _Placement(puppet, _checked_size(size))
+    points = [_keypoints(acted.pose(k, puppet, marks[k]), place) for k in range(frames)]
+    body_points, hands, faces = (np.stack([p[part] for p in points]) for part in range(3))
+    return PoseTrack(
+        body=body_points, hands=hands, face=faces, size=place.size, times=np.arange(frames) * stride / FPS,
+        frame_index=np.arange(frames), source="puppet",
+    )  # fmt: skip
+
+
 def _directed(motion: Motion, expression: np.ndarray | None, yaw: np.ndarray | None) -> Motion:
     """The motion with a given expression and turn of the head."""
     if expression is not None:
@@ -286,6 +326,12 @@ def _act(puppet: Identity, seed: int, kind: str, shown: np.ndarray) -> _Act:
         replace(skeleton, **{f.name: getattr(skeleton, f.name)[rows] for f in fields(skeleton)}),
         {part: points[rows] for part, points in hanging.items()},
     )
+
+
+def _posed(puppet: Identity, seed: int, kind: str, shown: np.ndarray) -> _Act:
+    """`_act` without what hangs: poses do not depend on what was before."""
+    motion = make_motion(seed, kind, _STEPS * shown * (1 / (FPS * _STEPS)))
+    return _Act(motion, make_skeleton(puppet.body, motion), {})
 
 
 def _compose(

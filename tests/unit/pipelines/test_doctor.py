@@ -1,0 +1,323 @@
+"""Each line of `xdyna doctor` is made to fail, and says what mends it."""
+
+import builtins
+import importlib.machinery
+import json
+import shutil
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xdyna.cli.main import main
+from xdyna.core.program import run
+from xdyna.core.resources import checkout, resource
+from xdyna.pipelines import doctor
+from xdyna.pipelines.doctor import CHECKS, Line, _run
+
+
+def line(name: str) -> Line:
+    return _run(name, CHECKS[name])
+
+
+class Blocker:
+    """A meta-path finder for which some packages do not exist."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.fixture
+def block(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def blocked(*names: str) -> None:
+        monkeypatch.setattr(sys, "meta_path", [Blocker(*names), *sys.meta_path])
+        for module in list(sys.modules):
+            if module.partition(".")[0] in names:
+                monkeypatch.delitem(sys.modules, module)
+
+    return blocked
+
+
+def test_python(monkeypatch):
+    assert line("python").level == "pass"
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    found = line("python")
+    assert found.level == "fail"
+    assert "xdyna needs 3.11 to 3.14" in found.text
+    assert found.mend == "make venv PYTHON=python3.14"
+
+
+def test_packages(block):
+    assert line("packages").level == "pass"
+    block("einops")
+    found = line("packages")
+    assert found.level == "fail"
+    assert found.text == "not installed: einops"
+    assert found.mend == f'{sys.executable} -m pip install "einops>=0.8"'
+
+
+def test_several_missing_packages_are_installed_by_one_command(block):
+    block("einops", "peft")
+    found = line("packages")
+    assert found.text == "not installed: peft, einops"
+    assert found.mend == f'{sys.executable} -m pip install -e "{checkout()}"'
+
+
+def test_broken_packages(monkeypatch):
+    original = doctor.importlib.import_module
+
+    def broken(name: str, *args: Any) -> Any:
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+        return original(name, *args)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    found = line("packages")
+    assert found.level == "fail"
+    assert "installed but broken: cv2 (libGL.so.1" in found.text
+    assert "pip install --no-deps opencv-contrib-python-headless" in found.mend
+
+
+def test_a_check_without_its_package_says_how_to_get_it(monkeypatch):
+    original = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    found = line("torch")
+    assert (found.level, found.text) == ("fail", "No module named 'torch'")
+    assert found.mend == f'{sys.executable} -m pip install "torch>=2.4"'
+
+
+def test_a_driver_without_a_build_for_it(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    found = line("torch")
+    assert found.level == "warn"
+    assert "a build for CPUs alone" in found.text
+    assert "--index-url https://download.pytorch.org/whl/" in found.mend
+
+
+def test_dtypes_and_attention(monkeypatch):
+    assert "float32" in line("dtypes").text
+    assert line("attention").level == "pass"
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: v * 2)
+    found = line("attention")
+    assert found.level == "fail"
+    assert "pip install --force-reinstall torch" in found.mend
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *args, **kwargs: ones(*args, **kwargs) * 2)
+    found = line("dtypes")
+    assert found.level == "fail"
+    assert "matrix products in float32 are wrong" in found.text
+
+
+def test_xformers_that_cannot_be_loaded_is_a_warning(monkeypatch):
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None)
+    )  # fmt: skip
+    found = line("attention")
+    assert found.level == "warn"
+    assert "xformers is installed but broken" in found.text
+    assert "[xformers]" in found.mend
+
+
+def test_codecs(monkeypatch):
+    assert line("codecs").text.startswith("H.264, FFV1 and PNG written and read")
+    from xdyna.media import writer
+
+    class Container:
+        def add_stream(self, name: str, **options: Any) -> None:
+            raise ValueError(f"unknown codec {name}")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(writer.av, "open", lambda *args, **kwargs: Container())
+    found = line("codecs")
+    assert found.level == "fail"
+    assert "H.264: unknown codec" in found.text
+    assert found.mend == f"{sys.executable} -m pip install --force-reinstall --no-cache-dir av"
+
+
+def test_a_codec_that_changes_frames(monkeypatch):
+    from xdyna.media import video
+
+    original = video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda *a: (255 - frame for frame in original(*a)))
+    assert "mean difference" in line("codecs").text
+
+
+def test_detectors(monkeypatch):
+    found = line("detectors") if _has_mediapipe() else None
+    assert found is None or found.level == "pass"
+    from xdyna.perception import base
+    from xdyna.perception.errors import PerceptionError
+
+    def broken(name: str) -> Any:
+        raise PerceptionError("libEGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(base, "get_backend", broken)
+    if _has_mediapipe():
+        found = line("detectors")
+        assert found.level == "fail"
+        assert found.mend == "apt-get install -y libegl1 libgles2 libgl1"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = line("detectors")
+    assert found.level == "warn"
+    assert "keypoints and pose videos drive" in found.text
+    assert found.mend.endswith(f'pip install -e "{checkout()}[perception]"')
+
+
+def _has_mediapipe() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("mediapipe") is not None
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shipped weights that may be damaged."""
+    copy = tmp_path / "pretrained"
+    shutil.copytree(resource("pretrained"), copy)
+    monkeypatch.setattr(doctor, "resource", lambda *parts: tmp_path.joinpath(*parts))
+    return copy
+
+
+def test_weights(weights):
+    found = line("weights")
+    assert found.level in ("pass", "warn")
+    assert "hashes right" in found.text
+    path = weights / "xdyna-tiny" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # one bit of one number
+    path.write_bytes(content)
+    found = line("weights")
+    assert found.level == "fail"
+    assert f"xdyna-tiny/vae/{path.name} ({len(content):,} bytes) has other bytes than it was shipped with" in found.text
+    assert found.mend == "git checkout -- pretrained"
+    path.unlink()
+    assert f"{path.name} is missing" in line("weights").text
+
+
+def test_the_list_of_hashes_is_that_of_the_shipped_files():
+    """Made by: cd pretrained && sha256sum $(git ls-files '*.safetensors') > SHA256SUMS"""
+    root = resource("pretrained")
+    names = {entry.split()[1] for entry in (root / "SHA256SUMS").read_text().splitlines()}
+    for folder in ("xdyna-tiny", "puppet-dynamics", "puppet-expression", "puppet-identity", "puppet-segmenter"):
+        found = {path.relative_to(root).as_posix() for path in (root / folder).rglob("*.safetensors")}
+        assert found
+        assert found <= names
+    assert line("weights").level != "fail"
+
+
+def test_published_weights_that_cannot_be_opened(monkeypatch, tmp_path):
+    from xdyna.pipelines import folder
+
+    monkeypatch.setattr(folder, "OFFICIAL", tmp_path / "none")
+    assert line("weights").level == "warn"
+    assert line("weights").mend == "xdyna convert --download"
+    (tmp_path / "xdyna" / "unet").mkdir(parents=True)
+    (tmp_path / "xdyna" / "unet" / "a.safetensors").write_bytes(b"\xff" * 100)
+    monkeypatch.setattr(folder, "OFFICIAL", tmp_path / "xdyna")
+    found = line("weights")
+    assert found.level == "fail"
+    assert "cannot be opened" in found.text
+    assert found.mend.startswith("xdyna convert --download")
+
+
+@pytest.mark.parametrize(("free", "level"), [(0.2, "fail"), (5, "warn"), (50, "pass")])
+def test_disk(monkeypatch, free, level):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 0, int(free * 2**30)))
+    found = line("disk")
+    assert found.level == level
+    if level != "pass":
+        assert "du -xh" in found.mend
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    found = line("disk")
+    assert found.level == "fail"
+    assert found.mend.startswith("chmod u+w ")
+
+
+@pytest.mark.parametrize(("free", "level"), [(0.5, "fail"), (2, "warn"), (30, "pass"), (None, "pass")])
+def test_memory(monkeypatch, free, level):
+    monkeypatch.setattr(doctor, "free_memory", lambda: free)
+    found = line("memory")
+    assert found.level == level
+    assert (level != "fail") or found.mend.startswith("end other programs: ps aux")
+    assert (level != "warn") or "preset=lowmem" in found.mend
+
+
+def test_memory_is_measured():
+    assert 0 < doctor.free_memory() < 10_000
+
+
+def test_the_trial_run(monkeypatch, tmp_path):
+    """It makes frames, leaves nothing behind, and tells what stops it."""
+    monkeypatch.chdir(tmp_path)
+    found = line("run")
+    assert found.level == "pass", found
+    assert "4 frames, 2 steps" in found.text
+    assert not list(tmp_path.iterdir())
+    from xdyna.pipelines import animate
+
+    monkeypatch.setattr(animate.Frames, "numpy", lambda self: np.full((4, 8, 8, 3), 9, np.uint8))
+    assert line("run").level == "fail"
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise ValueError("no room for this\nsecond line")
+
+    monkeypatch.setattr(animate, "animate", broken)
+    assert line("run").text == "no room for this"
+
+
+def test_a_check_that_breaks_is_a_line():
+    def broken() -> str:
+        raise ZeroDivisionError("division by zero")
+
+    found = _run("any", broken)
+    assert found == Line("any", "fail", "ZeroDivisionError: division by zero", found.mend)
+    assert "pip install" in found.mend
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    checks: dict[str, Any] = {"a": lambda: "well", "b": lambda: ("warn", "so so", "do this")}
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    return checks
+
+
+def test_the_program(three, capsys):
+    """Exit code 1 where a line fails; the mending stands below its line; --json has the same."""
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "pass  a          well"
+    assert told[2].strip() == "mend: do this"
+    three["c"] = lambda: ("fail", "broken", "do that")
+    assert main(["doctor"]) == 1
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found[2] == {"name": "c", "level": "fail", "text": "broken", "mend": "do that"}
+    assert run("xdyna.cli.doctor", ["--json"]) == 1
+
+
+def test_nothing_heavy_is_needed_to_begin():
+    """Without torch the doctor still speaks: its module imports nothing of the sort."""
+    source = Path(doctor.__file__).read_text()
+    heads = [entry for entry in source.splitlines() if entry.startswith(("import ", "from "))]
+    for name in ("torch", "numpy", "av", "diffusers", "perception", "pipelines"):
+        assert not [entry for entry in heads if name in entry], name

@@ -1,0 +1,399 @@
+"""Does everything work here? The checks behind `xdyna doctor`.
+
+Each check gives one line: pass, warn (xdyna runs, something is missing) or fail, and the command that mends it. Nothing
+heavy is imported before its check runs: what is missing is a line, never a traceback.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from xdyna.core.files import file_sha256
+from xdyna.core.resources import cache_folder, checkout, resource, weights_folder
+
+SUPPORTED = ((3, 11), (3, 14))
+GIB = 2**30
+DISK = (1.0, 10.0)  # GiB free: below the first nothing can be written, below the second no weights fetched
+MEMORY = (1.5, 4.0)  # GiB free: below the first xdyna-tiny does not fit, below the second hardly anything else
+CHECKSUMS = ("pretrained", "SHA256SUMS")
+"""Hashes of the weights that are shipped, as `sha256sum` writes them, beside them."""
+FRAMES, STEPS = 4, 2  # of the trial run
+
+# Module -> the package that brings it.
+PACKAGES = {
+    "numpy": "numpy", "torch": "torch", "diffusers": "diffusers", "transformers": "transformers",
+    "accelerate": "accelerate", "safetensors": "safetensors", "peft": "peft", "einops": "einops",
+    "huggingface_hub": "huggingface_hub", "hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml",
+    "av": "av", "cv2": "opencv-contrib-python-headless", "PIL": "pillow", "pillow_heif": "pillow-heif", "tqdm": "tqdm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one check found.
+
+    Attributes:
+        name: of the check.
+        level: "pass", "warn" or "fail".
+        text: what was found.
+        mend: the command that mends it, or what to do; "" where nothing is to be done.
+    """
+
+    name: str
+    level: str
+    text: str
+    mend: str = ""
+
+
+class _Problem(Exception):
+    """Ends a check with a line."""
+
+    def __init__(self, level: str, text: str, mend: str) -> None:
+        super().__init__(text)
+        self.line = (level, text, mend)
+
+
+def examine_machine() -> Iterator[Line]:
+    """Run all checks, one after the other.
+
+    Yields:
+        Line: as soon as it is known.
+    """
+    for name, check in CHECKS.items():
+        yield _run(name, check)
+
+
+def _run(name: str, check: Callable[[], str | tuple[str, str, str]]) -> Line:
+    """A check's line, whatever it does."""
+    try:
+        found = check()
+    except _Problem as problem:
+        return Line(name, *problem.line)
+    except ImportError as error:
+        return Line(name, "fail", _first(error), _install_module(error.name))
+    except (ValueError, OSError) as error:
+        return Line(name, "fail", _first(error), "do what the message says, then run `xdyna doctor` again")
+    except Exception as error:  # whatever it is, the other lines must still be told
+        return Line(name, "fail", f"{type(error).__name__}: {_first(error)}", _install_all())
+    return Line(name, "pass", found) if isinstance(found, str) else Line(name, *found)
+
+
+def _first(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# --- what mends -------------------------------------------------------------------------------------------------------
+
+
+def _pip(what: str) -> str:
+    return f"{sys.executable} -m pip install {what}"
+
+
+def _install_all(extra: str = "") -> str:
+    extra = f"[{extra}]" if extra else ""
+    root = checkout()
+    return _pip(f'"xdyna{extra}"' if root is None else f'-e "{root}{extra}"')
+
+
+def _install_module(module: str | None) -> str:
+    """The command that installs a module's package in a version that fits."""
+    package = PACKAGES.get((module or "").partition(".")[0])
+    if package is None:
+        return _install_all()
+    try:
+        needs = importlib.metadata.requires("xdyna") or []
+    except importlib.metadata.PackageNotFoundError:
+        needs = []
+    for need in needs:
+        wanted = need.partition(";")[0].strip()
+        if re.match(r"[\w.-]+", wanted)[0].lower() == package.lower():  # type: ignore[index]
+            return _pip(f'"{wanted}"')
+    return _pip(package)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_python() -> str | tuple[str, str, str]:
+    """The interpreter."""
+    low, high = (".".join(map(str, version)) for version in SUPPORTED)
+    text = f"{platform.python_version()} at {sys.executable}"
+    if SUPPORTED[0] <= sys.version_info[:2] <= SUPPORTED[1]:
+        return text
+    return (
+        "fail",
+        f"{text}; xdyna needs {low} to {high}",
+        f"make venv PYTHON=python{high}",
+    )
+
+
+def check_packages() -> str | tuple[str, str, str]:
+    """Everything that xdyna cannot do without can be imported."""
+    missing, broken = [], []
+    for module in PACKAGES:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            missing.append(error.name or module)
+        except (ImportError, OSError) as error:  # a library of the system is missing
+            broken.append(f"{module} ({_first(error)})")
+    if missing:
+        names = [_install_module(name) for name in missing]
+        mend = names[0] if len(names) == 1 else _install_all()
+        return "fail", f"not installed: {', '.join(missing)}", mend
+    if broken:
+        from xdyna.core.program import HEADLESS
+
+        return "fail", f"installed but broken: {'; '.join(broken)}", HEADLESS
+    return f"{len(PACKAGES)} of {len(PACKAGES)} can be imported"
+
+
+def check_torch() -> str | tuple[str, str, str]:
+    """PyTorch and the device that "auto" takes."""
+    import torch
+
+    from xdyna.core.device import pick_device
+
+    device = pick_device("auto")
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return f"{torch.__version__}, {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if device.type == "cpu" and torch.version.cuda is None and shutil.which("nvidia-smi"):
+        mend = _pip("--force-reinstall torch --index-url https://download.pytorch.org/whl/cu130")
+        return "warn", f"{torch.__version__} is a build for CPUs alone, but there is an NVIDIA driver", mend
+    threads = torch.get_num_threads()
+    return f"{torch.__version__} on {device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def check_dtypes() -> str | tuple[str, str, str]:
+    """Data types that the device computes with."""
+    import torch
+
+    from xdyna.core.device import pick_device
+
+    device = pick_device("auto")
+    works, fails = list[str](), list[str]()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        try:
+            a = torch.ones(8, 8, device=device, dtype=dtype)
+            right = bool(((a @ a).float() == 8).all())
+        except RuntimeError:
+            right = False
+        (works if right else fails).append(str(dtype).removeprefix("torch."))
+    if "float32" in fails:
+        return "fail", f"matrix products in float32 are wrong on {device}", _pip("--force-reinstall torch")
+    return f"{', '.join(works)} on {device}" + (f"; not {', '.join(fails)}" if fails else "")
+
+
+def check_attention() -> str | tuple[str, str, str]:
+    """Attention back ends."""
+    import torch
+
+    from xdyna.core.device import pick_device
+
+    device = pick_device("auto")
+    q = torch.randn(1, 2, 16, 8, device=device, generator=None)
+    got = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    want = (q @ q.transpose(-1, -2) / 8**0.5).softmax(-1) @ q
+    off = float((got - want).abs().max())
+    if not off < 1e-3:
+        return "fail", f"PyTorch's attention is off by {off:.2g} on {device}", _pip("--force-reinstall torch")
+    if importlib.util.find_spec("xformers") is None:
+        return "sdpa (xformers is not installed; it is of use with CUDA alone)"
+    try:
+        importlib.import_module("xformers.ops")
+    except (ImportError, OSError) as error:
+        return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", _install_all("xformers")
+    return "sdpa, xformers"
+
+
+def check_codecs() -> str | tuple[str, str, str]:
+    """A few frames written and read again: H.264 (near), FFV1 and PNG (exact)."""
+    import numpy as np
+
+    from xdyna.media.errors import MediaError
+    from xdyna.media.image import read_image, write_png
+    from xdyna.media.video import read_frames
+    from xdyna.media.writer import VideoWriter
+
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    frames = [np.stack([np.roll(np.tile(ramp, (64, 1)), 8 * k, axis=1)] * 3, axis=-1) for k in range(4)]
+    mend = _pip("--force-reinstall --no-cache-dir av")
+    with tempfile.TemporaryDirectory(prefix="xdyna-doctor-") as folder:
+        for name, lossless in (("H.264", False), ("FFV1", True)):
+            path = Path(folder) / f"{name}{'.mkv' if lossless else '.mp4'}"
+            try:
+                with VideoWriter(path, fps=Fraction(8), size=(64, 64), lossless=lossless) as writer:
+                    for frame in frames:
+                        writer.write(frame)
+                back = np.stack(list(read_frames(path, range(4))))
+            except (MediaError, OSError, ValueError) as error:
+                raise _Problem("fail", f"{name}: {_first(error)}", mend) from error
+            off = float(np.abs(back.astype(int) - np.stack(frames)).mean())
+            if off > (0 if lossless else 4):
+                raise _Problem("fail", f"{name}: frames come back with a mean difference of {off:.1f} of 255", mend)
+        write_png(Path(folder) / "a.png", frames[0])
+        if (read_image(Path(folder) / "a.png") != frames[0]).any():
+            raise _Problem("fail", "PNG: an image comes back changed", _pip("--force-reinstall pillow"))
+    import av
+
+    return f"H.264, FFV1 and PNG written and read, PyAV {av.__version__}"
+
+
+def check_detectors() -> str | tuple[str, str, str]:
+    """What finds people: MediaPipe, and DWPose where its models are."""
+    import numpy as np
+
+    from xdyna.perception.base import get_backend
+    from xdyna.perception.dwpose_backend import DEFAULT_DIR, DETECTOR_FILE, POSE_FILE
+    from xdyna.perception.errors import PerceptionError
+
+    dwpose = all((DEFAULT_DIR / name).is_file() for name in (DETECTOR_FILE, POSE_FILE))
+    more = ", dwpose (models are there)" if dwpose else f"; dwpose: no models in {DEFAULT_DIR} (optional)"
+    if importlib.util.find_spec("mediapipe") is None:
+        text = "mediapipe is not installed: keypoints and pose videos drive, videos of people do not"
+        return "warn", text + more, _install_all("perception")
+    try:
+        backend = get_backend("mediapipe")
+        backend.detect(np.full((256, 192, 3), 127, np.uint8))
+    except (PerceptionError, OSError) as error:
+        system = platform.system() == "Linux" and "lib" in str(error)
+        mend = "apt-get install -y libegl1 libgles2 libgl1" if system else _install_all("perception")
+        return "fail", f"mediapipe: {_first(error)}", mend
+    return f"mediapipe {importlib.metadata.version('mediapipe')} with its models{more}"
+
+
+def check_weights() -> str | tuple[str, str, str]:
+    """Shipped weights have the bytes they were shipped with; the published ones are there or not."""
+    from xdyna.pipelines.folder import OFFICIAL, TINY
+
+    root = resource(*CHECKSUMS).parent
+    entries = [line.split(maxsplit=1) for line in resource(*CHECKSUMS).read_text().splitlines()]
+    mend = "git checkout -- pretrained" if checkout() else _pip("--force-reinstall --no-deps xdyna")
+    wrong = []
+    for digest, name in entries:
+        path = root / name.strip()
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif file_sha256(path) != digest:
+            wrong.append(f"{name} ({path.stat().st_size:,} bytes) has other bytes than it was shipped with")
+    if wrong:
+        return "fail", "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""), mend
+    shipped = sum((root / name.strip()).stat().st_size for _, name in entries)
+    text = f"{len(entries)} shipped files, {shipped / 1e6:.1f} MB, hashes right (xdyna-tiny at {TINY})"
+    if not OFFICIAL.is_dir():
+        return "warn", f"{text}; the published weights are not here", "xdyna convert --download"
+    return f"{text}; published weights: {_folder_of_weights(OFFICIAL)}"
+
+
+def _folder_of_weights(folder: Path) -> str:
+    """Size and hash of a pipeline folder's weights, each of which can be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    files, total = sorted(folder.rglob("*.safetensors")), 0
+    for path in files:
+        try:
+            with safe_open(path, "pt") as tensors:
+                list(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            mend = "xdyna convert --download (after removing that folder)"
+            raise _Problem("fail", f"{path} cannot be opened: {_first(error)}", mend) from error
+        total += path.stat().st_size
+    unet = next((path for path in files if path.parent.name == "unet"), None)
+    return f"{total / 1e9:.2f} GB in {folder}" + (f", unet {file_sha256(unet)[:16]}..." if unet else "")
+
+
+def check_disk() -> str | tuple[str, str, str]:
+    """Room, and leave to write, where outputs, keypoints and weights go."""
+    places = {"outputs": Path.cwd(), "cache": cache_folder(), "weights": weights_folder()}
+    told, level, mend = [], "pass", ""
+    for what, folder in places.items():
+        there = next(place for place in (folder, *folder.parents) if place.is_dir())
+        free = shutil.disk_usage(there).free / GIB
+        told.append(f"{what} {free:.1f} GiB free ({folder})")
+        variable = {"outputs": "", "cache": "XDYNA_CACHE", "weights": "XDYNA_HOME"}[what]
+        elsewhere = f", or export {variable}=/another/folder" if variable else ", or work in another folder"
+        if not os.access(there, os.W_OK):
+            return "fail", f"{what}: {there} cannot be written to", f"chmod u+w '{there}'{elsewhere}"
+        if free < DISK[0]:
+            return (
+                "fail",
+                f"{what}: {free:.2f} GiB are free in {there}",
+                f"make room: du -xh '{there}' | sort -h | tail",
+            )
+        if free < DISK[1]:
+            level, mend = "warn", f"make room for 12 GB of published weights: du -xh '{there}' | sort -h | tail"
+    return level, ", ".join(told), mend
+
+
+def free_memory() -> float | None:
+    """Memory that can be had without swapping, in GiB; None where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return int(re.search(r"MemAvailable:\s+(\d+)", text)[1]) / 2**20  # type: ignore[index]
+    except (OSError, TypeError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def check_memory() -> str | tuple[str, str, str]:
+    """Main memory."""
+    free = free_memory()
+    if free is None:
+        return "how much is free is not told by this system"
+    text = f"{free:.1f} GiB free"
+    if free < MEMORY[0]:
+        return "fail", f"{text}; xdyna-tiny needs {MEMORY[0]:g}", "end other programs: ps aux --sort=-rss | head"
+    if free < MEMORY[1]:
+        return "warn", f"{text}; more than xdyna-tiny needs {MEMORY[1]:g} and up", "use preset=lowmem, or end programs"
+    return text
+
+
+def check_run() -> str | tuple[str, str, str]:
+    """A short animation with xdyna-tiny, from keypoints, into a temporary folder."""
+    from xdyna.config.infer import InferConfig
+    from xdyna.core.quiet import quiet_libraries
+    from xdyna.pipelines.animate import animate
+    from xdyna.pipelines.folder import TINY
+
+    quiet_libraries()
+    assets = resource("assets", "demo")
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="xdyna-doctor-") as folder:
+        made = animate(
+            assets / "reference.png",
+            assets / "driving.npz",
+            out=Path(folder) / "run.mp4",
+            settings=InferConfig(steps=STEPS, frames=FRAMES, guidance=1.0),
+            model=TINY,
+            ref_keypoints=assets / "reference.npz",
+        )
+        deviation = float(made.frames.numpy().std())
+    seconds = time.perf_counter() - start
+    if deviation < 5:
+        return "fail", f"the frames are one grey (standard deviation {deviation:.1f})", _pip("--force-reinstall torch")
+    return f"{FRAMES} frames, {STEPS} steps of xdyna-tiny in {seconds:.1f} s"
+
+
+CHECKS: dict[str, Callable[[], Any]] = {
+    "python": check_python, "packages": check_packages, "torch": check_torch, "dtypes": check_dtypes,
+    "attention": check_attention, "codecs": check_codecs, "detectors": check_detectors, "weights": check_weights,
+    "disk": check_disk, "memory": check_memory, "run": check_run,
+}  # fmt: skip
