@@ -13,11 +13,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from xdyna.config.page import PageConfig
 from xdyna.core.errors import FileError, UsageError
-from xdyna.media.image import read_image
+from xdyna.media.image import image_size, read_image
 from xdyna.media.video import probe
 
 MEGA = 1_000_000
@@ -86,12 +84,7 @@ def take_image(sent: str | None, uploads: Path, folder: Path, limits: PageConfig
     if sent is None:
         raise UsageError(f"there is no image yet; drop {IMAGES} of a person, or take the sample")
     path = _copy(sent, uploads, folder / "image", image_kind, what="image", expected=IMAGES, limits=limits)
-    try:
-        with Image.open(path) as opened:  # its header alone
-            size = opened.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        size = (0, 0)  # HEIC, or a damaged file: what reads it below knows more
-    _check_pixels(size, "image", limits)
+    _check_pixels(image_size(path), "image", limits)
     height, width = read_image(path).shape[:2]
     return Upload(path, f"image of {width} x {height} px")
 
@@ -140,9 +133,10 @@ def _copy(
     It is opened without following a link, inside of the folder of uploads only.
     """
     missing = UsageError(f"the {what} is not here any more; give it again")
+    if "\0" in sent:
+        raise missing
     path = Path(os.path.abspath(sent))
-    root = uploads.resolve()
-    if not path.parent.resolve().is_relative_to(root):
+    if not path.parent.resolve().is_relative_to(uploads.resolve()) or path.is_dir():
         raise missing
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
