@@ -22,6 +22,7 @@ class PageConfig:
         keep_minutes: after so long the files of a visitor are removed.
         live: live animations that may run at once.
         live_minutes: longest live animation.
+        live_checkpoint: pipeline folder of live animations, or its name.
         live_steps: denoising steps of live animations.
         live_scheduler: what takes these steps; None takes that of the model.
         live_lora: LoRA weights of live animations, each "FILE" or "FILE:SCALE".
@@ -43,6 +44,7 @@ class PageConfig:
     keep_minutes: float = setting(60.0, above=0)
     live: int = setting(1, low=0, high=100)
     live_minutes: float = setting(10.0, above=0)
+    live_checkpoint: str = "xdyna-tiny"
     live_steps: int = setting(2, low=1, high=100)
     live_scheduler: str | None = None
     live_lora: list[str] = field(default_factory=list)

@@ -294,7 +294,6 @@ class Rooms:
         limits: of the page.
         settings: of the runs.
         explain: turns an exception into a sentence.
-        checkpoint: name of the model.
         clock: s.
     """
 
@@ -304,12 +303,9 @@ class Rooms:
         settings: LiveConfig,
         explain: Callable[[BaseException], str],
         *,
-        checkpoint: str = "xdyna-tiny",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limits, self.settings, self.explain, self.checkpoint, self.clock = (
-            limits, settings, explain, checkpoint, clock,
-        )  # fmt: skip
+        self.limits, self.settings, self.explain, self.clock = limits, settings, explain, clock
         self.puppet = Puppet()
         self._rooms: dict[str, Room] = {}
         self._lock, self._turn, self._loading = threading.Lock(), threading.Lock(), threading.Lock()
@@ -408,7 +404,7 @@ class Rooms:
         with self._loading:
             if self._loaded is None:
                 settings = dataclasses.replace(self.settings, dtype=live_dtype(self.settings))
-                model = load(self.checkpoint, settings.animation())
+                model = load(self.limits.live_checkpoint, settings.animation())
                 _ = model.pipeline
                 self._loaded = model
             return self._loaded

@@ -134,12 +134,14 @@ class Studio:
         Raises:
             UsageError: a mode that is none, or a number out of range.
         """
-        if wish.mode not in self.modes:
+        if not isinstance(wish.mode, str) or wish.mode not in self.modes:
             raise UsageError(f"there is no mode of that name; expected one of {', '.join(self.modes)}")
         frames = _whole(wish.frames, "frames", 1, self.limits.max_frames)
         steps = _whole(wish.steps, "steps", 1, _MOST_STEPS)
         seed = _whole(wish.seed, "seed", 0, _SEEDS)
         config = self.presets[wish.mode]
+        if self.checkpoint.contract.guidance <= 1:  # it was trained to be sampled without
+            config = dataclasses.replace(config, guidance=None, guidance_interval=[0.0, 1.0])
         larger = config.height is not None and config.height > self.checkpoint.size[0]
         return dataclasses.replace(
             config,

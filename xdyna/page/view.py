@@ -47,6 +47,16 @@ class Film(gr.Video):
         return None if payload is None else payload.path
 
 
+class Choice(gr.Dropdown):
+    """A choice whose value is looked at by `Studio`, whose sentence is the better one."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        """As it came."""
+        return payload
+
+
 class Speaker:
     """Lets functions of the page end with sentences instead of tracebacks.
 
@@ -97,42 +107,48 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
     history = gr.BrowserState([], storage_key="xdyna-page", secret=secrets.token_hex(16))
     timer = gr.Timer(1.0, active=False)
     with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            image = Picture(
-                label="Image of a person", type="filepath", sources=["upload", "clipboard"], height=260,
-                elem_id="image", buttons=[],
-            )  # fmt: skip
-            video = Film(
-                label=f"Video of a person who moves (at most {limits.max_seconds:g} s, {limits.max_upload_mb} MB)",
-                sources=["upload"], height=260, elem_id="video", buttons=[],
-            )  # fmt: skip
+        with gr.Column(scale=1, min_width=300):
             with gr.Row():
-                sample = gr.Button("Take the samples", size="sm", elem_id="samples")
-                look = gr.Button("Check how they fit", size="sm", elem_id="look")
-            mode = gr.Dropdown(
+                image = Picture(
+                    label="Image of a person", type="filepath", sources=["upload", "clipboard"], height=230,
+                    min_width=140, elem_id="image", buttons=[],
+                )  # fmt: skip
+                video = Film(
+                    label="Video of a person", sources=["upload"], height=230, min_width=140, elem_id="video",
+                    buttons=[],
+                )  # fmt: skip
+            gr.Markdown(
+                f"At most {limits.max_seconds:g} s of video and {limits.max_upload_mb} MB a file.", elem_id="limits"
+            )
+            with gr.Row():
+                sample = gr.Button("Take the samples", size="sm", min_width=130, elem_id="samples")
+                look = gr.Button("Check how they fit", size="sm", min_width=130, elem_id="look")
+            mode = Choice(
                 [(text, name) for name, text in studio.modes.items()],
                 value="fast" if "fast" in studio.modes else next(iter(studio.modes)), label="Mode", elem_id="mode",
             )  # fmt: skip
-            align = gr.Checkbox(
-                False, label="Fit the person in the video to the one in the image", elem_id="align",
-            )  # fmt: skip
-            with gr.Accordion("More", open=False, elem_id="more"):
-                frames = gr.Number(None, label="Frames (empty: all)", precision=None, elem_id="frames")
-                steps = gr.Number(None, label="Steps (empty: those of the mode)", precision=None, elem_id="steps")
-                seed = gr.Number(42, label="Seed", precision=None, elem_id="seed")
+            align = gr.Checkbox(False, label="Fit the person in the video to the one in the image", elem_id="align")
             with gr.Row():
-                start = gr.Button("Animate", variant="primary", elem_id="start")
-                cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", interactive=False)
-        with gr.Column(scale=2, min_width=280):
+                start = gr.Button("Animate", variant="primary", min_width=130, elem_id="start")
+                cancel = gr.Button("Cancel", variant="stop", min_width=130, elem_id="cancel", interactive=False)
+            with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
+                frames = gr.Number(None, label="Frames", placeholder="all", min_width=90, elem_id="frames")
+                steps = gr.Number(None, label="Steps", placeholder="the mode's", min_width=90, elem_id="steps")
+                seed = gr.Number(42, label="Seed", min_width=90, elem_id="seed")
+        with gr.Column(scale=1, min_width=300):
             bar = gr.HTML(_bar(None), elem_id="bar")
             fit = gr.Image(
-                label="How they fit", interactive=False, visible=False, elem_id="fit", buttons=["fullscreen"]
+                label="How they fit", show_label=False, interactive=False, visible=False, elem_id="fit",
+                buttons=["fullscreen"],
             )  # fmt: skip
             notes = gr.HTML("", elem_id="notes")
-            result = gr.Video(label="Result", interactive=False, elem_id="result", autoplay=True, loop=True, height=320)
+            result = gr.Video(
+                label="Result", interactive=False, elem_id="result", autoplay=True, loop=True, height=300,
+                visible=False, buttons=[],
+            )  # fmt: skip
             beside = gr.Video(
-                label="Beside the image, the video and the skeleton", interactive=False, elem_id="beside", loop=True,
-                autoplay=True, visible=False, height=260,
+                label="Beside what it is made of", interactive=False, elem_id="beside", loop=True, autoplay=True,
+                visible=False, height=200, buttons=[],
             )  # fmt: skip
             files = gr.File(
                 label="Download", file_count="multiple", interactive=False, visible=False, elem_id="files"
@@ -158,7 +174,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
             return (*state, gr.update(), gr.update(), gr.update())
         video_file, side_by_side, downloads = files_of(studio.result(name))
         return (
-            *state, video_file, gr.update(value=side_by_side, visible=True),
+            *state, gr.update(value=video_file, visible=True), gr.update(value=side_by_side, visible=True),
             gr.update(value=downloads, visible=True),
         )  # fmt: skip
 
@@ -174,15 +190,15 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
         return gr.update(choices=entries, visible=bool(entries), value=None)
 
     @speak
-    def submit(*values: Any) -> dict[str, Any]:
-        """Let an animation wait; returns its id under "job", and the places before it."""
-        job = studio.submit(Wish(*values))
+    def submit(image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any) -> dict[str, Any]:
+        """Let an animation wait; returns its id under "job", and its place in the queue."""
+        job = studio.submit(Wish(image, video, mode, frames, steps, seed, bool(align)))
         return {"job": job.id, "place": studio.jobs.progress(job.id).place}
 
     @speak
-    def check(*values: Any) -> tuple[Any, Any]:
+    def check(image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any) -> tuple[Any, Any]:
         """How well the image and the video fit: a preview, and sentences."""
-        found = studio.look(Wish(*values))
+        found = studio.look(Wish(image, video, mode, frames, steps, seed, bool(align)))
         return found.image, found.notes
 
     def keep(ticket: dict[str, Any] | None, kept: Any) -> tuple[Any, Any]:
@@ -215,6 +231,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
         lambda: (str(SAMPLE_IMAGE.media), str(SAMPLE_VIDEO.media)), None, [image, video], api_name="samples",
         show_progress="hidden", queue=False,
     )  # fmt: skip
+    gr.on([image.change, video.change], lambda: gr.update(visible=False), None, fit, queue=False, **same)
     past.input(lambda name: name, past, current, queue=False, **same).then(
         show, current, [*shown, *outcome], queue=False, **same
     )
@@ -239,10 +256,12 @@ def _endpoints(studio: Studio, speak: Speaker) -> None:
     with gr.Group(visible=False):
         job, ask = gr.Textbox(label="job"), gr.Button()
         outputs = [gr.Video(label="result"), gr.Video(label="beside"), gr.File(label="files", file_count="multiple")]
-    ask.click(
-        speak(lambda name: files_of(studio.result(name))), job, outputs, api_name="result", queue=False,
-        api_description="The files of a job that is done: the video, the side-by-side video, all files.",
-    )  # fmt: skip
+
+    def result(job: Any) -> tuple[str, str, list[str]]:
+        """The files of a job that is done: the video, the side-by-side video, all files."""
+        return files_of(studio.result(job))
+
+    ask.click(speak(result), job, outputs, api_name="result", queue=False)
 
 
 def files_of(job: Job) -> tuple[str, str, list[str]]:

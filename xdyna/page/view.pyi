@@ -303,3 +303,18 @@ def _time(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+class Choice(gr.Dropdown):
+    """A choice whose value is looked at by `Studio`, whose sentence is the better one."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        """As it came."""
+        return payload
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+    
