@@ -140,7 +140,9 @@ async function exchange() {
     while (waiting.length > 3 * facts.fps) waiting.shift();
     list(news.notes);
     if (news.state === "ended") finish(news.reason || "it has ended");
-    else say(news.state === "running" && after ? `running, ${news.frames_per_second.toFixed(1)} frames per second` : "begins: the model is loaded and warmed up");
+    else if (news.state === "starting") say("begins: the model is loaded");
+    else if (!after) say("begins: it warms up");
+    else say(news.frames_per_second ? `running, ${news.frames_per_second.toFixed(1)} frames per second` : "running");
   } catch (error) { if (mine === room) finish(error.message); } finally { busy = false; }
 }
 function show() {

@@ -39,6 +39,8 @@ KINDS = ("skeleton", "camera")
 FPS = 8.0
 LONGEST = 400_000  # characters of a message: a camera image of a few hundred px
 _SILENT = 10.0  # s without a request after which a visitor has left
+_BURST = 0.1  # s within which frames are of one window
+_BURSTS = 6  # windows that the rate is measured on
 _KEPT = 48  # frames that wait for the visitor
 _SIDE = 640  # px, largest of a camera image
 _QUALITY = 90  # of JPEG
@@ -201,7 +203,7 @@ class Room:
         self._frames: deque[tuple[int, bytes]] = deque(maxlen=_KEPT)
         self._notes: deque[str] = deque(maxlen=_NOTES)
         self._made = 0
-        self._times: deque[float] = deque(maxlen=_KEPT)
+        self._bursts: deque[tuple[float, int]] = deque(maxlen=_BURSTS)  # when a window was there, frames until then
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="page live", daemon=True)
 
@@ -225,15 +227,20 @@ class Room:
         if isinstance(after, bool) or not isinstance(after, int):
             raise UsageError("after is no whole number; expected that of the last frame")
         news = [[number, base64.b64encode(data).decode()] for number, data in list(self._frames) if number > after]
-        times = list(self._times)
-        rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > self.settings.new else 0.0
         return {
             "state": self.state,
             "reason": self.reason,
             "notes": list(self._notes),
-            "frames_per_second": round(rate, 2),
+            "frames_per_second": self._rate(),
             "frames": news,
         }
+
+    def _rate(self) -> float:
+        """Frames per second of the last windows; 0 before the second one."""
+        bursts = list(self._bursts)
+        if len(bursts) < 2:
+            return 0.0
+        return round((bursts[-1][1] - bursts[0][1]) / (bursts[-1][0] - bursts[0][0]), 2)
 
     def end(self, why: str = "it was stopped") -> None:
         """Let it end with the window that is being made. Args: why: for the visitor."""
@@ -253,7 +260,10 @@ class Room:
         data = io.BytesIO()
         Image.fromarray(frame).save(data, "JPEG", quality=_QUALITY)
         self._made += 1
-        self._times.append(self._clock())
+        now = self._clock()
+        if self._bursts and now - self._bursts[-1][0] < _BURST:
+            self._bursts.pop()
+        self._bursts.append((now, self._made))
         self._frames.append((self._made, data.getvalue()))
 
     def _run(self) -> None:

@@ -81,8 +81,8 @@ class Wish:
         image: where the upload lies.
         video: where the upload lies.
         mode: a preset.
-        frames: at most so many; None for all that are allowed.
-        steps: denoising steps; None for those of the mode.
+        frames: at most so many; 0 or None for all that are allowed.
+        steps: denoising steps; 0 or None for those of the mode.
         seed: of the noise.
         align: fit the person in the video to the one in the image.
     """
@@ -136,8 +136,8 @@ class Studio:
         """
         if not isinstance(wish.mode, str) or wish.mode not in self.modes:
             raise UsageError(f"there is no mode of that name; expected one of {', '.join(self.modes)}")
-        frames = _whole(wish.frames, "frames", 1, self.limits.max_frames)
-        steps = _whole(wish.steps, "steps", 1, _MOST_STEPS)
+        frames = _whole(wish.frames, "frames", 0, self.limits.max_frames)
+        steps = _whole(wish.steps, "steps", 0, _MOST_STEPS)
         seed = _whole(wish.seed, "seed", 0, _SEEDS)
         config = self.presets[wish.mode]
         if self.checkpoint.contract.guidance <= 1:  # it was trained to be sampled without

@@ -132,8 +132,8 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
                 start = gr.Button("Animate", variant="primary", min_width=130, elem_id="start")
                 cancel = gr.Button("Cancel", variant="stop", min_width=130, elem_id="cancel", interactive=False)
             with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
-                frames = gr.Number(None, label="Frames", placeholder="all", min_width=90, elem_id="frames")
-                steps = gr.Number(None, label="Steps", placeholder="the mode's", min_width=90, elem_id="steps")
+                frames = gr.Number(0, label="Frames (0: all)", min_width=90, elem_id="frames")
+                steps = gr.Number(0, label="Steps (0: the mode's)", min_width=90, elem_id="steps")
                 seed = gr.Number(42, label="Seed", min_width=90, elem_id="seed")
         with gr.Column(scale=1, min_width=300):
             bar = gr.HTML(_bar(None), elem_id="bar")

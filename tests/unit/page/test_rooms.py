@@ -207,3 +207,20 @@ def test_what_fails_is_said(rooms: Make) -> None:
     found = page.exchange(room.id, "{}")
     assert (found["state"], found["reason"]) == ("ended", "explained: no weights")
     page.start("skeleton")  # its place is free again
+
+
+def test_the_rate_is_that_of_windows(rooms: Make, clock: Clock) -> None:
+    """Frames of a window come at once: their distance says nothing."""
+    room = opened(rooms())
+    for _ in range(3):
+        for k in range(6):
+            room._frame(np.full((16, 16, 3), 40 * k, np.uint8), 0.0)
+            clock.now += 0.001
+        assert room.exchange({})["frames_per_second"] in (0.0, pytest.approx(3, abs=0.05))
+        clock.now += 2 - 0.006
+    found = room.exchange({"after": 12})
+    assert found["frames_per_second"] == pytest.approx(3, abs=0.05)
+    assert [number for number, _ in found["frames"]] == [13, 14, 15, 16, 17, 18]
+    image = Image.open(io.BytesIO(base64.b64decode(found["frames"][-1][1])))
+    assert image.size == (16, 16)
+    assert abs(int(np.asarray(image)[8, 8, 0]) - 200) < 4

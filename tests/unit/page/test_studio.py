@@ -61,7 +61,7 @@ def test_settings(studio: Studio) -> None:
     found = studio.settings(Wish(None, None, mode="fast", frames=8.0, steps=3, seed=7, align=True))
     assert (found.frames, found.steps, found.seed, found.align, found.scheduler) == (8, 3, 7, "global", "dpmsolver++")
     assert (found.guidance, found.guidance_interval) == (None, [0.0, 1.0])  # xdyna-tiny is sampled without
-    plain = studio.settings(Wish(None, None, mode="exact", seed=None))
+    plain = studio.settings(Wish(None, None, mode="exact", frames=0, steps=0, seed=None))
     assert (plain.frames, plain.steps, plain.seed, plain.align) == (40, None, 42, "none")
     preview = studio.settings(Wish(None, None, mode="preview", frames=500 / 20))
     assert (preview.frames, preview.fps) == (25, 8)
@@ -71,7 +71,7 @@ def test_settings(studio: Studio) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("frames", 0), ("frames", 41), ("frames", 2.5), ("frames", math.nan), ("frames", math.inf), ("frames", "4")]
+    [("frames", -1), ("frames", 41), ("frames", 2.5), ("frames", math.nan), ("frames", math.inf), ("frames", "4")]
     + [("steps", -1), ("steps", 1000), ("steps", True), ("steps", [4]), ("seed", -1), ("seed", 2**40)],
 )
 def test_numbers_out_of_range(studio: Studio, name: str, value: Any) -> None:
@@ -132,7 +132,7 @@ def test_nobody_in_the_image(studio: Studio, wish: Wish) -> None:
 
 
 def test_what_cannot_be_used_is_said_at_once(studio: Studio, wish: Wish) -> None:
-    for wrong in ({"image": None}, {"video": None}, {"mode": "x"}, {"steps": 0}):
+    for wrong in ({"image": None}, {"video": None}, {"mode": "x"}, {"steps": -1}):
         with pytest.raises(ValueError):
             studio.submit(dataclasses.replace(wish, **wrong))
     assert studio.jobs.counts() == (0, 0)
