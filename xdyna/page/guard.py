@@ -24,6 +24,7 @@ Send = Callable[[dict[str, Any]], Any]
 
 API = "/gradio_api"
 LARGEST_MESSAGE = 2_000_000  # bytes of a request that is no upload
+_DRAINED = 16_000_000  # bytes of a refused request that are read and thrown away
 _FORM = 100_000  # bytes that a form with an upload may have beside it
 _ROUTES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login|logout|svelte/.*|static/.*|assets/.*)/?"
@@ -89,6 +90,7 @@ class Guard:
         except Refused as refused:
             if begun:
                 raise
+            await _drained(receive)
             body = json.dumps({"error": refused.text, "detail": refused.text}).encode()
             head = [(b"content-type", b"application/json"), (b"connection", b"close")]
             await answer({"type": "http.response.start", "status": refused.status, "headers": head})
@@ -171,6 +173,15 @@ class Guard:
         if not isinstance(path, str) or "\0" in path or "://" in path:
             return False
         return Path(os.path.realpath(path)).is_relative_to(self.uploads)
+
+
+async def _drained(receive: Receive) -> None:
+    """Throw away what is still sent, up to a limit: who is cut off while sending never sees the answer."""
+    left, more = _DRAINED, True
+    while more and left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def _paths(content: Any) -> Iterator[Any]:

@@ -25,6 +25,7 @@ class Answer:
     status = 0
     body = b""
     got = b""
+    unread: list[Any]
     headers: dict[str, str]
 
 
@@ -39,6 +40,7 @@ def ask(
 ) -> Answer:
     """One request through the guard; `got` is what the application behind it received."""
     answer = Answer()
+    answer.unread = []
 
     async def behind(scope: Any, receive: Any, send: Any) -> None:
         more = True
@@ -55,7 +57,7 @@ def ask(
     ]
 
     async def receive() -> Any:
-        return waiting.pop(0)
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -71,6 +73,7 @@ def ask(
     }  # fmt: skip
     guard = Guard(behind, limits=limits or PageConfig(), uploads=uploads, root=uploads.parent)
     asyncio.run(guard(scope, receive, send))
+    answer.unread = waiting
     return answer
 
 
@@ -139,6 +142,7 @@ def test_sizes(uploads: Path) -> None:
     silent = ask(uploads, "POST", upload, b"x" * 3_000_000, limits=limits)  # nothing declared: counted
     assert silent.status == 413
     assert len(silent.got) < 1_200_000
+    assert not silent.unread  # read to its end: who is cut off while sending never sees the answer
     assert ask(uploads, "POST", message, b'"' + b"x" * LARGEST_MESSAGE + b'"', JSON).status == 413
     assert ask(uploads, "POST", upload, b"x", {"content-length": "many"}, limits).status == 413
 
