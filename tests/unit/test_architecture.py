@@ -19,7 +19,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipelines", "data"),
     ("evaluation",),
     ("training", "preprocess"),
-    ("puppets",),
+    # The page stands beside the programs, above pipelines: nothing but its program imports it.
+    ("puppets", "page"),
 )
 ALLOWED: dict[str, set[str]] = {
     package: {below for floor in FLOORS[:level] for below in floor}

@@ -34,6 +34,7 @@ BEHIND = {
     "data": {"data"},
     "evaluation": {"eval", "perception"},
     "models": {"xformers"},
+    "page": {"demo"},
     "perception": {"perception"},
     "pipelines": {"eval"},  # a plot of `bench modes`
     "preprocess": {"data", "perception", "ray"},

@@ -16,6 +16,7 @@ COMMANDS = {
     "preprocess": ("xdyna.cli.preprocess", "make a training set of raw videos, or a cache of one"),
     "convert": ("xdyna.cli.convert", "turn published weights into one pipeline folder"),
     "bench": ("xdyna.cli.bench", "measure the speed of sampling, training, training data, metrics"),
+    "page": ("xdyna.cli.page", "a page in the browser that animates, and its HTTP API"),
     "doctor": ("xdyna.cli.doctor", "check that everything works here, and say what mends what does not"),
     "demo": ("xdyna.cli.demo", "a first look without any input"),
     "puppets": ("xdyna.cli.puppets", "the rendered world: its report, its evaluation, its small networks"),

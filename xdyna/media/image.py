@@ -73,6 +73,28 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """What an image's header declares, before anything is decoded.
+
+    Args:
+        path: the image file.
+
+    Returns:
+        (width, height) px, before it is turned upright.
+
+    Raises:
+        MediaError: missing, a folder, empty, or not an image.
+    """
+    path = check_input_file(path, what="image")
+    _register_heif()
+    with _without_pixel_limit():
+        try:
+            with Image.open(path) as opened:
+                return opened.size
+        except _BROKEN as error:  # UnidentifiedImageError is an OSError
+            raise MediaError(f"'{path}' is not an image ({_looks_like(path)}); {_EXPECTED}") from error
+
+
 _EXPECTED = "expected a PNG, JPEG, HEIC, WebP, AVIF, BMP, TIFF or GIF file"
 
 
