@@ -1,4 +1,4 @@
-"""What MkDocs is told beyond mkdocs.yml, for `make docs`: pages that lie elsewhere, links that leave docs/, no calls out.
+"""What MkDocs is told beyond mkdocs.yml, for `make docs`.
 
 - Model cards, configs/README.md, CHANGELOG.md and CONTRIBUTING.md are pages, taken from where they lie.
 - A link to a file that is no page becomes a link below `repo_url` where mkdocs.yml names one, else plain code.

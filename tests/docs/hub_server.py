@@ -66,10 +66,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(/revision/main)?", self.path.partition("?")[0]):
+            if match[1] not in self.hub.repositories:
+                self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                return
+            self.tell(200, {"id": match[1], "private": self.hub.repositories[match[1]], "siblings": [], "tags": []})
+            return
         match = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/main/(.+)", self.path.partition("?")[0])
         path = self.hub.folder / match[1] / match[2] if match and self.hub.folder else None
         if path is None or not path.is_file() or ".." in path.parts:
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         self.send(200, content, {"ETag": f'"{digest}"', "X-Linked-Etag": f'"{digest}"', "X-Repo-Commit": "a" * 40})
@@ -79,7 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         digest = self.path.rpartition("/")[2]
         if hashlib.sha256(content).hexdigest() != digest:
-            return self.send(400)
+            self.send(400)
+            return
         self.hub.objects[digest] = content
         self.send(200)
 
@@ -88,24 +96,34 @@ class Handler(BaseHTTPRequestHandler):
         hub.requests.append(f"POST {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Authorization") != f"Bearer {hub.token}":
-            return self.tell(401, {"error": "Invalid username or password."})
+            self.tell(401, {"error": "Invalid username or password."})
+            return
         if self.path == "/api/repos/create":
-            return self.create(json.loads(body))
+            self.create(json.loads(body))
+            return
         if match := re.match(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit)/", self.path):
             if match[1] not in hub.repositories:
-                return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            return self.preupload(json.loads(body)) if match[2] == "preupload" else self.commit(match[1], body)
+                self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                return
+            if match[2] == "preupload":
+                self.preupload(json.loads(body))
+            else:
+                self.commit(match[1], body)
+            return
         if self.path.endswith("/info/lfs/objects/batch"):
-            return self.batch(json.loads(body))
+            self.batch(json.loads(body))
+            return
         self.send(404)
 
     def create(self, wanted: dict[str, Any]) -> None:
         if self.hub.refuse:
-            return self.tell(self.hub.refuse, {"error": "You don't have the rights to create a model here"})
+            self.tell(self.hub.refuse, {"error": "You don't have the rights to create a model here"})
+            return
         owner = wanted.get("organization") or "me"
         name = f"{owner}/{wanted['name']}"
         if name in self.hub.repositories:
-            return self.tell(409, {"url": f"{self.hub.endpoint}/{name}"})
+            self.tell(409, {"url": f"{self.hub.endpoint}/{name}"})
+            return
         self.hub.repositories[name] = bool(wanted.get("private")) or wanted.get("visibility") == "private"
         self.tell(200, {"url": f"{self.hub.endpoint}/{name}"})
 

@@ -1,4 +1,4 @@
-"""Renders the media of the documents' sandbox: python tests/docs/media.py FOLDER. Puppets; short, so that all is quick."""
+"""Renders the media of the documents' sandbox, short puppet videos: python tests/docs/media.py FOLDER."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""Runs the commands and Python blocks of the documents at tiny size: `make docs-test`, `python -m tests.docs.run [PAGE ...]`.
+"""Runs the commands and Python blocks of the documents at tiny size: `make docs-test`.
 
-One line a command: ok, dry (with --dry-run), skipped: reason, or failed with the end of what it wrote. Exit code 1 when one failed.
+One line a command: ok, dry (with --dry-run), skipped: reason, or failed with the end of what it wrote. Exit code 1
+when one failed.
 """
 
 import argparse

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": ("xdyna.cli.eval", "measure generated videos"),
     "preprocess": ("xdyna.cli.preprocess", "make a training set of raw videos, or a cache of one"),
     "convert": ("xdyna.cli.convert", "turn published weights into one pipeline folder"),
+    "push": ("xdyna.cli.push", "put a pipeline folder on the Hugging Face hub"),
     "bench": ("xdyna.cli.bench", "measure the speed of sampling, training, training data, metrics"),
     "demo": ("xdyna.cli.demo", "a first look without any input"),
     "puppets": ("xdyna.cli.puppets", "the rendered world: its report, its evaluation, its small networks"),
