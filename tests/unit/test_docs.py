@@ -1,6 +1,7 @@
 """The documents: every block says how it is tested, links go somewhere, images are shown, licenses are complete."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -214,3 +215,40 @@ def test_licenses_are_complete() -> None:
     for shipped in re.findall(r'^"((?:pretrained|assets)[\w/-]*)" = ', (ROOT / "pyproject.toml").read_text(), re.M):
         for folder in [shipped] if shipped != "assets" else [f"assets/{p.name}" for p in (ROOT / "assets").iterdir()]:
             assert rows[folder][-1] == "Apache-2.0"
+
+
+# ---- what stands around the project ----
+
+
+def test_the_workflow_takes_the_steps_of_continuous_integration() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    made = {name for step in steps for name in re.findall(r"make ([a-z-]+)", step.get("run", ""))}
+    asked = set(re.findall(r"^(?:  )?make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
+    assert asked == {"venv", "test", "test-long", "lint", "test-fast"}
+    assert made == asked | {"docs", "docs-test"}
+    assert workflow["jobs"]["tests"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+
+
+def test_templates_hooks_and_images_name_what_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        assert path.name == "config.yml" or {"name", "description", "body"} <= set(form)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]
+    for path in (ROOT / "docker").glob("*.Dockerfile"):
+        text = path.read_text()
+        assert "image itself is unbuilt" in text
+        assert set(re.findall(r"\bmake ([a-z-]+)", text.replace("make python3", ""))) <= targets
+
+
+def test_the_notebook_is_small_and_without_magic() -> None:
+    path = ROOT / "docs" / "quickstart.ipynb"
+    assert path.stat().st_size < 100_000
+    notebook = json.loads(path.read_text())
+    assert notebook["nbformat"] == 4
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs")
+        code = "".join(cell["source"])
+        assert cell["cell_type"] == "markdown" or not re.search(r"^\s*[!%]", code, re.MULTILINE)
