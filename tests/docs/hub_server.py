@@ -98,6 +98,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {hub.token}":
             self.tell(401, {"error": "Invalid username or password."})
             return
+        if self.path == "/api/validate-yaml":
+            wrong = "license: [" in json.loads(body)["content"]
+            self.tell(
+                400 if wrong else 200, {"errors": [{"message": "unclosed list"}] if wrong else [], "warnings": []}
+            )
+            return
         if self.path == "/api/repos/create":
             self.create(json.loads(body))
             return

@@ -157,6 +157,11 @@ def push(
         raise PushError(f"the hub asks who you are: {HOW_TO_LOG_IN}, then run the same command again") from error
     except HfHubHTTPError as error:
         raise _refused(error, upload.repo) from error
+    except ValueError as error:  # of the card's metadata, or of an answer that is none
+        reason = " ".join(str(error).split())
+        raise PushError(
+            f"the hub did not take the files ({reason}); mend that and run the same command again with --overwrite"
+        ) from error
     except NETWORK_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PushError(

@@ -152,6 +152,14 @@ def test_no_network(hub: Hub, folder: Path, capsys, monkeypatch: pytest.MonkeyPa
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_card_that_the_hub_does_not_take(hub: Hub, folder: Path, capsys) -> None:
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# mine\n")
+    assert call(folder, "me/mine") == FAILURE
+    err = capsys.readouterr().err
+    assert "the hub did not take the files (Invalid metadata in README.md. - unclosed list); mend that" in err
+    assert not hub.files
+
+
 def test_names_are_taken_literally(hub: Hub, folder: Path) -> None:
     shutil.copy(folder / "README.md", folder / "a[1]*.md")
     assert call(folder, "me/mine") == 0
