@@ -22,7 +22,7 @@ ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-mutation test-parity soak soak-ends lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-mutation test-parity docs docs-serve docs-test soak soak-ends lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -138,6 +138,19 @@ test-mutation: $(STAMP) ## put small mistakes into a copy of evaluation and trai
 
 test-parity: $(STAMP) ## compare with the golden tensors in XDYNA_PARITY_DIR (default ../shared/parity)
 	$(BIN)/python -m pytest tests/parity -m "not gpu" $(ARGS)
+
+docs-test: $(STAMP) ## run every command of the documents at tiny size; ARGS="docs/live.md": of one page
+	$(BIN)/python -m tests.docs.run $(ARGS)
+
+docs: $(VENV)/.installed-docs ## build the site of docs/ into build/site
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+docs-serve: $(VENV)/.installed-docs ## show the site at http://127.0.0.1:8000 while writing
+	$(BIN)/python -m mkdocs serve $(ARGS)
+
+$(VENV)/.installed-docs: $(STAMP)
+	$(BIN)/python -m pip install $(PIP_ARGS) -q -e ".[docs]" -c constraints.txt
+	@touch $@
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	@status=0; \

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": ("xdyna.cli.eval", "measure generated videos"),
     "preprocess": ("xdyna.cli.preprocess", "make a training set of raw videos, or a cache of one"),
     "convert": ("xdyna.cli.convert", "turn published weights into one pipeline folder"),
+    "push": ("xdyna.cli.push", "put a pipeline folder on the Hugging Face hub"),
     "bench": ("xdyna.cli.bench", "measure the speed of sampling, training, training data, metrics"),
     "page": ("xdyna.cli.page", "a page in the browser that animates, and its HTTP API"),
     "doctor": ("xdyna.cli.doctor", "check that everything works here, and say what mends what does not"),
