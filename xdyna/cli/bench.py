@@ -16,7 +16,8 @@ from xdyna.core.program import FAILURE
 DEFAULT_FRAMES = 16
 WINDOW = (
     "Measure one step of one window with random weights of the published sizes: naive, eager, compiled by blocks and "
-    "as a whole, and as a CUDA graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the published shape."
+    "as a whole, and as a CUDA graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the "
+    "published shape."
 )
 TRAIN = Program(
     name="bench train",

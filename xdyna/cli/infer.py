@@ -174,7 +174,7 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
         for request in requests if ranks.rank == 0 else ():
             plan = plan_animation(request, settings, model.checkpoint, overwrite=args.overwrite)
             if args.calibrate:
-                model.settle_attention(plan.run_shapes())
+                model.settle_attention(plan.settings.attention, plan.run_shapes())
                 calibrate(model.pipeline, plan)
             print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
             watch = Watch(progress=Bars(UNITS), tell=print)

@@ -148,8 +148,8 @@ class InferConfig:
             )
         if self.compile != "none" and self.low_memory:
             raise ConfigError(
-                f"compile={self.compile} and low_memory=true contradict each other: weights that wait on the CPU are not "
-                "compiled; give only one of them"
+                f"compile={self.compile} and low_memory=true contradict each other: weights that wait on the CPU are "
+                "not compiled; give only one of them"
             )
         kind, _, number = self.device.partition(":")
         if kind not in DEVICES or (number and not number.isdecimal()) or (kind == "auto" and number):

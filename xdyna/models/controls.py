@@ -91,7 +91,7 @@ def share_work(controlnet: ControlNetModel) -> None:
         return
     controlnet.controlnet_cond_embedding = ConditionEmbedding(controlnet.controlnet_cond_embedding)
     halve_geglu(controlnet)
-    for name, module in controlnet.named_modules():
+    for module in controlnet.modules():
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             module.set_processor(ControlAttnProcessor())
 

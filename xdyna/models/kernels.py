@@ -3,9 +3,9 @@
 All of them are reached through diffusers' dispatcher. Exact ones compute softmax(Q K^T / sqrt(D)) V in the dtype that
 they are given, up to the order of their sums; `sage` rounds queries and keys to 8 bits.
 
-Head widths of the published model are 40, 80 and 160. Kernels that work on fixed tiles (flash, cuDNN, sage, and what
-`native` takes on a GPU) compute 40 as 64, which no choice of ours changes: `native_math` alone has no tiles. Widths that
-a kernel refuses (sage: above 128) stay with `native`; which layers those are is tried out, and told.
+Head widths of the published model are 40, 80 and 160. Kernels that work on tiles of fixed widths (flash, sage, and what
+`native` takes on a GPU) compute 40 as 64; they pad by themselves, so nothing is padded here. Layers of a width that a
+kernel refuses stay with `native`; which these are is tried out, and told.
 """
 
 import importlib.util

@@ -357,15 +357,14 @@ def _prepared(plan: Plan, cache_dir: Path | None, watch: Watch, working: Path, o
 def _attention(plan: Plan, model: Model, working: Path | None, *, ranks: Ranks, watch: Watch) -> dict[str, str]:
     """Choose the attention kernels: those of an interrupted run again, the same ones in all processes."""
     before = chosen_before(working).get("attention") if working is not None and ranks.rank == 0 else None
-    run = plan.run_shapes()
-    chosen = model.settle_attention(run, kept=before) if ranks.rank == 0 else None
+    asked, run = plan.settings.attention, plan.run_shapes()
+    chosen = model.settle_attention(asked, run, kept=before) if ranks.rank == 0 else None
     shared: dict[str, str] = ranks.share(chosen)
-    if ranks.rank > 0 and (mine := model.settle_attention(run, kept=shared)) != shared:
+    if ranks.rank > 0 and (mine := model.settle_attention(asked, run, kept=shared)) != shared:
         raise UsageError(
             f"process 0 computes attention with {shared}, process {ranks.rank} with {mine}, which is what its device "
             "has; give attention=native"
         )
-    asked = model.settings.attention
     others = sorted(key for key, name in shared.items() if name != asked)
     if others and asked != "auto" and model.given is None:
         watch.say(f"note: attention={asked} cannot compute {', '.join(others)} (heads x width): native does")

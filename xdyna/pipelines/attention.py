@@ -2,8 +2,8 @@
 
 `attention=auto` times the exact kernels that this device has, at the run's own shapes and in its dtype, and remembers
 what came of it for the device; PyTorch's own choice stays unless another one is clearly faster. Layers of one kind
-(self-attention with the adapter, cross-attention to tokens, attention over time), number of heads and head width share a
-kernel; the ControlNets' layers are among them.
+(self-attention with the adapter, cross-attention to tokens, attention over time), number of heads and head width share
+a kernel; the ControlNets' layers are among them.
 
 Shape legend: B branches of guidance, F frames (frame 0 = reference), T = F - 1, L places of a frame, S tokens.
 """

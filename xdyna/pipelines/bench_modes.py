@@ -106,7 +106,7 @@ class _Run:
         request = Request(demo / "reference.png", demo / "driving.npz", face_video=demo / "driving.mp4")
         self.plan: Plan = plan_animation(request, settings, self.model.checkpoint)
         self.conditions: Conditions = prepare(perceive(self.plan), self.plan)
-        self.model.settle_attention(self.plan.run_shapes())
+        self.model.settle_attention(self.plan.settings.attention, self.plan.run_shapes())
 
     def __call__(self) -> np.ndarray:
         pipeline, settings = self.model.pipeline, self.plan.settings

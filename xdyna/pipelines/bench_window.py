@@ -1,7 +1,8 @@
 """Benchmark of one denoising step of one window at the published sizes, with random weights (`bench window`).
 
 Both ControlNets, both branches of guidance: naive (the equation as it stands), eager (ControlNets once for both
-branches), with the networks' repeated blocks compiled (`compile=regional`), compiled as a whole, and as one CUDA graph. No files are needed. FLOPs are counted, not estimated.
+branches), regional (repeated blocks compiled, as `compile=regional` does), compiled as a whole, and as one CUDA graph.
+No files are needed. FLOPs are counted, not estimated.
 """
 
 import gc

@@ -86,9 +86,9 @@ class Model:
         """See whether an animation's settings ask for the networks that this model has.
 
         Raises:
-            UsageError: another scheduler, LoRA, low_memory, attention or compile, or face control that the model was made without.
+            UsageError: another scheduler, LoRA, low_memory or compile, or face control that the model was made without.
         """
-        for name in ("scheduler", "lora", "low_memory", "attention", "compile"):
+        for name in ("scheduler", "lora", "low_memory", "compile"):
             mine, asked = getattr(self.settings, name), getattr(settings, name)
             if mine != asked:
                 raise UsageError(
@@ -123,13 +123,15 @@ class Model:
             pipeline.set_adapters(names, [scale for _, scale in self.lora])
         if settings.compile != "none":
             require_compiler(self.device)
-            compile_networks([net for net in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet) if net is not None])
+            nets = (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet)
+            compile_networks([net for net in nets if net is not None])
         return pipeline
 
-    def settle_attention(self, run: Run, *, kept: dict[str, str] | None = None) -> dict[str, str]:
-        """Let the networks use the kernels that the settings ask for; a given pipeline keeps its own.
+    def settle_attention(self, name: str, run: Run, *, kept: dict[str, str] | None = None) -> dict[str, str]:
+        """Let the networks use the kernels that are asked for; a given pipeline keeps its own.
 
         Args:
+            name: of a kernel, or "auto".
             run: shapes of the animation.
             kept: kernels of an interrupted run.
 
@@ -138,7 +140,7 @@ class Model:
         """
         if self.given is not None:
             return in_use(self.given)
-        return settle(self.pipeline, self.settings.attention, run, kept=kept)
+        return settle(self.pipeline, name, run, kept=kept)
 
     def hashes(self, watch: Watch | None = None) -> dict[str, str]:
         """SHA-256 of every weight file, LoRA files included; of a given pipeline, of each part as it is now."""

@@ -50,7 +50,7 @@ def partial_folder(output: Path) -> Path:
 
 
 def chosen_before(output: Path) -> dict[str, Any]:
-    """What an interrupted run of this output has chosen, for the next one to choose again; empty where there is none."""
+    """What an interrupted run of this output has chosen, to be chosen again; empty where there is none."""
     try:
         found = json.loads((partial_folder(output) / "state.json").read_text())["choices"]
     except (OSError, ValueError, KeyError, TypeError):

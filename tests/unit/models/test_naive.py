@@ -99,8 +99,8 @@ def test_fast_path_is_the_equations(case: str) -> None:
 
 def _of_time(counter: FlopCounterMode) -> int:
     """Of the timestep's embedding, whose rows are as many as clips, or two for a single one."""
-    parts = counter.get_flop_counts()
-    return sum(sum(found.values()) for name, found in parts.items() if name.endswith(("time_embedding", "time_emb_proj")))
+    ends = ("time_embedding", "time_emb_proj")
+    return sum(sum(found.values()) for name, found in counter.get_flop_counts().items() if name.endswith(ends))
 
 
 def test_only_tests_and_the_benchmark_know_the_naive_path() -> None:

@@ -169,8 +169,8 @@ def test_a_kernel_that_refuses_some_head_widths_leaves_these_to_native(monkeypat
     monkeypatch.setattr(choice, "_attend", refusing)
     chosen = settle(networks(), "flex", RUN)
     assert chosen == {key: "flex" if key.endswith("x4") else "native" for key in GROUPS}
-    monkeypatch.setattr(choice, "_attend", lambda name, group, inputs: refusing("flex", replace(group, width=9), inputs))
-    with pytest.raises(UsageError, match="runs none of this model's layers on cpu .head dimension 8 is not supported"):
+    monkeypatch.setattr(choice, "_attend", lambda name, group, inputs: refusing(name, replace(group, width=9), inputs))
+    with pytest.raises(UsageError, match=r"runs none of this model's layers on cpu .head dimension 8 is not supported"):
         settle(networks(), "flex", RUN)
 
 
@@ -189,9 +189,12 @@ def test_controlnets_use_the_chosen_kernel_too(monkeypatch):
     nets, used = networks(), set()
     settle(nets, "native_math", RUN)
     original = controls.attend
-    monkeypatch.setattr(
-        controls, "attend", lambda *a, backend, **k: used.add((backend, a[1].shape[1])) or original(*a, backend=backend, **k)
-    )
+
+    def noting(q, k, v, *, heads, backend=None):
+        used.add((backend, k.shape[1]))
+        return original(q, k, v, heads=heads, backend=backend)
+
+    monkeypatch.setattr(controls, "attend", noting)
     one_step(nets)
     assert used == {(Backend._NATIVE_MATH, keys) for keys in (24, 6, 5)}  # two grids, and the text
 

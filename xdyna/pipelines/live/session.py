@@ -23,8 +23,8 @@ from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Watch
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person, PoseTrack
-from xdyna.pipelines.controls import find_reference
 from xdyna.pipelines.attention import Run
+from xdyna.pipelines.controls import find_reference
 from xdyna.pipelines.crop import fit_image
 from xdyna.pipelines.live.backlog import Backlog, LiveInput, LiveReport
 from xdyna.pipelines.live.controls import LiveControls
@@ -217,7 +217,7 @@ def live(
         session = LiveSession(
             reference, model, settings, faces=source.faces, ref_keypoints=points, say=watch.say
         )  # fmt: skip
-        kernels = model.settle_attention(session.run_shapes())
+        kernels = model.settle_attention(settings.attention, session.run_shapes())
         watch.say(
             f"{source.name} -> {session.controls.size[0]}x{session.controls.size[1]} (HxW) at {source.fps:.4g} fps, "
             f"{settings.new} new + {settings.held} held frames, {settings.steps} steps, face control "
