@@ -48,6 +48,7 @@ class LiveConfig:
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (float16 on CUDA; bfloat16 on CPUs with instructions for it, else float32), "float32", "float16"
             or "bfloat16".
+        threads: of the processor that denoise, where that is the device; None: measured at the start.
         attention: "sdpa" (PyTorch) or "xformers".
         save: the output as "mp4", without loss as "ffv1" or "frames" (a folder), or "raw" (RGB bytes, `--out -`).
 
@@ -85,6 +86,7 @@ class LiveConfig:
     lora: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
+    threads: int | None = setting(None, low=1, high=1024)
     attention: str = setting("sdpa", choices=ATTENTION)
     save: str = setting("mp4", choices=LIVE_SAVES)
 
