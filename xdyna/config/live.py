@@ -49,6 +49,7 @@ class LiveConfig:
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto" (float16 on CUDA; bfloat16 on CPUs with instructions for it, else float32), "float32", "float16"
             or "bfloat16".
+        threads: of the processor that denoise, where that is the device; None: measured at the start.
         attention: kernel that computes attention, "auto" for the fastest exact one as measured before the first frame.
         save: the output as "mp4", without loss as "ffv1" or "frames" (a folder), or "raw" (RGB bytes, `--out -`).
 
@@ -86,6 +87,7 @@ class LiveConfig:
     lora: list[str] = field(default_factory=list)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
+    threads: int | None = setting(None, low=1, high=1024)
     attention: str = setting("auto", choices=ATTENTION)
     save: str = setting("mp4", choices=LIVE_SAVES)
 

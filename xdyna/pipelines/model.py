@@ -81,6 +81,7 @@ class Model:
             require_kernel(settings.attention, self.device, self.dtype)
         self.scheduler = scheduler_class(settings.scheduler) if settings.scheduler is not None else None
         self.lora = [parse_lora(entry) for entry in settings.lora]
+        self._merged = False
 
     def check_fits(self, settings: InferConfig) -> None:
         """See whether an animation's settings ask for the networks that this model has.
@@ -116,7 +117,7 @@ class Model:
         )
         if self.scheduler is not None:
             pipeline.scheduler = self.scheduler.from_config(pipeline.scheduler.config)
-        names = [f"lora_{number}" for number in range(len(self.lora))]
+        names = self._adapters()
         for name, (path, _) in zip(names, self.lora, strict=True):
             _load_lora(pipeline, path, name)
         if names:
@@ -141,6 +142,19 @@ class Model:
         if self.given is not None:
             return in_use(self.given)
         return settle(self.pipeline, name, run, kept=kept)
+
+    def merge_lora(self) -> None:
+        """Add the LoRA weights to those they go with, once and for good, so that they cost nothing in a step.
+
+        In 16 bits the sums are rounded as weights are. A given pipeline keeps its own as they are.
+        """
+        if self.given is None and self.lora and not self._merged:
+            self.pipeline.fuse_lora(adapter_names=self._adapters())
+            self.pipeline.unload_lora_weights()
+            self._merged = True
+
+    def _adapters(self) -> list[str]:
+        return [f"lora_{number}" for number in range(len(self.lora))]
 
     def hashes(self, watch: Watch | None = None) -> dict[str, str]:
         """SHA-256 of every weight file, LoRA files included; of a given pipeline, of each part as it is now."""

@@ -60,15 +60,23 @@ def at(arrived: float) -> LiveInput:
 
 
 @pytest.mark.parametrize(
-    ("fps", "busy", "share", "worst"),
-    [(8, 0.3, 1.0, 1.0), (8, 0.72, 1.0, 1.4), (8, 0.9, 0.83, 2.0), (8, 1.5, 0.5, 3.0), (30, 0.5, 0.4, 2.0)],
+    ("fps", "busy", "delay", "share", "worst"),
+    [
+        (8, 0.3, 0.3, 1.0, 1.0),
+        (8, 0.72, 0.72, 1.0, 1.4),
+        (8, 0.9, 0.9, 0.83, 2.0),
+        (8, 1.5, 1.5, 0.5, 3.0),
+        (30, 0.5, 0.5, 0.4, 2.0),
+        (8, 0.7, 0.95, 1.0, 1.6),  # decoding beside the next window
+        (10, 0.7, 0.95, 0.85, 2.0),
+    ],
 )
-def test_latency_is_bounded_by_drops(fps: float, busy: float, share: float, worst: float) -> None:
-    """A minute of input against windows of 6 that take `busy` s: share that is made, and the largest latency."""
+def test_latency_is_bounded_by_drops(fps: float, busy: float, delay: float, share: float, worst: float) -> None:
+    """A minute of input against windows of 6, each `busy` s, pictures after `delay`: share made, largest latency."""
     backlog, arrivals, now = Backlog(latency=2.0, drop=True), [k / fps for k in range(int(60 * fps))], 0.0
     made: list[float] = []
     late, dropped, fed = [], 0, 0
-    backlog.busy = busy
+    backlog.busy, backlog.delay = busy, delay
     while not (backlog.ended and not backlog.pending):
         while fed < len(arrivals) and arrivals[fed] <= now:
             backlog.pending.append(at(arrivals[fed]))
@@ -78,11 +86,12 @@ def test_latency_is_bounded_by_drops(fps: float, busy: float, share: float, wors
             now = arrivals[fed] if fed < len(arrivals) else now + 0.01
             continue
         chosen, lost = backlog.take(6, now)
+        late += [now + delay - item.arrived for item in chosen]
         now += busy
         backlog.took(busy)
+        backlog.shown(delay)
         dropped += lost
         made += [item.arrived for item in chosen]
-        late += [now - item.arrived for item in chosen]
     assert made == sorted(set(made))  # in order, none twice
     assert len(made) + dropped == len(arrivals)
     assert len(made) / len(arrivals) == pytest.approx(share, abs=0.04)

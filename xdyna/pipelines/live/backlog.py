@@ -1,8 +1,9 @@
 """Which frames are made, and which are dropped to stay in time; what came of it. Nothing here waits or reads a clock.
 
-A window takes `busy` s. A frame that is begun at `now` is a picture at now + busy, one that is left for the next window
-at now + 2 busy at the earliest. Where what is left would be later than `latency`, all that waits is thinned evenly
-to one window, and what is too old already goes first.
+A window begins each `busy` s, and is a picture `delay` s after that (decoding runs beside the next window, so that delay
+is more than busy). A frame that is begun at `now` is a picture at now + delay, one that is left for the next window at
+now + busy + delay at the earliest. Where what is left would be later than `latency`, all that waits is thinned evenly to
+one window, and what is too old already goes first.
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ class Backlog:
     Args:
         latency: aim for the time from arrival to picture, s.
         drop: whether frames may be dropped.
+
+    Attributes:
+        pending: frames, oldest first.
+        ended: whether no more come.
+        busy: s from window to window, as expected.
+        delay: s from a window's beginning to its pictures, as expected.
     """
 
     def __init__(self, *, latency: float, drop: bool) -> None:
         self.latency, self.drop = latency, drop
         self.pending: deque[LiveInput] = deque()
         self.ended = False
-        self.busy = 0.0
+        self.busy = self.delay = 0.0
 
     def ready(self, count: int, now: float) -> bool:
         """Whether a window of `count` new frames may begin: there are so many, or no more come (for now)."""
@@ -66,19 +73,27 @@ class Backlog:
         """The frames of a window, at most `count`, in order; and how many were dropped."""
         waiting = list(self.pending)
         left = waiting[count:]
-        on_time = not left or now - left[0].arrived + 2 * self.busy <= self.latency
+        on_time = not left or now - left[0].arrived + self.busy + self.delay <= self.latency
         if not self.drop or on_time:
             chosen, kept = waiting[:count], left
         else:
-            young = [item for item in waiting if now - item.arrived + self.busy <= self.latency]
+            young = [item for item in waiting if now - item.arrived + self.delay <= self.latency]
             young = young if len(young) >= count else waiting[-count:]
             chosen, kept = [young[k] for k in np.linspace(0, len(young) - 1, count).round().astype(int)], []
         self.pending = deque(kept)
         return chosen, len(waiting) - len(chosen) - len(kept)
 
     def took(self, seconds: float) -> None:
-        """Learn how long a window took."""
-        self.busy = seconds if not self.busy else (1 - _SMOOTH) * self.busy + _SMOOTH * seconds
+        """Learn how long a window took, until the next could begin."""
+        self.busy = _smoothed(self.busy, seconds)
+
+    def shown(self, seconds: float) -> None:
+        """Learn how long after its beginning a window was a picture."""
+        self.delay = _smoothed(self.delay, seconds)
+
+
+def _smoothed(before: float, now: float) -> float:
+    return now if not before else (1 - _SMOOTH) * before + _SMOOTH * now
 
 
 @dataclass
@@ -91,8 +106,11 @@ class LiveReport:
         windows: denoised.
         seconds: from the first frame's arrival to the last picture.
         latencies: of each frame, from arrival to picture, s.
-        busy: s of denoising and decoding of each window.
-        cpu: processor s of each window, of all threads of the process: what remains comparable on a busy machine.
+        busy: s of denoising of each window, control images included.
+        decoding: s of decoding of each window, beside the denoising of the next.
+        cpu: processor s from window to window, of all threads of the process (detection, too): what remains comparable
+            on a busy machine.
+        threads: that denoise; None: as torch has it (not on a CPU).
         lost: frames without the person.
         ended: why it ended, in words.
         written: files, the manifest last.
@@ -105,7 +123,9 @@ class LiveReport:
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list, repr=False)
     busy: list[float] = field(default_factory=list, repr=False)
+    decoding: list[float] = field(default_factory=list, repr=False)
     cpu: list[float] = field(default_factory=list, repr=False)
+    threads: int | None = None
     lost: int = 0
     ended: str = ""
     written: tuple[Any, ...] = ()
@@ -132,7 +152,9 @@ class LiveReport:
             "latency_median": round(self.latency(0.5), 3),
             "latency_p95": round(self.latency(0.95), 3),
             "window_seconds_median": round(float(np.median(self.busy)), 4) if self.busy else None,
+            "decoding_seconds_median": round(float(np.median(self.decoding)), 4) if self.decoding else None,
             "window_cpu_seconds_median": round(float(np.median(self.cpu)), 4) if self.cpu else None,
+            "threads": self.threads,
             "ended": self.ended,
             "peak_memory_bytes": self.memory,
         }
@@ -143,6 +165,6 @@ class LiveReport:
         return (
             f"{self.frames} frames in {self.seconds:.1f} s = {self.rate:.2f} frames/s, latency median "
             f"{self.latency(0.5):.2f} s, p95 {self.latency(0.95):.2f} s, {self.dropped} dropped, {self.lost} without "
-            f"the person, {float(np.median(self.busy or [0])):.2f} s a window ({float(np.median(self.cpu or [0])):.2f} "
-            f"processor s), peak memory {memory or 'unknown'}"
+            f"the person, {float(np.median(self.busy or [0])):.2f} s a window and {float(np.median(self.decoding or [0])):.2f}"
+            f" s to decode it ({float(np.median(self.cpu or [0])):.2f} processor s), peak memory {memory or 'unknown'}"
         )

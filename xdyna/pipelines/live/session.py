@@ -4,9 +4,6 @@ What a window shows depends on its frames, on those before and on the seed alone
 """
 
 import dataclasses
-import statistics
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +16,16 @@ from xdyna.config.live import LiveConfig
 from xdyna.core.device import pick_device
 from xdyna.core.errors import UsageError
 from xdyna.core.files import path_sha256
-from xdyna.core.manifest import peak_memory, write_manifest
+from xdyna.core.manifest import write_manifest
 from xdyna.core.progress import Watch
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person, PoseTrack
 from xdyna.pipelines.attention import Run
 from xdyna.pipelines.controls import find_reference
 from xdyna.pipelines.crop import fit_image
-from xdyna.pipelines.live.backlog import Backlog, LiveInput, LiveReport
+from xdyna.pipelines.live.backlog import LiveInput, LiveReport
 from xdyna.pipelines.live.controls import LiveControls
+from xdyna.pipelines.live.loop import run
 from xdyna.pipelines.live.sinks import CallbackSink, FileSink, FrameCallback, RawSink, Sink
 from xdyna.pipelines.live.sources import Source, open_source
 from xdyna.pipelines.live.window import WindowDenoiser
@@ -35,16 +33,13 @@ from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import ImageLike, Request, choose_crop, read_person, read_reference
 
-_POLL = 0.05  # s between looks at what came in
-_LEAVE = 2.0  # s that the source has to end
-
 
 class LiveSession:
     """A person in an image, ready to be moved window by window.
 
     Args:
         reference: the image.
-        model: the weights.
+        model: the weights; LoRA weights among them are merged into the others, once and for good.
         settings: of the run.
         faces: whether the input has images of faces.
         ref_keypoints: of the person in the reference, where no detector sees it.
@@ -98,6 +93,7 @@ class LiveSession:
         crop, person = choose_crop(settings.crop, picture, size, face=self.face, person=person, look=look)
         fitted = fit_image(picture, crop, face=self.face)
         looked_at = picture if contract.reference == "whole" else fitted
+        model.merge_lora()
         self.denoiser = WindowDenoiser(model.pipeline, fitted, looked_at, self.settings)
         self.controls = LiveControls(
             settings, contract, crop, reference=(picture.shape[0], picture.shape[1]), person=person, face=self.face,
@@ -113,14 +109,22 @@ class LiveSession:
         return self.settings.window - (0 if self._held is None else self._held.shape[2])
 
     def window(self, inputs: Sequence[LiveInput]) -> np.ndarray:
-        """Make the next window.
+        """Make the next window, and decode it: uint8 (N, H, W, 3). Args: inputs: see `latents`."""
+        return self.decode(self.latents(inputs))
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Frames of what `latents` gave, uint8 (N, H, W, 3). May run beside the next window's `latents`."""
+        return self.denoiser.decode(latents)
+
+    def latents(self, inputs: Sequence[LiveInput]) -> Tensor:
+        """Make the next window: one after the other, as each holds the last one's end.
 
         Args:
             inputs: N frames, at most `wanted`; where they are fewer, the last one's control images are repeated to fill
                 the window, and these frames are thrown away.
 
         Returns:
-            np.ndarray: uint8 (N, H, W, 3).
+            Tensor: (1, 4, N, h, w) float32.
         """
         count, kept = len(inputs), 0 if self._held is None else self._held.shape[2]
         images = self.controls(inputs)
@@ -131,13 +135,12 @@ class LiveSession:
             whole[name] = np.concatenate([before[len(before) - kept :], values, filling])
         latents = self.denoiser.denoise(whole, start=self._start, held=self._held)
         made = latents[:, :, : kept + count]
-        frames = self.denoiser.decode(made[:, :, kept:])
         hold = min(self.settings.held, kept + count)
         if hold:
             self._held = made[:, :, -hold:].clone()
             self._images = {name: values[kept + count - hold : kept + count] for name, values in whole.items()}
         self._start += kept + count - hold
-        return frames
+        return made[:, :, kept:]
 
     def run_shapes(self) -> Run:
         """What decides the shapes of a denoising step."""
@@ -148,20 +151,6 @@ class LiveSession:
             branches=2 if (settings.guidance or 0) > 1 else 1,
             text_rows=1 if settings.prompt == settings.negative_prompt else 2,
         )
-
-    def warm_up(self) -> float:
-        """Run windows of nothing, so that the first real one is as quick as all. Returns: s of the last one."""
-        height, width = self.controls.size
-        shapes = {"pose": 3, "face": 6} if self.face else {"pose": 3}
-        images = {name: np.zeros((self.settings.window, height, width, n), np.uint8) for name, n in shapes.items()}
-        spent = 0.0
-        for count in (self.settings.window, self.settings.new):
-            begin = time.monotonic()
-            latents = self.denoiser.denoise(images, start=0, held=None)
-            self.denoiser.decode(latents[:, :, :count])
-            spent = time.monotonic() - begin
-        self.denoiser.forget()
-        return spent
 
 
 def live(
@@ -234,7 +223,7 @@ def live(
             "device": str(model.device),
             "dtype": str(model.dtype),
             "attention": kernels,
-            "threads": torch.get_num_threads(),
+            "threads": report.threads or torch.get_num_threads(),
             "live": report.numbers(),
             "outputs": {files.video.name: path_sha256(files.video)},
         }
@@ -259,142 +248,6 @@ def _output(
         names = {**request.names(), "driving": Path("live"), "save": settings.save}
         with reserve(Path(str(out)), overwrite=overwrite, inputs=given, **names) as files:
             yield FileSink(files.video, save=settings.save, fps=source.fps, overwrite=overwrite), files
-
-
-def run(
-    session: LiveSession,
-    source: Source,
-    sink: Sink,
-    *,
-    settings: LiveConfig,
-    watch: Watch,
-    device: torch.device,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[LiveReport, Exception | None]:
-    """Take frames from a source and give windows to a sink, until the input ends, `watch.cancel` says so, or nobody
-    reads.
-
-    Args:
-        session: makes windows.
-        source: of the frames; runs in a thread.
-        sink: takes them.
-        settings: of the run.
-        watch: see `live`.
-        device: for the memory's peak.
-        clock: s.
-
-    Returns:
-        The report, and what the source failed with, after all that came before it was written.
-    """
-    report, backlog = LiveReport(), Backlog(latency=settings.latency, drop=settings.drop)
-    backlog.busy = session.warm_up()
-    feeder = _Feeder(source, backlog, lambda: session.wanted, settings.seconds)
-    try:
-        with sink:
-            feeder.start()
-            try:
-                report.ended = _windows(session, feeder, sink, report, source.fps, settings, watch, clock)
-            except BrokenPipeError as error:
-                report.ended = f"nobody reads the output any more ({error.strerror or error})"
-    finally:
-        feeder.end()
-    report.dropped += source.dropped
-    report.lost = session.controls.lost
-    report.memory = peak_memory(device)
-    return report, feeder.error
-
-
-def _windows(
-    session: LiveSession, feeder: "_Feeder", sink: Sink, report: LiveReport, fps: float, settings: LiveConfig,
-    watch: Watch, clock: Callable[[], float],
-) -> str:  # fmt: skip
-    """The loop. Returns: why it ended."""
-    begin, told, slot = None, clock(), 0
-    while True:
-        if watch.cancel is not None and watch.cancel():
-            return "stopped"
-        inputs, dropped = feeder.take(session.wanted, clock)
-        report.dropped += dropped
-        if not inputs:
-            if feeder.backlog.ended:
-                return "the input ended"
-            continue
-        begin = inputs[0].arrived if begin is None else begin
-        before, spent = clock(), time.process_time()
-        frames = session.window(inputs)
-        now = clock()
-        feeder.backlog.took(now - before)
-        report.busy.append(now - before)
-        report.cpu.append(time.process_time() - spent)
-        if settings.drop and report.windows == 2 and feeder.backlog.busy > settings.latency:
-            watch.say(
-                f"warning: a window takes {feeder.backlog.busy:.1f} s here, so that a latency of "
-                f"{settings.latency:g} s cannot be had; take fewer steps, a smaller size or fewer new frames"
-            )
-        report.windows += 1
-        for item, frame in zip(inputs, frames, strict=True):
-            stands = max(1, round(item.time * fps) - slot + 1)  # what was dropped is filled, so that time is kept
-            sink.write(frame, item.time, stands)
-            slot += stands
-            report.frames += 1
-            report.latencies.append(clock() - item.arrived)
-        report.seconds = clock() - begin
-        if settings.every and clock() - told >= settings.every:
-            told = clock()
-            recent = statistics.median(report.latencies[-settings.window * 4 :])
-            watch.say(
-                f"{report.seconds:6.1f} s  {report.rate:5.2f} frames/s  latency {recent:.2f} s  dropped "
-                f"{report.dropped}  window {report.busy[-1]:.2f} s  waiting {len(feeder.backlog.pending)}"
-            )
-
-
-class _Feeder:
-    """Runs a source in a thread and lets its frames wait."""
-
-    def __init__(self, source: Source, backlog: Backlog, count: Callable[[], int], seconds: float | None) -> None:
-        self.source, self.backlog, self.count, self.seconds = source, backlog, count, seconds
-        self.error: Exception | None = None
-        self._changed, self._stop = threading.Condition(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="live source", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        """Let the source end; one that is stuck in its driver is left behind."""
-        self._stop.set()
-        with self._changed:
-            self._changed.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join(_LEAVE)
-
-    def take(self, count: int, clock: Callable[[], float]) -> tuple[list[LiveInput], int]:
-        """The frames of the next window, or none yet after a short wait."""
-        with self._changed:
-            if not self.backlog.ready(count, clock()):
-                self._changed.wait(_POLL)
-            if not self.backlog.ready(count, clock()):
-                return [], 0
-            taken = self.backlog.take(count, clock())
-            self._changed.notify_all()
-            return taken
-
-    def _run(self) -> None:
-        try:
-            for item in self.source.frames(self._stop):
-                if self.seconds is not None and item.time >= self.seconds:
-                    break
-                with self._changed:
-                    while self.backlog.full(self.count()) and not self._stop.is_set():
-                        self._changed.wait(_POLL)
-                    self.backlog.pending.append(item)
-                    self._changed.notify_all()
-        except Exception as error:  # whatever it is, it is raised where the run ends
-            self.error = error
-        finally:
-            with self._changed:
-                self.backlog.ended = True
-                self._changed.notify_all()
 
 
 def live_dtype(settings: LiveConfig) -> str:
