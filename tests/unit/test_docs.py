@@ -10,6 +10,7 @@ import yaml
 
 from docs.site.hooks import LINK, prose, rewrite_links, site_link, site_page
 from tests.docs.blocks import ROOT, TESTED, UNTESTED, Directive, blocks, pages, parse_directive
+from tests.docs.sandbox import NEEDS
 from tests.unit.test_architecture import FLOORS
 
 PAGES = pages()
@@ -62,9 +63,12 @@ def block_problems(page: str, text: str | None = None) -> list[str]:
             problems.append(f"{where}: no <!-- docs-test: ... --> directly above it")
         elif block.directives:
             try:
-                block.jobs()
+                jobs = block.jobs()
             except ValueError as error:
                 problems.append(str(error))
+                continue
+            unknown = {name for _, directive in jobs for name in directive.needs} - NEEDS
+            problems += [f"{where}: @{name}: there is no such preparation" for name in sorted(unknown)]
     return problems
 
 
@@ -105,6 +109,7 @@ def test_the_checks_see_what_is_wrong() -> None:
     assert block_problems("x.md", f"<!-- docs-test:\nrun\nrun\nrun\n-->\n{bash}")
     assert not block_problems("x.md", f"<!-- docs-test: run -->\n{bash}")
     assert block_problems("x.md", f"<!-- docs-test: run -->\n\n{bash}")  # not directly above
+    assert block_problems("x.md", f"<!-- docs-test: run @magic -->\n{bash}")
     for text in ("skip", "walk", "write"):
         with pytest.raises(ValueError, match=text):
             parse_directive(text)
