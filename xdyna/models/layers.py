@@ -109,7 +109,8 @@ def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> T
     Returns:
         Tensor: (B * F, C, H, W).
     """
-    if x_ZCHW.is_contiguous(memory_format=torch.channels_last) and not x_ZCHW.is_contiguous():
+    channels_last = x_ZCHW.is_contiguous(memory_format=torch.channels_last) and not x_ZCHW.is_contiguous()
+    if channels_last and not torch.is_grad_enabled():  # its backward pass crashes in this layout
         x_BCFHW = rearrange(x_ZCHW, "(b f) c h w -> b c f h w", f=num_frames)  # a view: channels stay the last
         return rearrange(norm(x_BCFHW), "b c f h w -> (b f) c h w")
     h, w = x_ZCHW.shape[-2:]
