@@ -1,4 +1,4 @@
-"""The page in a real browser (Debian's chromium and chromium-driver, the extra `browser`), headless.
+"""The page in a real browser, headless: `make test-browser` (needs Debian's chromium and chromium-driver).
 
 With XDYNA_PAGE_IMAGES=FOLDER it is served with xdyna-tiny, and the pictures of docs/page.md are written there.
 """
@@ -20,7 +20,7 @@ from xdyna.media.image import write_png
 from xdyna.media.video import probe
 
 pytest.importorskip("gradio", reason="needs the demo extra")
-selenium = pytest.importorskip("selenium", reason="needs the browser extra")
+selenium = pytest.importorskip("selenium", reason="needs selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,

@@ -190,6 +190,7 @@ def reached(script: str) -> set[str]:
     [
         ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 89),
         ("scripts/train.py", {"preprocess", "puppets"}, 135),
+        ("xdyna/cli/page.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 110),
     ],
 )
 def test_what_a_program_reaches(script: str, never: set[str], most: int) -> None:
