@@ -86,5 +86,3 @@ def until(asked: object, what: str, patience: float = PATIENCE) -> object:
 def blocks(document: Path, language: str) -> Sequence[str]:
     """Blocks of code of a document."""
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)
-
-

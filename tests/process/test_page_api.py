@@ -30,6 +30,7 @@ def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with Served(tmp_path_factory.mktemp("page"), *words) as served:
         yield served
         assert "Traceback" not in served.said
+    assert not list((ROOT / "xdyna" / "page").glob("*.pyi"))  # Gradio writes them beside subclasses of its components
 
 
 @pytest.fixture(scope="module")

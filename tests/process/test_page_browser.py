@@ -1,4 +1,4 @@
-"""The page in a real browser (Debian's chromium and chromium-driver, the extra `browser`), headless.
+"""The page in a real browser, headless: `make test-browser` (needs Debian's chromium and chromium-driver).
 
 With XDYNA_PAGE_IMAGES=FOLDER it is served with xdyna-tiny, and the pictures of docs/page.md are written there.
 """
@@ -20,7 +20,7 @@ from xdyna.media.image import write_png
 from xdyna.media.video import probe
 
 pytest.importorskip("gradio", reason="needs the demo extra")
-selenium = pytest.importorskip("selenium", reason="needs the browser extra")
+selenium = pytest.importorskip("selenium", reason="needs selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
@@ -37,7 +37,7 @@ IMAGES = os.environ.get("XDYNA_PAGE_IMAGES")
 FLAGS = (
     "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
     "disable-sync disable-dev-shm-usage use-fake-device-for-media-stream use-fake-ui-for-media-stream"
-).split()
+)
 
 
 class Page:
@@ -46,7 +46,7 @@ class Page:
     def __init__(self, url: str) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for flag in FLAGS:
+        for flag in FLAGS.split():
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
@@ -86,9 +86,9 @@ class Page:
         until(lambda: self.all("#video video"), "the video")
 
     def number(self, name: str, value: int) -> None:
-        if not self.find(f"#{name} input").is_displayed():
-            self.click("#more > button")
-            until(lambda: self.find(f"#{name} input").is_displayed(), name)
+        if not self.all(f"#{name} input"):
+            self.click("#more button")
+            until(lambda: self.all(f"#{name} input") and self.find(f"#{name} input").is_displayed(), name)
         self.find(f"#{name} input").send_keys(Keys.CONTROL, "a")
         self.find(f"#{name} input").send_keys(str(value))
 

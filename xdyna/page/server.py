@@ -252,4 +252,3 @@ def _launch(
         app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None},
     )
     return str(url)
-

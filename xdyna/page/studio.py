@@ -1,7 +1,7 @@
 """What the page does with an image and a video: looks at both, and animates in the queue.
 
-    Studio.look(...)    how well they fit, and a preview, in a second or two
-    Studio.submit(...)  an animation in the queue; then `jobs.progress`, `jobs.cancel`, `Studio.result`
+Studio.look(...)    how well they fit, and a preview, in a second or two
+Studio.submit(...)  an animation in the queue; then `jobs.progress`, `jobs.cancel`, `Studio.result`
 """
 
 from __future__ import annotations
@@ -246,9 +246,7 @@ class Studio:
         model = self._model(settings)
         _ = model.pipeline
         watch.step("loading the model", 1, 1)
-        return make(
-            request, model, settings=settings, watch=watch, cache_dir=self.root / "keypoints", resumable=False
-        )
+        return make(request, model, settings=settings, watch=watch, cache_dir=self.root / "keypoints", resumable=False)
 
     def _model(self, settings: InferConfig) -> Model:
         """The model of a mode; the last one stays loaded."""

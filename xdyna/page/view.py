@@ -27,34 +27,17 @@ ABOUT = (
 )
 
 
-class Picture(gr.Image):
-    """An image whose file is handed on as it was sent; what it is, is for `uploads` to see."""
+def as_sent(component: gr.components.Component) -> Any:
+    """A component whose value is handed on as it was sent (of a file: where it lies): what it is, is seen elsewhere.
 
-    is_template = True
+    No subclass: for those Gradio writes a file beside this one.
+    """
 
-    def preprocess(self, payload: Any) -> str | None:
-        """Where the upload lies."""
-        return None if payload is None else payload.path
+    def preprocess(payload: Any) -> Any:
+        return payload.path if hasattr(payload, "path") else payload
 
-
-class Film(gr.Video):
-    """A video whose file is handed on as it was sent."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        """Where the upload lies."""
-        return None if payload is None else payload.path
-
-
-class Choice(gr.Dropdown):
-    """A choice whose value is looked at by `Studio`, whose sentence is the better one."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """As it came."""
-        return payload
+    component.preprocess = preprocess  # type: ignore[method-assign]
+    return component
 
 
 class Speaker:
@@ -109,24 +92,23 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             with gr.Row():
-                image = Picture(
-                    label="Image of a person", type="filepath", sources=["upload", "clipboard"], height=230,
-                    min_width=140, elem_id="image", buttons=[],
+                place: dict[str, Any] = {"height": 230, "min_width": 140, "buttons": []}
+                image = as_sent(
+                    gr.Image(
+                        label="Image of a person", type="filepath", sources=["upload", "clipboard"], elem_id="image",
+                        **place,
+                    )
                 )  # fmt: skip
-                video = Film(
-                    label="Video of a person", sources=["upload"], height=230, min_width=140, elem_id="video",
-                    buttons=[],
-                )  # fmt: skip
+                video = as_sent(gr.Video(label="Video of a person", sources=["upload"], elem_id="video", **place))
             gr.Markdown(
                 f"At most {limits.max_seconds:g} s of video and {limits.max_upload_mb} MB a file.", elem_id="limits"
             )
             with gr.Row():
                 sample = gr.Button("Take the samples", size="sm", min_width=130, elem_id="samples")
                 look = gr.Button("Check how they fit", size="sm", min_width=130, elem_id="look")
-            mode = Choice(
-                [(text, name) for name, text in studio.modes.items()],
-                value="fast" if "fast" in studio.modes else next(iter(studio.modes)), label="Mode", elem_id="mode",
-            )  # fmt: skip
+            choices = [(text, name) for name, text in studio.modes.items()]
+            usual = "fast" if "fast" in studio.modes else choices[0][1]
+            mode = as_sent(gr.Dropdown(choices, value=usual, label="Mode", elem_id="mode"))
             align = gr.Checkbox(False, label="Fit the person in the video to the one in the image", elem_id="align")
             with gr.Row():
                 start = gr.Button("Animate", variant="primary", min_width=130, elem_id="start")
@@ -221,9 +203,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
         show, current, [*shown, *outcome], **same
     ).then(listed, history, past, **same)
     timer.tick(show, current, [*shown, *outcome], queue=False, **same)
-    cancel.click(end, current, None, queue=False, **same).then(
-        show, current, [*shown, *outcome], queue=False, **same
-    )
+    cancel.click(end, current, None, queue=False, **same).then(show, current, [*shown, *outcome], queue=False, **same)
     look.click(
         check, wish, [fit, sentences], api_name="look", concurrency_limit=1, show_progress_on=[fit, bar]
     ).success(lambda said: (gr.update(visible=True), _list(said)), sentences, [fit, notes], queue=False, **same)

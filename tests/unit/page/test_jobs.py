@@ -149,7 +149,7 @@ def test_what_cannot_be_prepared_takes_no_room(jobs: Jobs) -> None:
     for _ in range(5):
         with pytest.raises(ValueError, match="no image"):
             jobs.submit(wrong)
-    assert [folder for folder in jobs.root.iterdir()] == [running.folder]
+    assert list(jobs.root.iterdir()) == [running.folder]
     for _ in range(3):
         submit(jobs, lambda job, watch: None)
     gate.set()

@@ -112,7 +112,9 @@ def test_what_is_no_camera_image(text: Any) -> None:
         camera_image(text)
 
 
-@pytest.mark.parametrize("body", [7, "x", [], [[1, 2]] * 18, [[1, 2, 3]] * 17, [[float("nan")] * 3] * 18, [["a"] * 3] * 18])
+@pytest.mark.parametrize(
+    "body", [7, "x", [], [[1, 2]] * 18, [[1, 2, 3]] * 17, [[float("nan")] * 3] * 18, [["a"] * 3] * 18]
+)
 def test_what_is_no_pose(body: Any, puppet: Puppet, clock: Clock) -> None:
     with pytest.raises(ValueError, match="body"):
         Feed("skeleton", puppet, None, clock=clock).put({"body": body})

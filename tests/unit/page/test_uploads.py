@@ -99,7 +99,7 @@ def test_limits(uploads: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lasts 4\.0 s; at most 3 s"):
         take_video(video, uploads, tmp_path / "a", PageConfig(max_seconds=3))
     take_video(video, uploads, tmp_path / "b", PageConfig(max_seconds=4))
-    with pytest.raises(ValueError, match="256 x 256 px; at most 0.05 million px"):
+    with pytest.raises(ValueError, match=r"256 x 256 px; at most 0\.05 million px"):
         take_video(video, uploads, tmp_path / "c", PageConfig(max_megapixels=0.05))
     image = tmp_path / "large.png"
     write_png(image, np.random.default_rng(0).integers(0, 255, (800, 800, 3), np.uint8))
