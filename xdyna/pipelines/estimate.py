@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
-from torch.utils.flop_counter import FlopCounterMode
+from diffusers import ControlNetModel
 
 from xdyna.core.device import chip_name
 from xdyna.core.manifest import peak_memory
 from xdyna.core.remembered import recall, remember, today
 from xdyna.core.resources import cache_folder
-from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines import crop as crops
 from xdyna.pipelines.controls import IN_MEMORY_BYTES
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.model import scheduler_class
+from xdyna.pipelines.operations import Operations, Workload, count_operations
 from xdyna.pipelines.options import Reuse
 from xdyna.pipelines.plan import Plan
 from xdyna.pipelines.residuals import EMBEDDED_FRAMES
@@ -78,12 +77,12 @@ class Calibration:
     decode: float
     memory: int
 
-    def seconds(self, steps: Sequence[tuple[int, bool]], *, windows: int, frames: int) -> float:
+    def seconds(self, steps: Sequence[tuple[int, bool]], *, windows: float, frames: int) -> float:
         """Of a whole run.
 
         Args:
             steps: of each step: branches of guidance, and whether all layers run.
-            windows: of a step.
+            windows: of a step, in units of those that were timed.
             frames: of the video.
         """
         taken = sum((self.full if whole else self.shallow)[str(branches)] for branches, whole in steps)
@@ -197,51 +196,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _count(module: torch.nn.Module, *args: object, **kwargs: object) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*args, **kwargs)
-    return float(counter.get_total_flops())
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is to be computed.
-
-    Attributes:
-        frames: generated frames T.
-        windows: windows per step.
-        context: generated frames per window.
-        steps: denoising steps, all layers in each.
-        branches: 2 with guidance, 1 without.
-        size: (H, W) in pixels.
-        face: whether the face ControlNet runs.
-    """
-
-    frames: int
-    windows: int
-    context: int
-    steps: int
-    branches: int
-    size: tuple[int, int]
-    face: bool
-
-    @staticmethod
-    def of(plan: Plan) -> "Workload":
-        """That of an animation."""
-        settings, frames = plan.settings, len(plan.driving.rows)
-        assert settings.guidance is not None
-        assert settings.steps is not None
-        return Workload(
-            frames=frames,
-            windows=len(plan.windows()),
-            context=min(frames, settings.context_frames),
-            steps=settings.steps,
-            branches=2 if settings.guidance > 1 else 1,
-            size=plan.size,
-            face=plan.face,
-        )
-
-
 def expected(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Estimate:
     """The cost of an animation: as measured where a calibration is remembered, else by rule of thumb.
 
@@ -251,10 +205,16 @@ def expected(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> Estimat
         dtype: of the networks.
     """
     work = Workload.of(plan)
-    rough = estimate(plan.checkpoint, work, device=device, dtype=dtype)
+    operations = count_operations(plan.checkpoint, work)
+    rough = _guess(plan.checkpoint, work, operations, device=device, dtype=dtype)
     if (found := remembered(plan, device, dtype)) is None:
         return rough
-    seconds = found.seconds(step_kinds(plan, *_timesteps(plan)), windows=work.windows, frames=work.frames)
+    seconds = found.seconds(
+        step_kinds(plan, *_timesteps(plan)),
+        # Those of a video share frames, and the first step embeds control images: neither is so in a calibration.
+        windows=work.windows * operations.of_calibrated(work, embedded=not plan.settings.low_memory),
+        frames=work.frames,
+    )
     window = replace(work, frames=work.context)
     kept = [
         _clip_bytes(plan.checkpoint, of, device, dtype, embedded=not plan.settings.low_memory) for of in (work, window)
@@ -274,34 +234,17 @@ def estimate(checkpoint: Checkpoint, work: Workload, *, device: torch.device, dt
     Returns:
         Estimate: rough; time and memory are within a factor of about two.
     """
+    return _guess(checkpoint, work, count_operations(checkpoint, work), device=device, dtype=dtype)
+
+
+def _guess(
+    checkpoint: Checkpoint, work: Workload, operations: Operations, *, device: torch.device, dtype: torch.dtype
+) -> Estimate:
+    flops = operations.sampling(work) + work.frames * operations.decode
     h, w = (side // checkpoint.vae_scale for side in work.size)
-    with torch.device("meta"):
-        unet = XDynaUNet.from_config(XDynaUNet.load_config(checkpoint.folder / "unet"))
-        names = ["pose_controlnet", "face_controlnet"] if work.face else ["pose_controlnet"]
-        nets = [ControlNetModel.from_config(ControlNetModel.load_config(checkpoint.folder / n)) for n in names]
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(checkpoint.folder / "vae"))
-        width = unet.config.cross_attention_dim
-        text, image = torch.empty(work.branches, 77, width), torch.empty(work.branches, 16, width)
-        sample = torch.empty(
-            1, unet.config.in_channels, work.context + 1, h, w
-        )  # one row: branches share what they can
-        per_window = _count(unet, sample, torch.empty(()), text, image)
-        latent, step = torch.empty(1, unet.config.in_channels, h, w), torch.empty((), dtype=torch.long)
-        images = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
-        per_frame = sum(
-            _count(net, latent, step, encoder_hidden_states=text[:1], controlnet_cond=control)
-            for net, control in zip(nets, images, strict=True)
-        )
-        embedding = sum(
-            _count(net.controlnet_cond_embedding, control) for net, control in zip(nets, images, strict=True)
-        )
-        decode = _count(vae.decoder, torch.empty(1, vae.config.latent_channels, h, w))
-    flops = work.steps * (work.windows * per_window + work.frames * per_frame) + work.frames * decode
-    flops -= (work.steps - 1) * min(work.frames, EMBEDDED_FRAMES) * embedding  # once per clip
     itemsize = torch.empty((), dtype=dtype).element_size()
     weights = sum(path.stat().st_size for path in checkpoint.weight_files()) * itemsize / 2  # stored as float16
-    channels = unet.config.block_out_channels[0]
-    features = LIVE_FEATURE_MAPS * work.branches * (work.context + 1) * channels * h * w * itemsize
+    features = LIVE_FEATURE_MAPS * work.branches * (work.context + 1) * operations.channels * h * w * itemsize
     memory = BASE_BYTES + weights + features + _clip_bytes(checkpoint, work, device, dtype)
     return Estimate(flops, flops / (_matmul_speed(device, dtype) * MATMUL_EFFICIENCY), memory)
 

@@ -1,5 +1,6 @@
 """Estimates: what a short run took, remembered, against a clock that is set by hand and against a real run."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ import torch
 from tests.unit.pipelines.test_xdyna import make_pipeline
 from xdyna.config.infer import InferConfig
 from xdyna.pipelines import estimate as estimates
-from xdyna.pipelines.estimate import calibrate, remembered, step_kinds
+from xdyna.pipelines.estimate import _clip_bytes, calibrate, remembered, step_kinds
+from xdyna.pipelines.operations import Operations, Workload
 
 SETTINGS = InferConfig(steps=7, guidance=3.0, guidance_interval=[0.2, 0.8], reuse_interval=3, reuse_depth=1)
 
@@ -65,6 +67,38 @@ def test_the_kinds_of_steps_are_those_that_run():
     pipeline(plan.fitted(), pose, face, num_inference_steps=7, guidance_scale=3.0, guidance_interval=(0.2, 0.8),
              reuse=estimates.Reuse(3, 1), context_frames=4, context_overlap=0, output_type="latent")  # fmt: skip
     assert seen == step_kinds(plan, pipeline.scheduler.timesteps.tolist(), 1000)
+
+
+LONG = Workload(frames=300, windows=25, context=16, steps=2, branches=1, size=(896, 512), face=True)
+
+
+def test_operations_of_a_long_video_by_hand():
+    """A frame goes through the ControlNets once a step, and 192 of them are embedded in the first step alone."""
+    operations = Operations(window=100, frame=10, embedding=4, decode=1, channels=8)
+    assert operations.sampling(LONG) == 2 * (25 * 100 + 300 * 10) - 192 * 4
+    assert operations.sampling(LONG, embedded=False) == 2 * (25 * 100 + 300 * 10)
+    assert operations.of_calibrated(LONG) == (11_000 - 768) / (2 * 25 * (100 + 16 * 6))
+    assert operations.of_calibrated(LONG, embedded=False) == 11_000 / (2 * 25 * (100 + 16 * 10))
+    window = replace(LONG, frames=16, windows=1, steps=10_000)
+    assert operations.of_calibrated(window) == pytest.approx(1, abs=1e-4)
+
+
+def test_memory_that_is_told_does_not_grow_with_the_video(tmp_path):
+    """Control images of long videos stand in files; of 192 frames, two ControlNets' embedded ones are kept."""
+    (tmp_path / "pose_controlnet").mkdir()
+    config = {"_class_name": "ControlNetModel", "block_out_channels": [8]}
+    (tmp_path / "pose_controlnet" / "config.json").write_text(json.dumps(config))
+    checkpoint = SimpleNamespace(folder=tmp_path, vae_scale=8)
+
+    def told(frames, device="cpu", **given):
+        work = replace(LONG, frames=frames)
+        return _clip_bytes(checkpoint, work, torch.device(device), torch.bfloat16, **given)
+
+    embedded = 192 * 8 * (112 * 64) * 2 * 2
+    assert told(300) == told(1000) == told(1000, "cuda") == embedded
+    assert told(1000, embedded=False) == 0
+    assert told(6, embedded=False) == 6 * 896 * 512 * 3  # pose maps alone are below 8 MiB
+    assert told(6, "cuda", embedded=False) == 0
 
 
 @pytest.mark.slow
