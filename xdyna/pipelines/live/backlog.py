@@ -1,9 +1,9 @@
 """Which frames are made, and which are dropped to stay in time; what came of it. Nothing here waits or reads a clock.
 
-A window begins each `busy` s, and is a picture `delay` s after that (decoding runs beside the next window, so that delay
-is more than busy). A frame that is begun at `now` is a picture at now + delay, one that is left for the next window at
-now + busy + delay at the earliest. Where what is left would be later than `latency`, all that waits is thinned evenly to
-one window, and what is too old already goes first.
+A window begins each `busy` s, and is a picture `delay` s after that (decoding runs beside the next window, so that
+delay is more than busy). A frame that is begun at `now` is a picture at now + delay, one that is left for the next
+window at now + busy + delay at the earliest. Where what is left would be later than `latency`, all that waits is
+thinned evenly to one window, and what is too old already goes first.
 """
 
 from __future__ import annotations
@@ -161,10 +161,11 @@ class LiveReport:
 
     def __str__(self) -> str:
         """One line."""
+        busy, decoding, spent = (float(np.median(s or [0])) for s in (self.busy, self.decoding, self.cpu))
         memory = ", ".join(f"{value / 2**30:.2f} GiB ({name})" for name, value in self.memory.items())
         return (
             f"{self.frames} frames in {self.seconds:.1f} s = {self.rate:.2f} frames/s, latency median "
             f"{self.latency(0.5):.2f} s, p95 {self.latency(0.95):.2f} s, {self.dropped} dropped, {self.lost} without "
-            f"the person, {float(np.median(self.busy or [0])):.2f} s a window and {float(np.median(self.decoding or [0])):.2f}"
-            f" s to decode it ({float(np.median(self.cpu or [0])):.2f} processor s), peak memory {memory or 'unknown'}"
+            f"the person, {busy:.2f} s a window and {decoding:.2f} s to decode it ({spent:.2f} processor s), "
+            f"peak memory {memory or 'unknown'}"
         )

@@ -1,6 +1,6 @@
 """The loop of a live animation: three stages side by side, each in a thread of its own, in the order of the input.
 
-    source: reads, detects     ->  Backlog  ->  denoises window after window  ->  decodes and writes (the caller's thread)
+    source: reads, detects  ->  Backlog  ->  denoises window after window  ->  decodes, writes (the caller's thread)
 
 Windows hold each other's ends, so that they are denoised one after the other; what is decoded meanwhile does not change
 them. So the frames do not depend on how the stages fall together in time, as long as nothing is dropped.
@@ -194,9 +194,10 @@ class _Windows:
     def _put(self, window: _Window | None) -> None:
         while not self._abandoned.is_set():
             try:
-                return self.made.put(window, timeout=_POLL)
+                self.made.put(window, timeout=_POLL)
             except queue.Full:
-                pass
+                continue
+            return
 
 
 class _Feeder:
