@@ -53,6 +53,7 @@ class Program:
         command: arguments after the interpreter; {inputs} and {out} are folders. The same command goes on.
         results: patterns below {out} of the files that must come out equal.
         finished: a pattern below {out}: the run has come to its end.
+        begun: what it says when its start-up is over, and kills begin; "": they come at any time.
         kept: the file below {out} that is written whenever work is kept; "" where nobody asks what a kill costs.
         seconds: of one run, at most.
     """
@@ -60,6 +61,7 @@ class Program:
     command: str
     results: tuple[str, ...]
     finished: str
+    begun: str = ""
     kept: str = ""
     seconds: float = SECONDS
 
@@ -75,13 +77,13 @@ PROGRAMS = {
         "--steps 20 --out {out}/video.mp4",
         ("video.mp4",),
         "video.mp4",
-        kept="video.partial/state.json",
     ),
     "long": Program(
         "scripts/infer.py --ref {inputs}/ref.png --drive {inputs}/long.npz --checkpoint {inputs}/pipeline "
         "--steps 2 guidance=1 --out {out}/video.mp4",
         ("video.mp4", "video.grid.mp4", "video.sheet.png"),
         "video.mp4",
+        begun="denoising",
         kept="video.partial/state.json",
         seconds=3600,
     ),
@@ -106,17 +108,17 @@ class Tally:
 
     Attributes:
         seconds: of the undisturbed run.
+        work: the same without its start-up.
         kills: by signal.
         ended: runs that came to their end, and were compared.
-        spent: seconds of all runs but the undisturbed one.
-        lost: seconds that each SIGKILL cost: since what is kept was written, or since the run began, if later.
+        lost: seconds of work that each SIGKILL cost: since what is kept was written, or the start-up was over.
         problems: sentences.
     """
 
     seconds: float = 0.0
+    work: float = 0.0
     kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIGNALS, 0))
     ended: int = 0
-    spent: float = 0.0
     lost: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -167,6 +169,7 @@ class Soak:
         self.program, self.inputs, self.out, self.signals = PROGRAMS[name], inputs, scratch / "out", signals
         self.random = random.Random(f"{name} {seed}")
         self.tally = Tally()
+        self.working_since = 0.0
         self.log = scratch / "log.txt"
         self.environment = {
             **os.environ,
@@ -180,7 +183,8 @@ class Soak:
         tally = self.tally
         start = time.monotonic()
         code = self._once(None, None)
-        tally.seconds, tally.spent = time.monotonic() - start, 0.0
+        tally.seconds = time.monotonic() - start
+        tally.work = time.time() - self.working_since if self.program.begun else tally.seconds
         if code != 0 or not self._is_finished():
             tally.problems.append(f"undisturbed it ended with {code}: {self._last_words()}")
             return tally
@@ -188,7 +192,8 @@ class Soak:
         self._clear()
         while sum(tally.kills.values()) < kills and len(tally.problems) < 3:
             number = self.signals[sum(tally.kills.values()) % len(self.signals)]
-            code = self._once(self.random.uniform(0.1, 1.0) * tally.seconds, signal.Signals[number])
+            least = 0.0 if self.program.begun else 0.1
+            code = self._once(self.random.uniform(least, 1.0) * tally.work, signal.Signals[number])
             if code is None:
                 tally.kills[number] += 1
                 tell(f"killed {sum(tally.kills.values())} times, ended {tally.ended} times")
@@ -203,15 +208,15 @@ class Soak:
         return tally
 
     def _once(self, seconds: float | None, number: signal.Signals | None) -> int | None:
-        """Run the command; None: it was killed after `seconds`. Otherwise its exit code."""
+        """Run the command; None: it was killed after `seconds` of work. Otherwise its exit code."""
         command = self.program.command.format(inputs=self.inputs, out=self.out).split()
         self.out.mkdir(exist_ok=True)
-        begun = time.time()
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=self.environment, stdout=log, stderr=log, text=True
             )
             try:
+                self._wait_for_work(process)
                 code = process.wait(self.program.seconds if seconds is None else seconds)
                 if code != 0:
                     self.tally.problems.append(f"it failed by itself with {code}: {self._last_words()}")
@@ -224,7 +229,7 @@ class Soak:
                     return 1
                 process.send_signal(number)
                 if self.program.kept and number is signal.SIGKILL:  # the other one keeps everything
-                    self.tally.lost.append(time.time() - max(begun, self._kept()))
+                    self.tally.lost.append(time.time() - max(self.working_since, self._kept()))
                 try:
                     code = process.wait(60)
                 except subprocess.TimeoutExpired:
@@ -233,7 +238,6 @@ class Soak:
                     return None
             finally:
                 process.wait()
-                self.tally.spent += time.time() - begun
         if code not in CODES:
             self.tally.problems.append(f"{number.name} ended it with {code}: {self._last_words()}")
         _, left = psutil.wait_procs(family, timeout=GRACE)
@@ -241,6 +245,14 @@ class Soak:
             self.tally.problems.append(f"process {' '.join(child.cmdline()[:4])} outlived it")
             child.kill()
         return None
+
+    def _wait_for_work(self, process: subprocess.Popen[str]) -> None:
+        end = time.monotonic() + self.program.seconds
+        while self.program.begun not in self.log.read_text(errors="replace") and time.monotonic() < end:
+            if process.poll() is not None:
+                break
+            time.sleep(0.02)
+        self.working_since = time.time()
 
     def _kept(self) -> float:
         """When what is kept was written, as `time.time` has it; 0 where nothing is."""
@@ -291,12 +303,18 @@ def main() -> int:
             scratch.mkdir()
             soak = Soak(name, inputs, scratch, args.seed, signals=args.signals)
             tallies[name] = soak.run(args.kills, lambda text, name=name: print(f"{name}: {text}", flush=True))
-    heads = ("program", "undisturbed", *SIGNALS, "ended and compared", "lost a SIGKILL", "of all time", "problems")
+    heads = ("program", "undisturbed", "of it work", *SIGNALS, "ended and compared", "work lost a SIGKILL", "problems")
     print("\n| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     for name, tally in tallies.items():
-        cells = [name, f"{tally.seconds:.1f} s", *(str(tally.kills[number]) for number in SIGNALS), str(tally.ended)]
-        cells += [f"{sum(tally.lost) / len(tally.lost):.1f} s" if tally.lost else "-"]
-        cells += [f"{sum(tally.lost) / tally.spent:.1%}" if tally.lost else "-"]
+        cells = [
+            name,
+            f"{tally.seconds:.1f} s",
+            f"{tally.work:.1f} s",
+            *(str(tally.kills[number]) for number in SIGNALS),
+            str(tally.ended),
+        ]
+        mean = sum(tally.lost) / max(len(tally.lost), 1)
+        cells += [f"{mean:.2f} s ({mean / tally.work:.1%})" if tally.lost else "-"]
         print("| " + " | ".join([*cells, str(len(tally.problems) or "none")]) + " |")
     for name, tally in tallies.items():
         for problem in tally.problems:
