@@ -20,7 +20,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xdyna.models.attention import attend
-from xdyna.models.layers import halve_geglu
 
 POSE_CHANNELS = 3
 FACE_CHANNELS = 6
@@ -90,7 +89,6 @@ def share_work(controlnet: ControlNetModel) -> None:
     if isinstance(controlnet.controlnet_cond_embedding, ConditionEmbedding):
         return
     controlnet.controlnet_cond_embedding = ConditionEmbedding(controlnet.controlnet_cond_embedding)
-    halve_geglu(controlnet)
     for module in controlnet.modules():
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             module.set_processor(ControlAttnProcessor())

@@ -1,4 +1,5 @@
-"""Attention on a CPU in shapes that PyTorch's fused kernel is slow in. Without gradients; equal up to rounding.
+"""Attention on a CPU in shapes that PyTorch's fused kernel is slow in. Without gradients; equal up to rounding, so that
+only what asks for it has it (live animation).
 
 The kernel works on tiles of (queries, keys) and begins anew for each sequence and head. Motion modules have thousands
 of sequences of a few frames, far smaller than a tile; 77 text tokens end with a ragged one. So short sequences are laid
@@ -8,6 +9,10 @@ Measured (AVX512-BF16 and AMX, head width 16, one thread): 1024 sequences of 8 f
 
 Shape legend: B sequences, L queries, S keys, N heads, D head width, G sequences side by side.
 """
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +24,22 @@ TOGETHER = 32  # tokens side by side
 VECTOR = 16  # keys are filled up to a multiple of this
 RAGGED = 256  # from here on the ragged tile is a small part
 DTYPES = (torch.float32, torch.bfloat16)
+_ALLOWED = ContextVar("allowed", default=False)
+
+
+@contextlib.contextmanager
+def allow() -> Iterator[None]:
+    """Inside the block, and in its thread, `attention` takes what it suits."""
+    token = _ALLOWED.set(True)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def allowed() -> bool:
+    """Whether this is inside of `allow`."""
+    return _ALLOWED.get()
 
 
 def suits(q_BLND: Tensor, k_BSND: Tensor) -> bool:

@@ -29,7 +29,6 @@ from xdyna.models.layers import (
     ClipContext,
     SpatialTransformerBlock,
     clip_group_norm,
-    halve_geglu,
     to_clips,
 )
 
@@ -138,7 +137,6 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
-        halve_geglu(self)
 
     def forward(
         self,

@@ -27,10 +27,11 @@ from xdyna.config.live import LiveConfig
 from xdyna.core.device import to_device
 from xdyna.diffusion.guidance import scale_condition
 from xdyna.diffusion.prior import similarity_prior
+from xdyna.models import cpu_attention
 from xdyna.models.attention import CrossAttentionCache
 from xdyna.models.controls import ControlResiduals, share_work, to_clip
 from xdyna.models.denoiser import Control, Denoiser, control_residuals
-from xdyna.models.layers import use_channels_last
+from xdyna.models.layers import halve_geglu, use_channels_last
 from xdyna.pipelines.denoise import guide
 from xdyna.pipelines.options import Embeddings
 from xdyna.pipelines.xdyna import XDynaPipeline, to_uint8
@@ -104,7 +105,10 @@ class WindowDenoiser:
         self.pipeline, self.settings, self.scale = pipeline, settings, settings.guidance
         self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
         self.denoiser = Denoiser.of(pipeline)
-        use_channels_last(pipeline.unet, pipeline.vae, *self.denoiser.beside_unet())
+        networks = pipeline.unet, *self.denoiser.beside_unet()
+        use_channels_last(pipeline.vae, *networks)
+        for network in networks:
+            halve_geglu(network)
         self.scheduler: Any = copy.deepcopy(pipeline.scheduler)
         accepted = inspect.signature(self.scheduler.step).parameters
         self._takes_generator = "generator" in accepted
@@ -122,6 +126,7 @@ class WindowDenoiser:
         nets = {"pose": self.denoiser.pose_controlnet, "face": self.denoiser.face_controlnet}
         self.embedded = {name: EmbeddedImages(net) for name, net in nets.items() if net is not None}
 
+    @cpu_attention.allow()
     @torch.inference_mode()
     def denoise(self, images: dict[str, np.ndarray], *, start: int, held: Tensor | None) -> Tensor:
         """Latents of one window.
