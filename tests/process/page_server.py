@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 300  # s; machines of continuous integration are busy
+PATIENCE = 900  # s; machines of continuous integration are busy
 
 
 class Served:
@@ -50,8 +50,9 @@ class Served:
 
     def __enter__(self) -> "Served":
         self._reader.start()
-        assert self._there.wait(PATIENCE), self.said
-        assert self.url, self.said
+        if not self._there.wait(PATIENCE) or not self.url:
+            self.__exit__(None, None, None)
+            raise AssertionError(f"the page did not begin: {self.said}")
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.process.page_server import ROOT, Served, until
+from tests.process.page_server import PATIENCE, ROOT, Served, until
 from xdyna.media.image import write_png
 from xdyna.media.video import probe
 
@@ -25,7 +25,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -96,7 +96,7 @@ class Page:
         return self.text("#bar [role=status]")
 
     def done(self) -> None:
-        until(lambda: "done in" in self.state() or "failed" in self.state(), "the animation", 900)
+        until(lambda: "done in" in self.state() or "failed" in self.state(), "the animation", PATIENCE)
         assert "done in" in self.state()
         until(lambda: self.ready("#result video"), "the video to be shown")
 
@@ -161,11 +161,11 @@ def test_animate(page: Page, tmp_path: Path) -> None:
     until(lambda: page.all("#fit img"), "the preview")
     assert "the sample's dance" in page.text("#notes")
     page.picture("look")
-    page.number("frames", 8 if IMAGES else 4)
-    page.number("steps", 6 if IMAGES else 2)
+    page.number("frames", 6 if IMAGES else 4)
+    page.number("steps", 4 if IMAGES else 2)
     page.click("#start")
     seen = set()
-    until(lambda: seen.add(page.state()) or "done in" in page.state(), "the end", 900)
+    until(lambda: seen.add(page.state()) or "done in" in page.state(), "the end", PATIENCE)
     assert any("so far" in text for text in seen), seen
     page.done()
     assert page.find("#bar [role=progressbar]").get_attribute("aria-valuenow") == "100"
@@ -179,7 +179,7 @@ def test_animate(page: Page, tmp_path: Path) -> None:
     target = tmp_path / "downloaded.mp4"
     with urllib.request.urlopen(next(link for link in links if link.endswith("result.mp4"))) as found:
         target.write_bytes(found.read())
-    assert probe(target).frame_count == (8 if IMAGES else 4)
+    assert probe(target).frame_count == (6 if IMAGES else 4)
     assert "fast, " in page.text("#past")
     page.open()
     until(lambda: ": done" in page.text("#past"), "the list after loading again")
@@ -243,7 +243,7 @@ def test_live_by_mouse_and_keys(page: Page) -> None:
     wrist.send_keys(Keys.ARROW_UP, Keys.ARROW_UP)
     assert place(wrist)[1] < before[1] - 4
     page.click("#live button.skeleton")
-    until(lambda: page.frames() > 8, "frames", 900)
+    until(lambda: page.frames() > 8, "frames", PATIENCE)
     assert "running" in page.text("#live .state")
     page.picture("live")
     page.click("#live button.stop")
@@ -266,7 +266,7 @@ def test_live_by_camera(page: Page) -> None:
         return "free" not in page.text("#live .state")
 
     until(begin, "a free room")
-    until(lambda: page.frames() > 0, "frames", 900)
+    until(lambda: page.frames() > 0, "frames", PATIENCE)
     assert page.find("#live video.eye").is_displayed()
     until(lambda: "nobody is seen" in page.text("#live .notes"), "a note")
     page.click("#live button.stop")
