@@ -144,13 +144,15 @@ def _by_bones(
     heads = _heads(xy, driving, ratios["head"], report, shift)
     body = _points(xy[:, :18], track.body)
     face = _points(heads[:, None, :1] * track.face[..., :2] + heads[:, None, 1:], track.face)
-    hands = track.hands.astype(np.float64)
+    hands = track.hands[..., :2].astype(np.float64)
     for side, wrist in enumerate((7, 4)):
-        root = hands[:, side, :1, :2]
-        held = xy[:, wrist] + ratios["hands"] * (root[:, 0] - driving.xy[:, wrist])
-        at = np.where(driving.seen[:, wrist, None], held, report.scale * root[:, 0] + report.offset + shift)
-        hands[:, side, :, :2] = at[:, None] + ratios["hands"] * (hands[:, side, :, :2] - root)
-    aligned = replace(track, body=body, hands=_points(hands[..., :2], track.hands), face=face, size=report.size)
+        seen = track.hands[:, side, :, 2:] > 0
+        middle = (hands[:, side] * seen).sum(axis=1) / seen.sum(axis=1).clip(1)
+        held = driving.seen[:, wrist, None]  # a hand goes with its wrist, else with its own middle
+        before = np.where(held, driving.xy[:, wrist], middle)
+        after = np.where(held, xy[:, wrist], report.scale * middle + report.offset + shift)
+        hands[:, side] = after[:, None] + ratios["hands"] * (hands[:, side] - before[:, None])
+    aligned = replace(track, body=body, hands=_points(hands, track.hands), face=face, size=report.size)
     told = {part: round(float(value), 4) for part, value in ratios.items()}
     score = min(report.score / max(report.agreement, 0.1), 1.0)  # bones of other lengths are what this is for
     usable = score >= USABLE and not report.limited

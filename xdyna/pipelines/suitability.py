@@ -6,7 +6,7 @@ compared: that is "unknown", said and never refused.
 
 | check      | score                                                                                           |
 | presence   | share of the frames that show somebody                                                          |
-| visibility | mean confidence of the joints that are seen, over 0.6; times the person's height in px over 48  |
+| visibility | mean confidence of the joints that are seen, over 0.6; times the person's size in px over 48    |
 | scale      | 1 - |ln r| / ln 3, r: size in the video over that in the reference; aligned: 1 - (|ln s| - ln 2) |
 |            | / ln 6, s: factor by which the person is scaled                                                 |
 | place      | 1 - d / 3, d: torso lengths between the two necks; not where aligned                            |
@@ -198,11 +198,12 @@ def _visibility(track: PoseTrack) -> Check:
     body = track.body[track.found]
     seen = body[..., 2] >= CONFIDENCE
     sure = float(body[seen][:, 2].mean()) if seen.any() else 0.0
-    y = np.where(body[..., 2] > 0, body[..., 1], np.nan)
-    rows = (body[..., 2] > 0).any(axis=1)
-    height = float(np.median(np.nanmax(y[rows], axis=1) - np.nanmin(y[rows], axis=1))) if rows.any() else 0.0
-    score = min(1.0, sure / _SURE) * min(1.0, height / _SMALLEST)
-    sentence = f"the driving person is {height:.0f} px high, joints are seen with a confidence of {sure:.2f}"
+    points = np.concatenate([body, track.face[track.found]], axis=1)
+    xy = np.where(points[..., 2:] > 0, points[..., :2], np.nan)  # found: some point is there
+    sides = np.nanmax(xy, axis=1) - np.nanmin(xy, axis=1)
+    size = float(np.median(sides.max(axis=1)))
+    score = min(1.0, sure / _SURE) * min(1.0, size / _SMALLEST)
+    sentence = f"the driving person is {size:.0f} px large, joints are seen with a confidence of {sure:.2f}"
     return Check("visibility", score, sentence, "choose a driving video that shows the person large and well lit")
 
 

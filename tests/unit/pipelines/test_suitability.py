@@ -88,7 +88,9 @@ def test_visibility():
     """Small people and uncertain joints."""
     small = moved(dance(), scale=0.05, offset=(100, 100), size=SIZE)
     assert check(look(small, standing()), "visibility").level == "warn"
-    assert "21 px high" in check(look(small, standing()), "visibility").sentence
+    assert "21 px large" in check(look(small, standing()), "visibility").sentence
+    close = dance(missing=range(1, 14))
+    assert "40 px large" in check(look(close, standing()), "visibility").sentence, "the face counts"
     dim = dance()
     dim.body[..., 2] *= 0.36
     assert check(look(dim, standing()), "visibility").score == pytest.approx(0.54, abs=0.01)
