@@ -1,4 +1,4 @@
-"""The rendered world: `scripts/puppets.py report|faces|sensitivity|train-extractors|train-segmenter|train-reader`."""
+"""The rendered world: `scripts/puppets.py ACTION`; the actions are listed below."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from xdyna.core.errors import UsageError
 # Modules with a function `main`; imported when their action is called.
 ACTIONS = {
     "report": ("xdyna.puppets.report", "measure a small model on held-out clips: its card, docs/eval_tiny.md, sheets"),
+    "few-steps": ("xdyna.puppets.few_steps", "measure a distilled model beside the undistilled one, step for step"),
     "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),
     "train-extractors": ("xdyna.puppets.train_extractors", "train the networks that metrics look through"),
