@@ -231,7 +231,7 @@ def _facts(args: argparse.Namespace, model: Model, argv: Sequence[str], *, secon
     height, width = model.checkpoint.size
     made = (
         f"{args.clips} held-out puppet clips (`configs/puppets/heldout.yaml`), {FRAMES} frames of {height} x {width} "
-        f"px, seed {args.seed}, {dtype}, {model.device.type}; the distilled rows by {args.scheduler} without guidance, the "
+        f"px, seed {args.seed}, {dtype}, {model.device.type}; distilled rows by {args.scheduler} without guidance, the "
         f"others by the checkpoint's own scheduler and guidance. Made by `{command}` on "
         f"{time.strftime('%Y-%m-%d', time.gmtime())} (xdyna {__version__}, torch {torch.__version__})."
     )
