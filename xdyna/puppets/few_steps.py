@@ -40,16 +40,16 @@ from xdyna.puppets.summary import Numbers, average, gain, measure
 from xdyna.puppets.train_reader import FOLDER as READER
 from xdyna.puppets.variants import Bench, Settings
 
-DISTANCE = "dtfvd_puppet"
+DISTANCE, LIVELINESS = "dtfvd_puppet", "temporal_ratio"
 SHOWN = (0, 9, 18, 27)
 """Clips of the sheet, where so many were measured."""
 TIMES = 5
 
 NOTES = """\
 Means over N clips. Figure: PSNR over the figure's pixels of all frames of a clip. ± is the standard error of the
-paired difference from {first}. Energy: mean |log(generated / true temporal energy)| where the scene moves by itself,
-over the clips whose scene does; 0 is as lively as the truth. DTFVD[puppet] of the first N clips; compare with the
-same N only."""
+paired difference from {first}. Energy: mean of |log(generated / true temporal energy)| of whole frames, clip by
+clip (`temporal_ratio` of `scripts/eval.py`); 0 is as lively as the truth. Compare DTFVD[puppet] with that of the same
+N clips only."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,12 @@ def main(argv: Sequence[str]) -> int:
     )
     start, reader = time.perf_counter(), ExpressionReader.load(READER)
     table = rows(args.each_steps, args.own_steps)
-    clips: dict[str, dict[int, Numbers]] = {}
-    distances: dict[str, float] = {}
-    benches: dict[str, Bench] = {}
+    benches = {row.key: _bench(distilled if row.distilled else own, row, args) for row in table}
+    clips, blocks = _made(table, benches, held_out[: args.clips], reader, args.out)
+    distances, ratios = {}, {}
     for row in table:
-        bench = _bench(distilled if row.distilled else own, row, args)
-        benches[row.key] = bench
-        clips[row.key] = _made(bench, held_out[: args.clips], reader, row)
-        distances[row.key] = _distance(bench, held_out[: args.clips], row, args.out)
-    summary = summarise(table, clips, distances)
+        distances[row.key], ratios[row.key] = _motion(row, args.clips, args.out)
+    summary = summarise(table, clips, distances, ratios)
     facts = _facts(args, own, argv, seconds=time.perf_counter() - start)
     content = f"{facts['made']}\n\n{tables(table, summary)}\n\n{NOTES.format(first=table[0].label)}"
     folder = args.out / "few_steps"
@@ -115,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         path.write_text(json.dumps({**facts, "rows": summary, "clips": clips}, indent=1) + "\n", encoding="utf-8")
     with atomic_output(folder / "report.md", overwrite=True) as path:
         path.write_text(f"# Few steps\n\n{content}\n", encoding="utf-8")
-    _sheet(folder / "few_steps.png", table, benches, held_out[: args.clips])
+    write_sheet(folder / "few_steps.png", blocks)
     if args.card is not None:
         fill_card(args.card, content)
     print(f"{tables(table, summary)}\n\nwritten to {folder}: report.md, report.json, few_steps.png")
@@ -123,7 +120,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def summarise(
-    table: Sequence[Row], clips: Mapping[str, Mapping[int, Numbers]], distances: Mapping[str, float]
+    table: Sequence[Row],
+    clips: Mapping[str, Mapping[int, Numbers]],
+    distances: Mapping[str, float],
+    ratios: Mapping[str, Sequence[float]],
 ) -> dict[str, dict[str, float]]:
     """Numbers of each row.
 
@@ -131,23 +131,22 @@ def summarise(
         table: the rows; the first is what the others are compared with.
         clips: `measure`'s numbers by row and clip.
         distances: DTFVD by row.
+        ratios: temporal energy over the truth's, clip by clip, by row.
 
     Returns:
         By row: "clips", "psnr_figure", its "difference" from the first row with the "standard_error", "energy" (mean
-        |log ratio|, NaN without a moving scene) over "energy_clips" clips, "distance".
+        |log ratio|), "distance".
     """
     summary = {}
     for row in table:
         mine = list(clips[row.key].values())
-        logs = [abs(math.log(n["energy_ratio"])) for n in mine if n["energy_ratio"] > 0]
         difference, error, _ = gain(clips, row.key, table[0].key)
         summary[row.key] = {
             "clips": len(mine),
             "psnr_figure": average(mine, "psnr_figure"),
             "difference": difference,
             "standard_error": error,
-            "energy": float(np.mean(logs)) if logs else math.nan,
-            "energy_clips": len(logs),
+            "energy": float(np.mean([abs(math.log(ratio)) for ratio in ratios[row.key]])),
             "distance": distances[row.key],
         }
     return summary
@@ -155,12 +154,11 @@ def summarise(
 
 def tables(table: Sequence[Row], summary: Mapping[str, Mapping[str, float]]) -> str:
     """The summary as Markdown."""
-    lines = ["| | N | PSNR figure | from the first row | energy (N) | DTFVD[puppet] |", "| --- |" + " ---: |" * 5]
+    lines = ["| | N | PSNR figure | from the first row | energy | DTFVD[puppet] |", "| --- |" + " ---: |" * 5]
     for number, row in enumerate(table):
         s = summary[row.key]
         difference = "-" if number == 0 else f"{s['difference']:+.2f} ± {s['standard_error']:.2f}"
-        energy = "-" if math.isnan(s["energy"]) else f"{s['energy']:.3f} ({s['energy_clips']:.0f})"
-        numbers = f"{s['clips']:.0f} | {s['psnr_figure']:.2f} | {difference} | {energy} | {s['distance']:.2f}"
+        numbers = f"{s['clips']:.0f} | {s['psnr_figure']:.2f} | {difference} | {s['energy']:.3f} | {s['distance']:.2f}"
         lines.append(f"| {row.label} | {numbers} |")
     return "\n".join(lines)
 
@@ -184,45 +182,48 @@ def _bench(model: Model, row: Row, args: argparse.Namespace) -> Bench:
     return Bench(pipeline, settings, args.out / "few_steps" / row.key, style=checkpoint.contract.pose)
 
 
-def _made(bench: Bench, held_out: Sequence[HeldOut], reader: ExpressionReader, row: Row) -> dict[int, Numbers]:
-    """Numbers by clip; what is not kept is made."""
-    numbers = {}
-    for number, entry in enumerate(tqdm(held_out, desc=row.label, unit="clip", smoothing=0)):
-        frames = _frames(bench, number, entry)
-        numbers[number] = measure(bench.task(entry, "self"), frames, reader)
-    return numbers
+def _made(
+    table: Sequence[Row], benches: Mapping[str, Bench], held_out: Sequence[HeldOut], reader: ExpressionReader, out: Path
+) -> tuple[dict[str, dict[int, Numbers]], list[np.ndarray]]:
+    """Make what is not kept, clip by clip, and write all frames for the distance.
 
-
-def _frames(bench: Bench, number: int, entry: HeldOut) -> np.ndarray:
-    frames = bench.kept(number, "full", entry)
-    return bench.make(number, "full", entry) if frames is None else frames
-
-
-def _distance(bench: Bench, held_out: Sequence[HeldOut], row: Row, out: Path) -> float:
-    """DTFVD[puppet] of a row, through the engine of `scripts/eval.py`."""
-    entries = []
-    for number, entry in enumerate(held_out):
-        name, truth = f"{number:02d}", out / "truth" / f"{number:02d}"
-        video = out / "few_steps" / row.key / "frames" / name
-        write_clip_frames(truth, bench.task(entry, "self").truth.frames)
-        write_clip_frames(video, _frames(bench, number, entry))
-        entries.append(Entry(name, video, truth))
-    store = Store(out / "records")
-    metrics = chosen_metrics([DISTANCE], out / "points", store)
-    outcomes = engine.measure(entries, metrics, store)
-    [result] = engine.reduce(metrics, outcomes, store)
-    return result.values[result.metric.columns[0].name]
-
-
-def _sheet(path: Path, table: Sequence[Row], benches: Mapping[str, Bench], held_out: Sequence[HeldOut]) -> None:
+    Returns:
+        Numbers by row and clip; blocks of the sheet.
+    """
+    clips: dict[str, dict[int, Numbers]] = {row.key: {} for row in table}
     blocks = []
-    for number in (n for n in SHOWN if n < len(held_out)):
-        entry = held_out[number]
-        task: Task = benches[table[0].key].task(entry, "self")
-        images = {"truth": list(task.truth.frames)}
-        images |= {row.label: list(_frames(benches[row.key], number, entry)) for row in table}
-        blocks.append(contact_sheet(images, columns=TIMES, cell_height=96, title=f"clip {number}"))
-    write_sheet(path, blocks)
+    tasks: dict[Any, Task] = {}  # a clip is rendered once for all rows
+    with tqdm(total=len(table) * len(held_out), desc="sampling", unit="clip", smoothing=0) as bar:
+        for number, entry in enumerate(held_out):
+            images = {}
+            for row in table:
+                bench = replace(benches[row.key], _tasks=tasks)
+                frames, task = bench.kept(number, "full", entry), bench.task(entry, "self")
+                frames = bench.make(number, "full", entry) if frames is None else frames
+                clips[row.key][number] = measure(task, frames, reader)
+                write_clip_frames(_frames(out, row, number), frames)
+                images[row.label] = list(frames)
+                bar.update()
+            write_clip_frames(out / "truth" / f"{number:02d}", task.truth.frames)
+            if number in SHOWN:
+                shown = {"truth": list(task.truth.frames), **images}
+                blocks.append(contact_sheet(shown, columns=TIMES, cell_height=96, title=f"clip {number}"))
+    return clips, blocks
+
+
+def _frames(out: Path, row: Row, number: int) -> Path:
+    return out / "few_steps" / row.key / "frames" / f"{number:02d}"
+
+
+def _motion(row: Row, clips: int, out: Path) -> tuple[float, list[float]]:
+    """DTFVD[puppet] of a row and its ratios of temporal energy, through the engine of `scripts/eval.py`."""
+    truths = [out / "truth" / f"{number:02d}" for number in range(clips)]
+    entries = [Entry(truth.name, _frames(out, row, number), truth) for number, truth in enumerate(truths)]
+    store = Store(out / "records")
+    metrics = chosen_metrics([DISTANCE, LIVELINESS], out / "points", store)
+    distance, ratio = engine.reduce(metrics, engine.measure(entries, metrics, store), store)
+    ratios = [float(video[LIVELINESS]) for video in ratio.per_video.values()]
+    return distance.values[DISTANCE], ratios
 
 
 def _facts(args: argparse.Namespace, model: Model, argv: Sequence[str], *, seconds: float) -> dict[str, Any]:
