@@ -234,6 +234,22 @@ def test_names_of_lora_files(tmp_path: Path) -> None:
         parse_lora(str(tmp_path / "b.safetensors:0.5"))
 
 
+def test_lora_by_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of training, or a name of pretrained/; a file that is here goes first."""
+    monkeypatch.setattr("xdyna.pipelines.model.pretrained", lambda name: tmp_path / "shipped" / name)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("shipped/quick", "final"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "lora.safetensors").touch()
+    assert parse_lora("final:0.5") == (Path("final/lora.safetensors"), 0.5)
+    assert parse_lora("quick") == (tmp_path / "shipped" / "quick" / "lora.safetensors", 1.0)
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "lora.safetensors").touch()
+    assert parse_lora("quick:2") == (Path("quick/lora.safetensors"), 2.0)
+    with pytest.raises(UsageError, match="no such file slow"):
+        parse_lora("slow")
+
+
 def test_an_interrupted_run_keeps_its_attention_kernels(checkpoint, media, monkeypatch) -> None:
     """What is remembered for the device may change in between; the manifest says what was used."""
     files, seen, said = (media / "ref.png", media / "driving.npz"), [], []

@@ -121,6 +121,21 @@ def value(words: list[str], option: str) -> str | None:
     return words[words.index(option) + 1] if option in words else None
 
 
+def test_the_distilled_model_unless_something_else_is_asked_for(monkeypatch, tmp_path):
+    """With its weights there; what is said about steps, weights or a preset goes first."""
+    monkeypatch.setattr("xdyna.core.resources.pretrained", lambda name: tmp_path / name)
+    parse = demo._parser().parse_args
+    assert not demo.few_steps(parse([]), [])
+    (tmp_path / "xdyna-tiny-few-step").mkdir()
+    (tmp_path / "xdyna-tiny-few-step" / "lora.safetensors").touch()
+    assert demo.few_steps(parse([]), ["--seed", "3", "fps=8"])
+    assert not demo.few_steps(parse(["--steps", "10"]), [])
+    for word in ("preset=fast", "+preset=fast", "steps=4", "--lora", "--scheduler=unipc", "--checkpoint"):
+        assert not demo.few_steps(parse([]), [word]), word
+    assert "--steps" not in arguments()
+    assert value(arguments("--steps", "4"), "--steps") == "4"
+
+
 def test_real_motion_is_fitted_to_the_puppet():
     words = arguments("--drive", "person.mp4")
     assert value(words, "--ref") == str(Path("s") / "reference.png")

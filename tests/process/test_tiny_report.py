@@ -193,7 +193,7 @@ def test_summary_by_hand() -> None:
 def test_plan() -> None:
     short, full = (tiny_report.plan(64, full=full, face=True) for full in (False, True))
     assert len(full) == 64 * len(VARIANTS)
-    expected = {"full": 64, "vae": 64, "no_pose": 64, "cross_exact": 64, "no_face": 32, "cross_aligned": 16}
+    expected = {"full": 64, "vae": 64, "no_pose": 32, "cross_exact": 32, "no_face": 32, "cross_aligned": 16}
     assert {name: sum(n == name for _, n in short) for name in expected} == expected
     assert not any(name == "no_face" for _, name in tiny_report.plan(2, full=True, face=False))
     assert tiny_report.plan(2, full=True, face=True, variants=["vae"]) == [(0, "vae"), (1, "vae")]

@@ -217,7 +217,9 @@ def test_licenses_are_complete() -> None:
     for spec in EXTRACTORS.values():
         for file in spec.files:
             assert rows[file.name][-1] == file.license
-    for shipped in re.findall(r'^"((?:pretrained|assets)(?:/[a-z-]+)?)" = ', (ROOT / "pyproject.toml").read_text(), re.M):
+    for shipped in re.findall(
+        r'^"((?:pretrained|assets)(?:/[a-z-]+)?)" = ', (ROOT / "pyproject.toml").read_text(), re.M
+    ):
         for folder in [shipped] if shipped != "assets" else [f"assets/{p.name}" for p in (ROOT / "assets").iterdir()]:
             assert rows[folder][-1] == "Apache-2.0"
 

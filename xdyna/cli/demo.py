@@ -6,6 +6,7 @@ Its keypoints are exact; detectors for people do not see puppets.
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ASSETS = resource("assets", "demo")
 FOLDER = Path("outputs") / "demo"
+STEPS = 10  # of the undistilled model
 
 
 def command(args: argparse.Namespace, sample: "SampleFiles", out: Path) -> list[str]:
@@ -34,7 +36,7 @@ def command(args: argparse.Namespace, sample: "SampleFiles", out: Path) -> list[
         Arguments.
     """
     words: list[str | Path] = ["--ref", args.ref or sample.reference, "--out", out]
-    words += ["--frames", str(args.frames), "--steps", str(args.steps)]
+    words += ["--frames", str(args.frames)] + (["--steps", str(args.steps)] if args.steps is not None else [])
     if args.drive is None:
         words += ["--drive", sample.driving_points, "--face-video", sample.driving]
     else:
@@ -49,6 +51,19 @@ def command(args: argparse.Namespace, sample: "SampleFiles", out: Path) -> list[
 def aligned(args: argparse.Namespace) -> bool:
     """Whether the driving person is fitted to the one in the image: a person has not the puppet's size and place."""
     return args.drive is not None and args.ref is None if args.align is None else args.align
+
+
+def few_steps(args: argparse.Namespace, more: Sequence[str]) -> bool:
+    """Whether the demo takes the distilled model: unless something else is asked for, or its weights are not there."""
+    from xdyna.core.resources import pretrained
+    from xdyna.pipelines.lora import LORA_FILE
+
+    other = re.compile(r"(\+{0,2}(preset|lora|scheduler|steps)=|--(preset|lora|scheduler|checkpoint)\b)")
+    return (
+        args.steps is None
+        and not any(other.match(word) for word in more)
+        and (pretrained("xdyna-tiny-few-step") / LORA_FILE).is_file()
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +83,13 @@ def main(argv: Sequence[str]) -> int:
     sample = SampleFiles(ASSETS)
     if not sample.complete():
         sample = write_sample(FOLDER / "sample")
+    few = few_steps(args, more)
+    if not few and args.steps is None:
+        args.steps = STEPS
     if (TINY / "model_index.json").is_file():  # puppets are what it knows, whatever other weights there are
+        if few:
+            print("two steps of the distilled model; --steps 10 takes ten of the one that it was made from")
+            more = ["preset=few_step", *more]
         more = ["--checkpoint", str(TINY), *more]
     if aligned(args) and args.align is None:
         print(
@@ -104,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fit the driving person to the one in the image (default: where --drive moves the sample puppet)",
     )
     p.add_argument("--frames", type=int, default=16, help="frames to make (%(default)s)")
-    p.add_argument("--steps", type=int, default=10, help="denoising steps (%(default)s)")
+    p.add_argument("--steps", type=int, metavar="N", help="denoising steps, undistilled (default: 2, distilled)")
     p.add_argument("--out", type=Path, metavar="FILE", help="the video (outputs/demo/demo.mp4)")
     p.add_argument("--webp", type=Path, metavar="FILE", help="write the side-by-side video as an animated WebP, too")
     p.add_argument("--render", action="store_true", help="only render the sample in assets/demo anew")

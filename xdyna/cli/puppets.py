@@ -9,6 +9,7 @@ from xdyna.core.errors import UsageError
 ACTIONS = {
     "report": ("xdyna.puppets.report", "measure a small model on held-out clips: its card, docs/eval_tiny.md, sheets"),
     "alignment": ("xdyna.puppets.alignment_report", "measure alignment on puppets whose right joints are known"),
+    "few-steps": ("xdyna.puppets.few_steps", "measure a distilled model beside the undistilled one, step for step"),
     "faces": ("xdyna.puppets.faces", "show cross-identity faces of rendered figures, beside real ones"),
     "long": ("xdyna.puppets.long", "measure a long video over time: drift, seams, flicker of the schedules of windows"),
     "sensitivity": ("xdyna.puppets.sensitivity", "show how metrics react to known damage of clips"),

@@ -15,6 +15,8 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft import PeftConfig
 from torch import Tensor, nn
 
+LORA_FILE = "lora.safetensors"
+"""The weights in a folder that is given as a LoRA, and what training writes where a LoRA is all that it trained."""
 PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 _FACTOR = re.compile(r"(?:\.lora_(A|B)|[._]lora\.(down|up)|\.lora_linear_layer\.(down|up))\.weight$")
 _KINDS = {"A": "A", "down": "A", "B": "B", "up": "B"}

@@ -19,7 +19,9 @@ from xdyna.core.progress import Watch
 from xdyna.models.kernels import require_kernel
 from xdyna.pipelines.attention import Run, in_use, settle
 from xdyna.pipelines.compiling import compile_networks, require_compiler
+from xdyna.core.resources import pretrained
 from xdyna.pipelines.folder import Checkpoint, checkpoint_of, find_checkpoint, load_pipeline
+from xdyna.pipelines.lora import LORA_FILE
 from xdyna.pipelines.untrained import build_untrained
 from xdyna.pipelines.xdyna import XDynaPipeline
 
@@ -254,15 +256,15 @@ def scheduler_class(name: str) -> type[Any]:
 
 
 def parse_lora(entry: str) -> tuple[Path, float]:
-    """File and scale of "FILE" or "FILE:SCALE".
+    """File and scale of "FILE" or "FILE:SCALE"; FILE may be a name of `pretrained/`, as "xdyna-tiny-few-step".
 
     Raises:
         UsageError: no such file, or a scale that is no number.
     """
     name, colon, scale = entry.rpartition(":")
-    path, factor = Path(entry), 1.0
+    path, factor = _lora_file(entry), 1.0
     if colon and not path.exists():
-        path = Path(name)
+        path = _lora_file(name)
         try:
             factor = float(scale)
         except ValueError as error:
@@ -272,6 +274,14 @@ def parse_lora(entry: str) -> tuple[Path, float]:
     if path.suffix != ".safetensors":
         raise UsageError(f"--lora {entry}: expected a .safetensors file")
     return path, factor
+
+
+def _lora_file(name: str) -> Path:
+    """The file as it was given, else that of a folder of this name, here or in `pretrained/`."""
+    for path in (Path(name), Path(name) / LORA_FILE, pretrained(name) / LORA_FILE):
+        if path.is_file():
+            return path
+    return Path(name)
 
 
 def _load_lora(pipeline: XDynaPipeline, path: Path, name: str) -> None:

@@ -38,7 +38,9 @@ from xdyna.puppets.variants import VARIANTS, Bench, Settings
 ROOT_CONFIG = "puppets"
 OUT = Path("outputs") / "tiny_report"
 FRAMES = 16
-SHORT = {"cross_aligned": 16, "no_face": 32}
+SHORT = {"cross_aligned": 16} | dict.fromkeys(
+    ("no_face", "no_pose", "no_adapter", "cross_exact", "cross_copy", "cross_vae"), 32
+)
 """Clips of the lesser comparisons without --full."""
 DOC_VARIANTS = ("full", "copy", "vae")
 """Without these there is no docs/eval_tiny.md."""

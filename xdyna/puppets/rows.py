@@ -134,7 +134,7 @@ def write_inputs(folder: Path, bench: Bench, held_out: Sequence[HeldOut]) -> dic
     entries: dict[str, list[Entry]] = {name: [] for name in ROWS}
     for number, entry in enumerate(tqdm(held_out, desc="generating", unit="clip", smoothing=0)):
         truth, name = bench.task(entry, "self").truth, f"{number:02d}"
-        _write_frames(folder / "truth" / name, truth.frames)
+        write_clip_frames(folder / "truth" / name, truth.frames)
         (folder / "points").mkdir(exist_ok=True)
         truth.track().save(folder / "points" / f"{name}.npz", overwrite=True)
         for row in ROWS:
@@ -144,12 +144,13 @@ def write_inputs(folder: Path, bench: Bench, held_out: Sequence[HeldOut]) -> dic
             else:
                 late = replace(entry, start=entry.start + 1)
                 frames = late.clip(frames=bench.settings.frames, size=bench.settings.size).frames
-            _write_frames(folder / row / name, frames)
+            write_clip_frames(folder / row / name, frames)
             entries[row].append(Entry(name, folder / row / name, folder / "truth" / name))
     return entries
 
 
-def _write_frames(folder: Path, frames: np.ndarray) -> None:
+def write_clip_frames(folder: Path, frames: np.ndarray) -> None:
+    """Write a clip as PNG images, uint8 (T, H, W, 3); images of a longer one that was there are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in sorted(folder.glob("*.png"))[len(frames) :]:
         stale.unlink()

@@ -77,6 +77,8 @@ class Settings:
         size: (H, W), px.
         weights: hash of all weights.
         dtype: floating-point type of the networks.
+        scheduler: where it is not the checkpoint's own.
+        lora: SHA-256 of a LoRA's file; "" for none.
     """
 
     steps: int
@@ -86,6 +88,8 @@ class Settings:
     size: tuple[int, int]
     weights: str
     dtype: str
+    scheduler: str = ""
+    lora: str = ""
 
 
 @dataclass
@@ -164,7 +168,8 @@ class Bench:
     def _fingerprint(self, number: int, name: str, entry: HeldOut) -> str:
         variant = VARIANTS[name]
         task = self.task(entry, variant.driving)
-        facts = {**asdict(self.settings), **asdict(variant), "label": "", "number": number, "version": __version__}
+        settings = {name: value for name, value in asdict(self.settings).items() if value != ""}
+        facts = {**settings, **asdict(variant), "label": "", "number": number, "version": __version__}
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
         for images in (task.reference, task.pose, task.face, task.truth.frames):
             digest.update(hashlib.blake2b(images.tobytes(), digest_size=16).digest())

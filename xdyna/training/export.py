@@ -11,12 +11,11 @@ from torch import Tensor
 from xdyna.config.train import TrainConfig
 from xdyna.core.errors import UsageError
 from xdyna.pipelines.folder import save_pipeline
+from xdyna.pipelines.lora import LORA_FILE
 from xdyna.training.components import Components, as_pipeline, save_lora, without_lora
 from xdyna.training.stages import STAGES
 from xdyna.training.state import Progress, refuse_non_finite
 from xdyna.training.validation import held_out_images
-
-LORA_FILE = "lora.safetensors"  # what was trained, by itself, where that is a LoRA
 
 
 def export(
