@@ -16,10 +16,10 @@ from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.core.progress import Watch
+from xdyna.core.resources import pretrained
 from xdyna.models.kernels import require_kernel
 from xdyna.pipelines.attention import Run, in_use, settle
 from xdyna.pipelines.compiling import compile_networks, require_compiler
-from xdyna.core.resources import pretrained
 from xdyna.pipelines.folder import Checkpoint, checkpoint_of, find_checkpoint, load_pipeline
 from xdyna.pipelines.lora import LORA_FILE
 from xdyna.pipelines.untrained import build_untrained

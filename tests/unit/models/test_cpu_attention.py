@@ -13,7 +13,7 @@ from xdyna.models.attention import attend
 )
 def test_it_is_pytorchs(shape: tuple[int, int, int, int], keys: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    count, length, heads, width = shape
+    count, _, heads, width = shape
     q = torch.randn(shape, generator=generator)
     k, v = torch.randn(2, count, keys, heads, width, generator=generator).unbind()
     assert cpu_attention.suits(q, k)

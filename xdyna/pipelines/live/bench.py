@@ -48,7 +48,7 @@ def bench_live(
     )
     for new, held in windows:
         channels = {"pose": 3, "face": 6} if face else {"pose": 3}
-        shapes = {name: (new + held, *size, n) for name, n in channels.items()}
+        shapes: dict[str, tuple[int, ...]] = {name: (new + held, *size, n) for name, n in channels.items()}
         for count in steps:
             asked = LiveConfig(
                 steps=count,

@@ -4,6 +4,7 @@ On a few cores that others use too, a second thread can cost more than it brings
 slower one. So the choice is measured where it is needed, beside a decoding as in the run itself.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def _measure(session: "LiveSession", threads: int | None) -> Rehearsal:
             for name, channels in shapes.items()
         }
         begin = time.monotonic()
-        worker = Worker(lambda images=images: session.denoiser.denoise(images, start=0, held=None), threads=threads)
+        worker = Worker(functools.partial(session.denoiser.denoise, images, start=0, held=None), threads=threads)
         if number:
             session.decode(latents)  # of the window before
         decoded = time.monotonic() - begin

@@ -21,7 +21,7 @@ import torch
 from diffusers import ControlNetModel
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from xdyna.config.live import LiveConfig
 from xdyna.core.device import to_device
@@ -105,7 +105,7 @@ class WindowDenoiser:
         self.pipeline, self.settings, self.scale = pipeline, settings, settings.guidance
         self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
         self.denoiser = Denoiser.of(pipeline)
-        networks = pipeline.unet, *self.denoiser.beside_unet()
+        networks: list[nn.Module] = [pipeline.unet, *self.denoiser.beside_unet()]
         use_channels_last(pipeline.vae, *networks)
         for network in networks:
             halve_geglu(network)
