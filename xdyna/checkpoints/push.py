@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 
 from xdyna.checkpoints.files import check_folder
 from xdyna.config.contract import FILE as CONDITIONS
@@ -153,8 +153,6 @@ def push(
         )
     except PushError:
         raise
-    except LocalTokenNotFoundError as error:
-        raise PushError(f"the hub asks who you are: {HOW_TO_LOG_IN}, then run the same command again") from error
     except HfHubHTTPError as error:
         raise _refused(error, upload.repo) from error
     except ValueError as error:  # of the card's metadata, or of an answer that is none
