@@ -41,6 +41,7 @@ def test_short_and_ragged_attention_is_attention(sequences, queries, keys, dtype
     torch.testing.assert_close(out.double(), reference(q, k, v), rtol=0, atol=tolerance)
 
 
+@cpu_attention.allow()
 def test_where_it_is_used_and_where_not(monkeypatch) -> None:
     calls = []
     made = cpu_attention.attention
