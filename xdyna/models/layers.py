@@ -120,8 +120,7 @@ def clip_group_norm(x_ZCHW: Tensor, norm: nn.GroupNorm, *, num_frames: int) -> T
 
 class HalvesGEGLU(GEGLU):
     """diffusers' GEGLU with the same layer. On a CPU in bfloat16, without gradients, its halves are computed one by
-    one:
-    what works on half of each row is up to 1.5 times as slow as on rows of their own. Bit by bit the same.
+    one: what works on half of each row is up to 1.5 times as slow as on rows of their own. Bit by bit the same.
     """
 
     def __init__(self, geglu: GEGLU) -> None:
