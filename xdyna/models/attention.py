@@ -255,6 +255,7 @@ def _weights_state(layer: nn.Module) -> list[Any]:
     """What tells whether the projections of tokens are the ones they were: parameters, their versions, LoRA scales."""
     state: list[Any] = []
     for name in ("to_k", "to_v", "to_k_ip", "to_v_ip"):
+        module: Any  # what peft puts in place of a layer has more than a Module
         for module in getattr(layer, name, nn.Identity()).modules():
             for parameter in module.parameters(recurse=False):
                 state += [_Same(parameter), 0 if parameter.is_inference() else parameter._version]

@@ -149,7 +149,7 @@ def in_use(pipeline: Any) -> dict[str, str]:
     names = {kernel.backend: name for name, kernel in KERNELS.items()}
     found = {}
     for key, module, _ in _layers(pipeline):
-        backend = module.processor._attention_backend  # type: ignore[union-attr]
+        backend: Any = module.processor._attention_backend  # type: ignore[union-attr]
         found[key] = "unset" if backend is None else names.get(backend, str(backend.value))
     return found
 
