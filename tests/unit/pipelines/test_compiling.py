@@ -7,6 +7,7 @@ from tests.unit.models.test_naive import filled
 from tests.unit.pipelines.test_attention import networks, one_step
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import ConfigError, UsageError
+from xdyna.models.layers import ClipContext
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.compiling import compile_networks, require_compiler, restore_networks
 
@@ -40,20 +41,29 @@ def test_the_repeated_blocks_of_all_networks_are_compiled_and_restored():
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_compiled_blocks_give_the_same_noise():
-    """The smallest UNet with all kinds of blocks, and branches of guidance that share their beginning."""
+def test_compiled_blocks_give_the_same_features():
+    """One of each kind, with the features of both branches of guidance."""
     torch.manual_seed(0)
     sizes = {"block_out_channels": (8,), "attention_levels": (True,), "layers_per_block": 1, "norm_num_groups": 4}
     unet = filled(XDynaUNet(**sizes, cross_attention_dim=6, num_attention_heads=2, motion_heads=2))
-    inputs = torch.randn(1, 4, 4, 6, 4), torch.tensor(500), torch.randn(1, 5, 6), torch.randn(2, 3, 6)
-    expected = unet(*inputs).sample
+    text, image = torch.randn(2, 5, 6), torch.randn(2, 3, 6)
+    context = ClipContext(num_frames=4, time_BC=torch.randn(2, 32), text_BSC=text, image_BSC=image)
+    down = unet.down_blocks[0]
+    spatial = down.attentions[0].transformer_blocks[0]
+    keys = spatial.token_keys(context)
+    temporal = down.motion_modules[0].temporal_transformer.transformer_blocks[0]
+    calls = [
+        (down.resnets[0], (torch.randn(8, 8, 6, 4), context)),
+        (spatial, (torch.randn(8, 24, 8), context, keys)),
+        (temporal, (torch.randn(48, 3, 8),)),
+    ]
+    expected = [block(*inputs) for block, inputs in calls]
     require_compiler(torch.device("cpu"))
     compile_networks([unet])
-    assert float((unet(*inputs).sample - expected).abs().max()) < 1e-5 * float(expected.abs().max())
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert graphs > 5
-    unet(*inputs)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # nothing is compiled again
+    for _ in range(2):
+        for (block, inputs), before in zip(calls, expected, strict=True):
+            torch.testing.assert_close(block(*inputs), before, atol=1e-5, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 + len(calls)  # and nothing the second time
 
 
 def test_without_a_compiler_it_is_one_sentence(monkeypatch):
