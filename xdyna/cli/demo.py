@@ -41,8 +41,10 @@ def command(args: argparse.Namespace, sample: "SampleFiles", out: Path) -> list[
         words += ["--drive", sample.driving_points, "--face-video", sample.driving]
     else:
         words += ["--drive", args.drive]
+    if not args.ref:  # whom no detector for people sees
+        words += ["--ref-keypoints", sample.reference_points]
     if aligned(args):
-        words += ["--align"] + ([] if args.ref else ["--ref-keypoints", sample.reference_points])
+        words.append("--align")
         if not args.ref and args.drive is not None and args.drive.suffix.lower() != ".npz":
             words.append("--puppet-face")
     return [str(word) for word in words]

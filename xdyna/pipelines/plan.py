@@ -252,8 +252,6 @@ def plan_animation(
         *_crop_notes(crop, settings.crop, reference, person),
         *_contract_notes(settings, driving, checkpoint),
     ]
-    if request.ref_keypoints is not None and settings.align == "none" and crops.is_whole(crop, reference.shape):
-        notes.append("note: --ref-keypoints changed nothing: all of the reference is kept and nothing aligned to it")
     return Plan(
         request, settings, checkpoint, reference, size, crop, driving, files, face, person,
         searched=bool(look.called), notes=tuple(dict.fromkeys(notes)),
