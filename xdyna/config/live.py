@@ -50,7 +50,8 @@ class LiveConfig:
         dtype: "auto" (float16 on CUDA; bfloat16 on CPUs with instructions for it, else float32), "float32", "float16"
             or "bfloat16".
         threads: of the processor that denoise, where that is the device; None: measured at the start.
-        attention: kernel that computes attention, "auto" for the fastest exact one as measured before the first frame.
+        attention: kernel that computes attention; "auto": the fastest exact one as measured before the first frame, on
+            a CPU PyTorch's own.
         save: the output as "mp4", without loss as "ffv1" or "frames" (a folder), or "raw" (RGB bytes, `--out -`).
 
     Raises:

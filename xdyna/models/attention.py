@@ -55,8 +55,7 @@ def _kernel(q_BLC: Tensor, k_BSC: Tensor, v_BSC: Tensor, heads: int, backend: At
         if plain is not None:
             q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
             return rearrange(plain(q, k, v), "b n l d -> b l (n d)")
-    unchosen = backend is None and chosen == AttentionBackendName.NATIVE
-    if unchosen and cpu_attention.allowed() and cpu_attention.suits(q, k):
+    if chosen == AttentionBackendName.NATIVE and cpu_attention.allowed() and cpu_attention.suits(q, k):
         return rearrange(cpu_attention.attention(q, k, v, backend=backend), "b l n d -> b l (n d)")
     return rearrange(dispatch_attention_fn(q, k, v, backend=backend), "b l n d -> b l (n d)")
 

@@ -32,6 +32,8 @@ from xdyna.page.studio import SAMPLE_IMAGE
 from xdyna.perception.types import Person, PoseTrack
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from xdyna.pipelines.live.backlog import LiveInput
     from xdyna.pipelines.model import Model
 
@@ -275,9 +277,9 @@ class Room:
         class Session(LiveSession):
             """Makes windows in turn with the other rooms: they share the networks."""
 
-            def window(self, inputs: Sequence[LiveInput]) -> np.ndarray:
+            def latents(self, inputs: Sequence[LiveInput]) -> Tensor:
                 with turn:
-                    return super().window(inputs)
+                    return super().latents(inputs)
 
         try:
             model = self._model()

@@ -116,6 +116,8 @@ def test_channels_stay_the_last_from_end_to_end() -> None:
     for layer in unet.modules():
         if isinstance(layer, ResnetBlock | SpatialTransformer | MotionModule):
             layer.register_forward_hook(look)
+        if isinstance(layer, torch.nn.GroupNorm):  # the joint ones see all frames as one image
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(("GroupNorm", inputs[0].stride(1) == 1)))
     torch.testing.assert_close(unet(sample, 500, text, image).sample, expected, rtol=1e-4, atol=1e-5)
-    assert {name for name, _ in seen} == {"ResnetBlock", "SpatialTransformer", "MotionModule"}
+    assert {name for name, _ in seen} == {"ResnetBlock", "SpatialTransformer", "MotionModule", "GroupNorm"}
     assert all(last for _, last in seen), seen

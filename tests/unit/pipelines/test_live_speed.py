@@ -11,14 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.process.small import standing_figure
 from tests.unit.pipelines.test_live import REFERENCE, SETTINGS, Scripted, figures, go, model  # noqa: F401  (fixture)
 from xdyna.core.progress import Watch
+from xdyna.models import cpu_attention
 from xdyna.models.attention import TextImageCrossAttention
+from xdyna.pipelines.attention import in_use
 from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.live import loop
 from xdyna.pipelines.live.bench import bench_live
 from xdyna.pipelines.live.rehearsal import Worker, rehearse, torch_threads
-from xdyna.pipelines.live.session import LiveSession
+from xdyna.pipelines.live.session import LiveSession, live
 from xdyna.pipelines.live.sinks import CallbackSink
 from xdyna.pipelines.live.window import EmbeddedImages
 from xdyna.pipelines.model import Model, load
@@ -219,3 +222,18 @@ def test_bench_tells_stages_that_add_up(model: Model, capsys) -> None:  # noqa: 
     assert row["processor_seconds"] == pytest.approx(sum(row["stages"].values()))
     assert "ControlNets + UNet" in capsys.readouterr().out
     assert not model.pipeline.unet._forward_hooks
+
+
+@pytest.mark.parametrize("attention", ["auto", "native"])
+def test_windows_get_the_attention_that_suits_a_cpu(model, tmp_path, monkeypatch, attention) -> None:  # noqa: F811
+    """Also after the kernels of the run were chosen; other kernels by name are what they are."""
+    save_pipeline(model.pipeline, tmp_path / "pipeline", untrained=True)
+    used: list[int] = []
+    made = cpu_attention.attention
+    monkeypatch.setattr(cpu_attention, "attention", lambda *a, **k: used.append(1) or made(*a, **k))
+    settings = dataclasses.replace(SETTINGS, attention=attention)
+    loaded = load(tmp_path / "pipeline", settings.animation())
+    shown: list[float] = []
+    live(REFERENCE, standing_figure(frames=5), on_frame=lambda _, at: shown.append(at), settings=settings, model=loaded)
+    assert (len(shown), bool(used)) == (5, True)
+    assert set(in_use(loaded.pipeline).values()) == {"native"}

@@ -6,5 +6,5 @@
     -> WindowDenoiser      denoises new frames beside held ones, decodes                 window.py
     -> sink                file, folder, raw bytes, callback                             sinks.py
 
-`session.py` puts them together.
+`session.py` puts them together, `loop.py` runs them side by side, `rehearsal.py` measures how many threads help.
 """

@@ -206,7 +206,9 @@ def live(
         session = LiveSession(
             reference, model, settings, faces=source.faces, ref_keypoints=points, say=watch.say
         )  # fmt: skip
-        kernels = model.settle_attention(settings.attention, session.run_shapes())
+        # On a CPU, windows give PyTorch's own kernel other shapes (`cpu_attention`) than the ones that are measured.
+        own = settings.attention == "auto" and model.device.type == "cpu"
+        kernels = model.settle_attention("native" if own else settings.attention, session.run_shapes())
         watch.say(
             f"{source.name} -> {session.controls.size[0]}x{session.controls.size[1]} (HxW) at {source.fps:.4g} fps, "
             f"{settings.new} new + {settings.held} held frames, {settings.steps} steps, face control "
