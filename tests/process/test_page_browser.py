@@ -3,6 +3,7 @@
 With XDYNA_PAGE_IMAGES=FOLDER it is served with xdyna-tiny, and the pictures of docs/page.md are written there.
 """
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.process.page_server import PATIENCE, ROOT, Served, until
 from xdyna.media.image import write_png
@@ -118,7 +120,8 @@ class Page:
             self.driver.execute_script("window.scrollTo(0, arguments[0])", top)
             time.sleep(2)
             Path(IMAGES).mkdir(parents=True, exist_ok=True)
-            self.driver.save_screenshot(str(Path(IMAGES) / f"page_{name}.png"))
+            shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+            shot.quantize(128, dither=Image.Dither.NONE).save(Path(IMAGES) / f"page_{name}.png", optimize=True)
 
     def wide(self) -> tuple[int, int]:
         return tuple(self.driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]"))
