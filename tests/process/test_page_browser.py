@@ -106,8 +106,10 @@ class Page:
         asked = "const v = document.querySelector(arguments[0]); return !!v && v.readyState >= 2 && v.videoWidth > 0"
         return bool(self.driver.execute_script(asked, selector))
 
-    def toast(self, says: str) -> None:
+    def toast(self, says: str, picture: str = "") -> None:
         until(lambda: says in self.text("[data-testid=toast-body]"), f"the sentence '{says}'")
+        if picture:
+            self.picture(picture)
         for close in self.all("[data-testid=toast-close]"):
             close.click()
 
@@ -212,8 +214,7 @@ def test_what_is_wrong_is_said(page: Page, tmp_path: Path) -> None:
     page.find("#video input[type=file]").send_keys(str(text))
     until(lambda: page.all("#video video"), "the text")
     page.click("#look")
-    page.toast("this file is no video that can be read here")
-    page.picture("error")
+    page.toast("this file is no video that can be read here", picture="error")
     grey = write_png(tmp_path / "grey.png", np.full((300, 300, 3), 128, np.uint8))
     page.open().send(grey, SAMPLE / "driving.mp4")
     page.click("#align input")
