@@ -58,7 +58,12 @@ def test_poses_come_in_at_the_rate(puppet: Puppet, clock: Clock) -> None:
         feed.put({"body": body.tolist()})
         clock.now += 1 / (3 * FPS)
     items = came(feed, 4)
-    assert [round(item.time * FPS, 3) for item in items] == [0, 0.667, 1.667, 2.667]  # not more than the rate, on average
+    assert [round(item.time * FPS, 3) for item in items] == [
+        0,
+        0.667,
+        1.667,
+        2.667,
+    ]  # not more than the rate, on average
     assert items[0].size == puppet.size
     assert items[0].people[0].body[0, 0] == pytest.approx(puppet.body[0, 0])
     assert not feed._came
