@@ -3,6 +3,7 @@
 With XDYNA_PAGE_IMAGES=FOLDER it is served with xdyna-tiny, and the pictures of docs/page.md are written there.
 """
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.process.page_server import PATIENCE, ROOT, Served, until
 from xdyna.media.image import write_png
@@ -104,8 +106,10 @@ class Page:
         asked = "const v = document.querySelector(arguments[0]); return !!v && v.readyState >= 2 && v.videoWidth > 0"
         return bool(self.driver.execute_script(asked, selector))
 
-    def toast(self, says: str) -> None:
+    def toast(self, says: str, picture: str = "") -> None:
         until(lambda: says in self.text("[data-testid=toast-body]"), f"the sentence '{says}'")
+        if picture:
+            self.picture(picture)
         for close in self.all("[data-testid=toast-close]"):
             close.click()
 
@@ -118,7 +122,8 @@ class Page:
             self.driver.execute_script("window.scrollTo(0, arguments[0])", top)
             time.sleep(2)
             Path(IMAGES).mkdir(parents=True, exist_ok=True)
-            self.driver.save_screenshot(str(Path(IMAGES) / f"page_{name}.png"))
+            shot = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+            shot.quantize(128, dither=Image.Dither.NONE).save(Path(IMAGES) / f"page_{name}.png", optimize=True)
 
     def wide(self) -> tuple[int, int]:
         return tuple(self.driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]"))
@@ -209,8 +214,7 @@ def test_what_is_wrong_is_said(page: Page, tmp_path: Path) -> None:
     page.find("#video input[type=file]").send_keys(str(text))
     until(lambda: page.all("#video video"), "the text")
     page.click("#look")
-    page.toast("this file is no video that can be read here")
-    page.picture("error")
+    page.toast("this file is no video that can be read here", picture="error")
     grey = write_png(tmp_path / "grey.png", np.full((300, 300, 3), 128, np.uint8))
     page.open().send(grey, SAMPLE / "driving.mp4")
     page.click("#align input")

@@ -106,7 +106,8 @@ def test_the_checks_see_what_is_wrong() -> None:
     bash = "```bash\nxdyna --help\nxdyna --version\n```\n"
     assert block_problems("x.md", bash)
     assert block_problems("x.md", "```\nxdyna --help\n```\n")
-    assert block_problems("x.md", f"<!-- docs-test:\nrun\nrun\nrun\n-->\n{bash}")
+    (problem,) = block_problems("x.md", f"<!-- docs-test:\nrun\nrun\nrun\n-->\n{bash}")
+    assert problem == "x.md:6: 2 commands, 3 directives"
     assert not block_problems("x.md", f"<!-- docs-test: run -->\n{bash}")
     assert block_problems("x.md", f"<!-- docs-test: run -->\n\n{bash}")  # not directly above
     assert block_problems("x.md", f"<!-- docs-test: run @magic -->\n{bash}")

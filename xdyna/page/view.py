@@ -204,9 +204,10 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
     ).then(listed, history, past, **same)
     timer.tick(show, current, [*shown, *outcome], queue=False, **same)
     cancel.click(end, current, None, queue=False, **same).then(show, current, [*shown, *outcome], queue=False, **same)
-    look.click(
-        check, wish, [fit, sentences], api_name="look", concurrency_limit=1, show_progress_on=[fit, bar]
-    ).success(lambda said: (gr.update(visible=True), _list(said)), sentences, [fit, notes], queue=False, **same)
+    look.click(lambda: _list(["looks at both files"]), None, notes, queue=False, **same)
+    looked = look.click(check, wish, [fit, sentences], api_name="look", concurrency_limit=1, show_progress="hidden")
+    looked.success(lambda said: (gr.update(visible=True), _list(said)), sentences, [fit, notes], queue=False, **same)
+    looked.failure(lambda: "", None, notes, queue=False, **same)
     sample.click(
         lambda: (str(SAMPLE_IMAGE.media), str(SAMPLE_VIDEO.media)), None, [image, video], api_name="samples",
         show_progress="hidden", queue=False,

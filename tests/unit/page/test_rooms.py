@@ -63,7 +63,7 @@ def test_poses_come_in_at_the_rate(puppet: Puppet, clock: Clock) -> None:
         0.667,
         1.667,
         2.667,
-    ]  # not more than the rate, on average
+    ]  # not above the rate
     assert items[0].size == puppet.size
     assert items[0].people[0].body[0, 0] == pytest.approx(puppet.body[0, 0])
     assert not feed._came

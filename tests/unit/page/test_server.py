@@ -23,11 +23,15 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_that_goes(temporary: Path) -> None:
-    with pytest.raises(KeyError), server.folder_of_its_own() as root:  # noqa: PT012
-        (root / "jobs" / "1").mkdir(parents=True)
-        assert root.parent == temporary
-        assert root.stat().st_mode & 0o077 == 0  # nobody else's
-        raise KeyError
+    def fail() -> None:
+        with server.folder_of_its_own() as root:
+            (root / "jobs" / "1").mkdir(parents=True)
+            assert root.parent == temporary
+            assert root.stat().st_mode & 0o077 == 0  # nobody else's
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert list(temporary.iterdir()) == []
 
 

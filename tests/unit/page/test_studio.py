@@ -14,6 +14,7 @@ from xdyna.config.page import PageConfig
 from xdyna.core.errors import UsageError
 from xdyna.media.image import read_image, write_png
 from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, Studio, Wish, modes
+from xdyna.page.uploads import Upload
 
 LIMITS = PageConfig(device="cpu", max_frames=40)
 
@@ -152,3 +153,13 @@ def test_sentences_name_no_folder_of_this_machine(
     monkeypatch.setattr(studio, "debug", True)
     studio.explain(UsageError("x"))
     assert "UsageError" in capsys.readouterr().err
+
+
+def test_another_file_of_the_samples_size_is_not_the_sample(tmp_path: Path) -> None:
+    content = bytearray(SAMPLE_IMAGE.media.read_bytes())
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    assert SAMPLE_IMAGE.is_in(Upload(path, ""))
+    content[-20] ^= 1
+    path.write_bytes(content)
+    assert not SAMPLE_IMAGE.is_in(Upload(path, ""))
