@@ -1,6 +1,6 @@
 """Settings of `xdyna page` (`configs/page.yaml`)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from xdyna.config.infer import DTYPES
 from xdyna.config.settings import check_settings, setting
@@ -24,8 +24,9 @@ class PageConfig:
         live_minutes: longest live animation.
         live_checkpoint: pipeline folder of live animations, or its name.
         live_steps: denoising steps of live animations.
-        live_scheduler: what takes these steps; None takes that of the model.
-        live_lora: LoRA weights of live animations, each "FILE" or "FILE:SCALE".
+        live_scheduler: what takes these steps; None takes "lcm" with the LoRA of xdyna-tiny, else that of the model.
+        live_lora: LoRA weights of live animations, each "FILE" or "FILE:SCALE"; None takes xdyna-tiny's own of few
+            steps where `live_checkpoint` is "xdyna-tiny", else none.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto", "float32", "float16" or "bfloat16".
 
@@ -47,9 +48,14 @@ class PageConfig:
     live_checkpoint: str = "xdyna-tiny"
     live_steps: int = setting(2, low=1, high=100)
     live_scheduler: str | None = None
-    live_lora: list[str] = field(default_factory=list)
+    live_lora: list[str] | None = None
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.live_lora is None:
+            distilled = self.live_checkpoint == "xdyna-tiny"
+            self.live_lora = ["xdyna-tiny-few-step"] if distilled else []
+            if distilled and self.live_scheduler is None:
+                self.live_scheduler = "lcm"

@@ -1,0 +1,16 @@
+"""What the page animates live with where nothing is said."""
+
+from xdyna.config.page import PageConfig
+
+
+def test_few_steps_where_the_model_is_tiny() -> None:
+    config = PageConfig()
+    assert (config.live_steps, config.live_scheduler, config.live_lora) == (2, "lcm", ["xdyna-tiny-few-step"])
+    assert PageConfig(live_scheduler="ddim").live_scheduler == "ddim"
+
+
+def test_other_models_and_no_lora_keep_their_own() -> None:
+    other = PageConfig(live_checkpoint="mine")
+    assert (other.live_scheduler, other.live_lora) == (None, [])
+    plain = PageConfig(live_lora=[])
+    assert (plain.live_scheduler, plain.live_lora) == (None, [])
