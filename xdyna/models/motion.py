@@ -108,8 +108,9 @@ class TemporalTransformer(nn.Module):
         """Args: x_BTCHW: (B, T, C, H, W). Returns: what is to be added to it, the same shape."""
         b, t, _, h, w = x_BTCHW.shape
         x_ZCHW = self.norm(rearrange(x_BTCHW, "b t c h w -> (b t) c h w"))
-        # The clip is laid out as (places, time, channels) once, for all layers of the module.
-        x_PTC = self.proj_in(rearrange(x_ZCHW, "(b t) c h w -> (b h w) t c", t=t))
+        # The clip is laid out as (places, time, channels) once, for all layers of the module. With a view of another
+        # order, linear layers become one product for each place, each with a copy of the weights.
+        x_PTC = self.proj_in(rearrange(x_ZCHW, "(b t) c h w -> (b h w) t c", t=t).contiguous())
         for block in self.transformer_blocks:
             x_PTC = block(x_PTC)
         return rearrange(self.proj_out(x_PTC), "(b h w) t c -> b t c h w", b=b, h=h, w=w)
