@@ -46,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
     """Run `scripts/bench.py`. Args: argv: without the program's name. Returns: exit code."""
     actions: dict[str, tuple[str, Callable[[Command[BenchConfig]], int]]] = {
         "sampling": ("What the exact savings of the sampling loop bring.", _sampling),
-        "modes": ("Speed, memory and distance to exact of preset=exact|fast|preview|lowmem.", _modes),
+        "modes": (
+            "Speed, memory and distance to exact of preset=exact|fast|preview|lowmem, and few_step.",
+            _modes,
+        ),
         "loader": ("How fast training clips are made, and how many workers a run needs.", _loader),
         "metrics": ("The speed of every metric.", _metrics),
     }

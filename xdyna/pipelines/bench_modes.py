@@ -1,4 +1,4 @@
-"""Benchmark of the modes (`preset=exact|fast|...`): seconds, memory and distance to exact, all in one run.
+"""Benchmark of the modes (`preset=exact|fast|...|few_step`): seconds, memory and distance to exact, all in one run.
 
 The same clip is animated by each mode in turn, at the size and frames of the first, so that only the way of sampling
 differs. Memory is what is alive in tensors at a time, weights not counted (`LiveBytes`), in a pass of its own.
@@ -36,6 +36,8 @@ from xdyna.pipelines.residuals import EMBEDDED_FRAMES, Condition, ControlResidua
 from xdyna.pipelines.xdyna import CONTROL_CHUNK, to_uint8
 
 MODES = ("exact", "fast", "preview", "lowmem")
+DISTILLED = {"xdyna-tiny": "few_step"}
+"""Checkpoints that have a mode of their own: the preset whose LoRA was distilled from them."""
 SHOWN = 6  # frames of a mode in the image
 
 
@@ -55,8 +57,10 @@ def bench_modes(
     Returns:
         list: a row per mode, as in modes.json.
     """
-    runs = {mode: _Run(mode, checkpoint, frames=frames, device=device, dtype=dtype) for mode in MODES}
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    own = DISTILLED.get(Path(checkpoint).name)
+    modes = (*MODES, own) if own else MODES
+    runs = {mode: _Run(mode, checkpoint, frames=frames, device=device, dtype=dtype) for mode in modes}
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     videos, peaks = {}, {}
     for mode, run in runs.items():
         meter = LiveBytes()
