@@ -337,9 +337,10 @@ def test_other_lengths_lower_no_score():
 
 
 def test_a_limited_scale_is_not_usable():
-    report = fit_track(dance(), figure(STANDING * 0.01), size=SIZE, mode="bones").report
+    driving = moved(dance(), scale=0.05, offset=(50, 50), size=SIZE)
+    report = fit_track(driving, figure(), size=SIZE, mode="bones").report
     assert report.limited
-    assert report.score > 0.3
+    assert report.score == 1
     assert not report.usable
 
 
