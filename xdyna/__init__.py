@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xdyna.pipelines.xdyna import XDynaPipeline
     from xdyna.training.trainer import train
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Animation",

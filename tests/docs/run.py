@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -53,6 +52,7 @@ def run_job(block: Block, command: str, directive: Directive, sandbox: Sandbox) 
         path = sandbox.folder / directive.words
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.code)
+        sandbox.provide(block.code)  # what the file names
         return f"ok: written to {directive.words}", ""
     sandbox.provide(command)
     dry = directive.kind == "dry-run"
@@ -74,8 +74,8 @@ def run_page(page: str, sandbox: Sandbox, verbose: bool) -> dict[str, int]:
             began = time.monotonic()
             try:
                 outcome, out = run_job(block, command, directive, sandbox)
-            except (RuntimeError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
-                outcome, out = "failed", str(error)
+            except Exception as error:  # of a preparation: the blocks behind it are still told
+                outcome, out = "failed", f"{type(error).__name__}: {error}"
             shown = command.strip().splitlines()[0] if block.language != "python" else f"({block.language})"
             print(f"{page}:{block.line}: {outcome} [{time.monotonic() - began:.0f} s] {shown[:110]}", flush=True)
             if outcome.startswith("failed") or verbose:

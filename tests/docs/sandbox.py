@@ -112,7 +112,13 @@ class Sandbox:
         if not folder.exists():
             from tests.process.release import write_hub
 
-            write_hub(folder)
+            part = self.store / "hub.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_hub(part / "hub")
+            shutil.move(part / "model.yaml", self.store / "model.yaml")
+            (part / "hub").rename(folder)
+            shutil.rmtree(part)
         return folder
 
     # ---- what `@name` prepares ----

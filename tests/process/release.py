@@ -115,8 +115,7 @@ def write_hub(folder: Path) -> None:
     (sd15 / "tokenizer" / "special_tokens_map.json").write_text("{}")
     shutil.copytree(base / "IP-Adapter" / "models", folder / "h94" / "IP-Adapter" / "models")
     file = folder / "h94" / "IP-Adapter" / "models" / "ip-adapter-plus_sd15.bin"
-    parts = load_state_dict(file)
-    flat = {f"{part}.{name}": tensor.contiguous() for part, state in parts.items() for name, tensor in state.items()}
+    flat = {name: tensor.contiguous() for name, tensor in load_state_dict(file).items()}
     assert {name for name in flat if name.startswith("ip_adapter")} == {f"ip_adapter.{name}" for name in tokens}
     save_file(flat, file.with_suffix(".safetensors"))
     file.unlink()

@@ -1,5 +1,6 @@
 """Keypoints together with the video they were found in, and keypoints of the reference: no detector runs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -189,3 +190,30 @@ def test_reference_points_tell_what_the_published_crop_cuts(media, checkpoint, t
     # Rows 16 to 80 are kept; the figure is at 14 to 86, with a margin of 0.05 x 72 on each side.
     assert "the crop cuts the person in the reference (7% at the top, 12% at the bottom); crop=person keeps" in note
     assert not plan_animation(request, InferConfig(height=96, width=64), found).notes  # all of it is kept
+
+
+@pytest.mark.parametrize(("align", "label"), [("global", "driving"), ("bones", "driving, by one scale")])
+def test_an_aligned_run_warns_once_and_labels_what_it_shows(infer, files, tmp_path, monkeypatch, capsys, align, label):
+    """A reference seen from behind. Driving images cannot follow single bones: they are labelled as what they are."""
+    from xdyna.pipelines import examine, writing
+
+    points, video = files
+    reference = track_with_faces().select([0])
+    swapped = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+    dataclasses.replace(reference, body=reference.body[:, swapped]).save(tmp_path / "ref.npz")
+    shown = list[list[str]]()
+    for place in (examine, writing):
+        original = place.contact_sheet
+        monkeypatch.setattr(
+            place,
+            "contact_sheet",
+            lambda rows, o=original, **options: (shown.append(list(rows)), o(rows, **options))[1],
+        )
+    given = ("--drive", points, "--face-video", video, "--ref-keypoints", tmp_path / "ref.npz", "--align", align)
+    assert infer(*given, "--size", "96x64", "--preview", tmp_path / "p.png", "--out", "a.mp4", "--steps", "1") == 0
+    told = capsys.readouterr().out
+    assert told.count("left and right are the other way round") == 1, told
+    assert shown[0] == ["reference", label, "skeleton on reference"]
+    assert shown[1][:2] == ["reference", label]
+    kept = json.loads((tmp_path / "a.run.json").read_text())["alignment"]
+    assert any("left and right" in note for note in kept["warnings"])

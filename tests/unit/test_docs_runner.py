@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.docs import run as runner
-from tests.docs.blocks import Block, Directive
+from tests.docs.blocks import ROOT, Block, Directive
 
 
 class Here:
@@ -18,7 +19,7 @@ class Here:
         folder.mkdir(parents=True, exist_ok=True)
 
     def provide(self, text: str) -> None:
-        pass
+        (self.folder / "provided.txt").write_text(text)
 
     @contextmanager
     def prepared(self, names: tuple[str, ...], command: str):
@@ -66,6 +67,7 @@ def test_outcomes(tmp_path: Path, language: str, code: str, directive: Directive
         assert out == "c a b\n"
     if directive.kind == "write":
         assert (tmp_path / "b" / "c.yaml").read_text() == "a: 1\n"
+        assert (tmp_path / "provided.txt").read_text() == "a: 1\n"
 
 
 def test_a_failure_is_told_and_ends_with_one(
@@ -89,3 +91,45 @@ def test_a_failure_is_told_and_ends_with_one(
     assert runner.main(["README.md"]) == 0
     with pytest.raises(SystemExit):
         runner.main(["nowhere.md"])
+
+
+def test_a_preparation_that_breaks_is_a_failed_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it raises: the blocks behind it are still run."""
+
+    class Breaks(Here):
+        @contextmanager
+        def prepared(self, names: tuple[str, ...], command: str):
+            if names:
+                raise AttributeError("no such thing")
+            yield command, "", {}
+
+    made = [
+        Block("README.md", 3, "bash", "echo\n", (Directive("run", "", ("hub",)),)),
+        Block("README.md", 9, "bash", "echo\n", (Directive("run"),)),
+    ]
+    monkeypatch.setattr(runner, "Sandbox", Breaks)
+    monkeypatch.setattr(runner, "blocks", lambda page: made)
+    assert runner.main(["README.md"]) == 1
+    told = capsys.readouterr().out
+    assert "AttributeError: no such thing" in told
+    assert told.splitlines()[-1] == "1 failed, 1 ok"
+
+
+def test_the_stand_in_of_the_hub_has_every_registered_file(tmp_path: Path) -> None:
+    from tests.docs.sandbox import Sandbox
+
+    table = yaml.safe_load((ROOT / "pretrained" / "registry.yaml").read_text())
+    hub = Sandbox(tmp_path / "copy", tmp_path / "store").hub()
+    wanted = [
+        hub / group["repo"] / file["path"]
+        for group in table["repositories"]
+        if "base" not in group
+        for file in group["files"]
+        if file.get("uses")
+    ]
+    assert len(wanted) > 15
+    assert not [path for path in wanted if not path.is_file()]
+    assert (hub.parent / "model.yaml").is_file()
+    assert not [path for path in hub.parent.iterdir() if path.suffix == ".part"]

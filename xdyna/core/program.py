@@ -1,7 +1,10 @@
 """How programs end: one clear message instead of a traceback, exit code 2 for wrong usage and 1 for failure."""
 
+import contextlib
 import importlib
+import importlib.metadata
 import os
+import re
 import signal
 import stat
 import sys
@@ -13,11 +16,20 @@ from xdyna.core.errors import UsageError
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
-HEADLESS = (
-    "if that is of OpenCV, it is a build that wants the libraries of a desktop. Put the one without them in its place: "
-    "pip uninstall -y opencv-python opencv-contrib-python opencv-contrib-python-headless; "
-    "pip install --no-deps opencv-contrib-python-headless"
-)
+DESKTOP = re.compile(r"lib(GL|gthread|glib|SM|X\w*|xcb)\b[\w.-]*\.so")
+"""Libraries that builds of OpenCV ask for which are made for desktops."""
+
+
+def headless_command() -> str:
+    """What puts the build of OpenCV without a desktop's libraries in the place of others, in this environment.
+
+    All builds share one folder, so the others go first. The release stays the one that fits the other packages.
+    """
+    pip, package = f"{sys.executable} -m pip", "opencv-contrib-python-headless"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        package = f"{package}=={importlib.metadata.version(package)}"
+    gone = f"{pip} uninstall -y opencv-python opencv-contrib-python"
+    return f"{gone} && {pip} install --force-reinstall --no-deps {package}"
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
@@ -86,7 +98,12 @@ def _unexpected(error: Exception) -> str:
         hint = "use a smaller --size, fewer context frames, or --dtype float16"
         return f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}"
     if isinstance(error, ImportError) and ".so" in str(error):
-        return f"error: {error}; {HEADLESS}"
+        if DESKTOP.search(str(error)):
+            return (
+                f"error: {error}; that is a build of OpenCV that wants the libraries of a desktop. Put the one without "
+                f"them in its place: {headless_command()}"
+            )
+        return f"error: {error}; a library of the system is missing or does not fit; `xdyna doctor` tells more"
     return f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."
 
 

@@ -87,6 +87,8 @@ class AlignmentReport:
             torso and shoulders), times the share of frames with the person, times the share of those in which it stays
             in the image; 0.6 times that for each of another posture and a back view.
         warnings: sentences for the user; empty if all is well.
+        mismatches: those of them that tell of another posture or a back view, which `xdyna.pipelines.suitability` tells
+            as well.
         usable: the score is at least 0.3 and the scale was not limited.
         agreement: share of the segments' weight whose ratio is near the scale.
         limited: whether the scale would have to be more than is possible.
@@ -110,6 +112,7 @@ class AlignmentReport:
     mode: str = "global"
     ratios: dict[str, float] = field(default_factory=dict)
     frame: int | None = None
+    mismatches: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for the user."""
@@ -228,6 +231,7 @@ def align_track(
         usable=score >= USABLE and not scale.limited,
         agreement=scale.agreement,
         limited=bool(scale.limited),
+        mismatches=tuple(note for note in (posture, facing) if note),
     )
 
     def moved(points: np.ndarray) -> np.ndarray:

@@ -48,6 +48,12 @@ class Placement:
     alignment: AlignmentReport | None = None
     heads: np.ndarray | None = None
 
+    @property
+    def label(self) -> str:
+        """What `image` shows, for people: of bones that were fitted one by one it cannot show the place."""
+        one_by_one = self.alignment is not None and self.alignment.mode == "bones"
+        return "driving, by one scale" if one_by_one else "driving"
+
     def image(self, frame: np.ndarray, *, interpolation: Interpolation = "area") -> np.ndarray:
         """A driving image at the video's size, uint8 (H, W, 3)."""
         return self.crop.image(self.alignment.image(frame) if self.alignment else frame, interpolation=interpolation)
@@ -207,7 +213,8 @@ def place(track: PoseTrack | None, plan: Plan, *, watch: Watch | None = None) ->
     fit = fit_track(track, person, size=(height, width), mode=settings.align)
     watch.say(f"alignment: {fit.report}")
     for note in fit.report.warnings:
-        watch.say(f"warning: {note}")
+        if note not in fit.report.mismatches:  # suitability tells these
+            watch.say(f"warning: {note}")
     if not fit.report.usable and not plan.request.force:
         raise PerceptionError(
             f"the driving person cannot be aligned well enough to the reference (score {fit.report.score:.2f}); choose "

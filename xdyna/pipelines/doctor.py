@@ -22,6 +22,7 @@ from typing import Any
 
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import cache_folder, checkout, resource, weights_folder
+from xdyna.pipelines.mending import PACKAGES, install_all, install_module, mend_import, mend_library, pip
 
 SUPPORTED = ((3, 11), (3, 14))
 GIB = 2**30
@@ -29,15 +30,7 @@ DISK = (1.0, 10.0)  # GiB free: below the first nothing can be written, below th
 MEMORY = (1.5, 4.0)  # GiB free: below the first xdyna-tiny does not fit, below the second hardly anything else
 CHECKSUMS = ("pretrained", "SHA256SUMS")
 """Hashes of the weights that are shipped, as `sha256sum` writes them, beside them."""
-FRAMES, STEPS = 4, 2  # of the trial run
-
-# Module -> the package that brings it.
-PACKAGES = {
-    "numpy": "numpy", "torch": "torch", "diffusers": "diffusers", "transformers": "transformers",
-    "accelerate": "accelerate", "safetensors": "safetensors", "peft": "peft", "einops": "einops",
-    "huggingface_hub": "huggingface_hub", "hydra": "hydra-core", "omegaconf": "omegaconf", "yaml": "pyyaml",
-    "av": "av", "cv2": "opencv-contrib-python-headless", "PIL": "pillow", "pillow_heif": "pillow-heif", "tqdm": "tqdm",
-}  # fmt: skip
+FRAMES, STEPS = 2, 1  # of the trial run: as few as use every network, the motion modules included
 
 
 @dataclass(frozen=True)
@@ -82,46 +75,17 @@ def _run(name: str, check: Callable[[], str | tuple[str, str, str]]) -> Line:
     except _Problem as problem:
         return Line(name, *problem.line)
     except ImportError as error:
-        return Line(name, "fail", _first(error), _install_module(error.name))
+        return Line(name, "fail", _first(error), mend_import(error))
     except (ValueError, OSError) as error:
         return Line(name, "fail", _first(error), "do what the message says, then run `xdyna doctor` again")
     except Exception as error:  # whatever it is, the other lines must still be told
-        return Line(name, "fail", f"{type(error).__name__}: {_first(error)}", _install_all())
+        return Line(name, "fail", f"{type(error).__name__}: {_first(error)}", install_all())
     return Line(name, "pass", found) if isinstance(found, str) else Line(name, *found)
 
 
 def _first(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-# --- what mends -------------------------------------------------------------------------------------------------------
-
-
-def _pip(what: str) -> str:
-    return f"{sys.executable} -m pip install {what}"
-
-
-def _install_all(extra: str = "") -> str:
-    extra = f"[{extra}]" if extra else ""
-    root = checkout()
-    return _pip(f'"xdyna{extra}"' if root is None else f'-e "{root}{extra}"')
-
-
-def _install_module(module: str | None) -> str:
-    """The command that installs a module's package in a version that fits."""
-    package = PACKAGES.get((module or "").partition(".")[0])
-    if package is None:
-        return _install_all()
-    try:
-        needs = importlib.metadata.requires("xdyna") or []
-    except importlib.metadata.PackageNotFoundError:
-        needs = []
-    for need in needs:
-        wanted = need.partition(";")[0].strip()
-        if re.match(r"[\w.-]+", wanted)[0].lower() == package.lower():  # type: ignore[index]
-            return _pip(f'"{wanted}"')
-    return _pip(package)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -151,13 +115,12 @@ def check_packages() -> str | tuple[str, str, str]:
         except (ImportError, OSError) as error:  # a library of the system is missing
             broken.append(f"{module} ({_first(error)})")
     if missing:
-        names = [_install_module(name) for name in missing]
-        mend = names[0] if len(names) == 1 else _install_all()
+        names = [install_module(name) for name in missing]
+        mend = names[0] if len(names) == 1 else install_all()
         return "fail", f"not installed: {', '.join(missing)}", mend
     if broken:
-        from xdyna.core.program import HEADLESS
-
-        return "fail", f"installed but broken: {'; '.join(broken)}", HEADLESS
+        text = "; ".join(broken)
+        return "fail", f"installed but broken: {text}", mend_library(text) or install_all()
     return f"{len(PACKAGES)} of {len(PACKAGES)} can be imported"
 
 
@@ -173,7 +136,7 @@ def check_torch() -> str | tuple[str, str, str]:
         name = torch.cuda.get_device_name()
         return f"{torch.__version__}, {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if device.type == "cpu" and torch.version.cuda is None and shutil.which("nvidia-smi"):
-        mend = _pip("--force-reinstall torch --index-url https://download.pytorch.org/whl/cu130")
+        mend = pip("--force-reinstall torch --index-url https://download.pytorch.org/whl/cu130")
         return "warn", f"{torch.__version__} is a build for CPUs alone, but there is an NVIDIA driver", mend
     threads = torch.get_num_threads()
     return f"{torch.__version__} on {device.type}, {threads} thread{'s' if threads > 1 else ''}"
@@ -195,7 +158,7 @@ def check_dtypes() -> str | tuple[str, str, str]:
             right = False
         (works if right else fails).append(str(dtype).removeprefix("torch."))
     if "float32" in fails:
-        return "fail", f"matrix products in float32 are wrong on {device}", _pip("--force-reinstall torch")
+        return "fail", f"matrix products in float32 are wrong on {device}", pip("--force-reinstall torch")
     return f"{', '.join(works)} on {device}" + (f"; not {', '.join(fails)}" if fails else "")
 
 
@@ -211,13 +174,13 @@ def check_attention() -> str | tuple[str, str, str]:
     want = (q @ q.transpose(-1, -2) / 8**0.5).softmax(-1) @ q
     off = float((got - want).abs().max())
     if not off < 1e-3:
-        return "fail", f"PyTorch's attention is off by {off:.2g} on {device}", _pip("--force-reinstall torch")
+        return "fail", f"PyTorch's attention is off by {off:.2g} on {device}", pip("--force-reinstall torch")
     if importlib.util.find_spec("xformers") is None:
         return "sdpa (xformers is not installed; it is of use with CUDA alone)"
     try:
         importlib.import_module("xformers.ops")
     except (ImportError, OSError) as error:
-        return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", _install_all("xformers")
+        return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", install_all("xformers")
     return "sdpa, xformers"
 
 
@@ -232,7 +195,7 @@ def check_codecs() -> str | tuple[str, str, str]:
 
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     frames = [np.stack([np.roll(np.tile(ramp, (64, 1)), 8 * k, axis=1)] * 3, axis=-1) for k in range(4)]
-    mend = _pip("--force-reinstall --no-cache-dir av")
+    mend = pip("--force-reinstall --no-cache-dir av")
     with tempfile.TemporaryDirectory(prefix="xdyna-doctor-") as folder:
         for name, lossless in (("H.264", False), ("FFV1", True)):
             path = Path(folder) / f"{name}{'.mkv' if lossless else '.mp4'}"
@@ -248,7 +211,7 @@ def check_codecs() -> str | tuple[str, str, str]:
                 raise _Problem("fail", f"{name}: frames come back with a mean difference of {off:.1f} of 255", mend)
         write_png(Path(folder) / "a.png", frames[0])
         if (read_image(Path(folder) / "a.png") != frames[0]).any():
-            raise _Problem("fail", "PNG: an image comes back changed", _pip("--force-reinstall pillow"))
+            raise _Problem("fail", "PNG: an image comes back changed", pip("--force-reinstall pillow"))
     import av
 
     return f"H.264, FFV1 and PNG written and read, PyAV {av.__version__}"
@@ -266,13 +229,12 @@ def check_detectors() -> str | tuple[str, str, str]:
     more = ", dwpose (models are there)" if dwpose else f"; dwpose: no models in {DEFAULT_DIR} (optional)"
     if importlib.util.find_spec("mediapipe") is None:
         text = "mediapipe is not installed: keypoints and pose videos drive, videos of people do not"
-        return "warn", text + more, _install_all("perception")
+        return "warn", text + more, install_all("perception")
     try:
         backend = get_backend("mediapipe")
         backend.detect(np.full((256, 192, 3), 127, np.uint8))
     except (PerceptionError, OSError) as error:
-        system = platform.system() == "Linux" and "lib" in str(error)
-        mend = "apt-get install -y libegl1 libgles2 libgl1" if system else _install_all("perception")
+        mend = mend_library(str(error)) or install_all("perception")
         return "fail", f"mediapipe: {_first(error)}", mend
     return f"mediapipe {importlib.metadata.version('mediapipe')} with its models{more}"
 
@@ -283,7 +245,7 @@ def check_weights() -> str | tuple[str, str, str]:
 
     root = resource(*CHECKSUMS).parent
     entries = [line.split(maxsplit=1) for line in resource(*CHECKSUMS).read_text().splitlines()]
-    mend = "git checkout -- pretrained" if checkout() else _pip("--force-reinstall --no-deps xdyna")
+    mend = "git checkout -- pretrained" if checkout() else pip("--force-reinstall --no-deps xdyna")
     wrong = []
     for digest, name in entries:
         path = root / name.strip()
@@ -296,7 +258,7 @@ def check_weights() -> str | tuple[str, str, str]:
     shipped = sum((root / name.strip()).stat().st_size for _, name in entries)
     text = f"{len(entries)} shipped files, {shipped / 1e6:.1f} MB, hashes right (xdyna-tiny at {TINY})"
     if not OFFICIAL.is_dir():
-        return "warn", f"{text}; the published weights are not here", "xdyna convert --download"
+        return "warn", f"{text}; the published weights are not here", f"{sys.executable} -m xdyna convert --download"
     return f"{text}; published weights: {_folder_of_weights(OFFICIAL)}"
 
 
@@ -310,7 +272,7 @@ def _folder_of_weights(folder: Path) -> str:
             with safe_open(path, "pt") as tensors:
                 list(tensors.keys())
         except (SafetensorError, OSError) as error:
-            mend = "xdyna convert --download (after removing that folder)"
+            mend = f"rm -r '{folder}' && {sys.executable} -m xdyna convert --download"
             raise _Problem("fail", f"{path} cannot be opened: {_first(error)}", mend) from error
         total += path.stat().st_size
     unet = next((path for path in files if path.parent.name == "unet"), None)
@@ -372,24 +334,29 @@ def check_run() -> str | tuple[str, str, str]:
     from xdyna.core.quiet import quiet_libraries
     from xdyna.pipelines.animate import animate
     from xdyna.pipelines.folder import TINY
+    from xdyna.pipelines.model import load
 
     quiet_libraries()
     assets = resource("assets", "demo")
     start = time.perf_counter()
+    # `native`: comparing kernels would take longer than the run.
+    settings = InferConfig(steps=STEPS, frames=FRAMES, guidance=1.0, attention="native")
+    model = load(TINY, settings)
+    _ = model.pipeline  # loads
+    loading = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="xdyna-doctor-") as folder:
         made = animate(
             assets / "reference.png",
             assets / "driving.npz",
             out=Path(folder) / "run.mp4",
-            settings=InferConfig(steps=STEPS, frames=FRAMES, guidance=1.0),
-            model=TINY,
+            model=model,
             ref_keypoints=assets / "reference.npz",
         )
         deviation = float(made.frames.numpy().std())
-    seconds = time.perf_counter() - start
+    running = time.perf_counter() - start - loading
     if deviation < 5:
-        return "fail", f"the frames are one grey (standard deviation {deviation:.1f})", _pip("--force-reinstall torch")
-    return f"{FRAMES} frames, {STEPS} steps of xdyna-tiny in {seconds:.1f} s"
+        return "fail", f"the frames are one grey (standard deviation {deviation:.1f})", pip("--force-reinstall torch")
+    return f"{FRAMES} frames, {STEPS} step of xdyna-tiny in {running:.1f} s, loaded in {loading:.1f} s"
 
 
 CHECKS: dict[str, Callable[[], Any]] = {

@@ -94,7 +94,7 @@ def preview(plan: Plan, placed: Placed, person: Person | None) -> np.ndarray:
     poses = some_pose_maps(plan, placed, distinct[picks], picks)
     if plan.driving.face_video is not None:
         frames = read_frames(plan.driving.face_video, plan.driving.video_frames(distinct[picks]))
-        rows["driving"] = [placed.placement.image(frame) for frame in frames]
+        rows[placed.placement.label] = [placed.placement.image(frame) for frame in frames]
     rows["skeleton on reference"] = [over(fitted, pose) for pose in poses]
     captions = [f"{used[k] / float(plan.driving.fps):.2f} s" for k in picks]
     height = int(np.clip(plan.size[0], *_CELL))

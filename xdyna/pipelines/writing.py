@@ -46,6 +46,7 @@ def write_outputs(
         watch: told of each frame as "decoding".
     """
     count, height, width, _ = conditions.pose.shape
+    label = conditions.placement.label
     cell_height = min(int(np.clip(height, *GRID_HEIGHT)), GRID_WIDTH * height // (6 * width))
     audio = driving.audio if keep_audio else None
     picked = set(np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int).tolist())
@@ -69,7 +70,7 @@ def write_outputs(
             driving_images(driving, conditions.placement), conditions.pose, _faces(conditions), frames, strict=True
         )
         for i, (driven, pose, face, frame) in enumerate(shown):
-            cells = {"reference": reference, "driving": driven, "pose": pose, "face": face, "result": frame}
+            cells = {"reference": reference, label: driven, "pose": pose, "face": face, "result": frame}
             present = {name: cell for name, cell in cells.items() if cell is not None}
             video.write(frame)
             side_by_side = grid_frame(present, height=cell_height)

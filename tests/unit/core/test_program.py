@@ -1,7 +1,9 @@
 """How programs end: one message and an exit code, whatever is raised."""
 
+import importlib.metadata
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -38,7 +40,14 @@ def test_one_message(error: BaseException, code: int, message: str, capsys: pyte
 
 def test_a_missing_library_comes_with_its_mend(capsys: pytest.CaptureFixture[str]) -> None:
     run(raising(ImportError("libgthread-2.0.so.0: cannot open shared object file")), [])
-    assert "pip install --no-deps opencv-contrib-python-headless" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    version = importlib.metadata.version("opencv-contrib-python-headless")
+    assert f"{sys.executable} -m pip uninstall -y opencv-python opencv-contrib-python && " in told
+    assert told.endswith(f"pip install --force-reinstall --no-deps opencv-contrib-python-headless=={version}\n")
+    run(raising(ImportError("libtorch.so.2: cannot open shared object file")), [])
+    told = capsys.readouterr().err
+    assert "OpenCV" not in told
+    assert "`xdyna doctor` tells more" in told
 
 
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:

@@ -274,3 +274,117 @@ def test_the_report_says_what_was_done():
         "torso", "neck", "shoulders", "upper arms", "forearms", "hips", "thighs", "shins", "head", "hands",
     }  # fmt: skip
     assert FACE.shape == (68, 2)
+
+
+# --- what stands between the parts
+
+
+def still(count: int = 20) -> np.ndarray:
+    """(T, 18, 3) somebody who stands still."""
+    return np.repeat(figure()[None], count, axis=0)
+
+
+def bones(body: np.ndarray, reference: np.ndarray):
+    return fit_track(track_of(body), person(reference, face=False), size=SIZE, mode="bones")
+
+
+def test_a_bridged_way_has_the_lengths_of_all_its_parts():
+    """Upper arms are 1.6 times as long, forearms are not; without an elbow the wrist is where it was."""
+    xy = np.array(STANDING)
+    for shoulder, elbow, wrist in ((2, 3, 4), (5, 6, 7)):
+        step = 0.6 * (xy[elbow] - xy[shoulder])
+        xy[elbow], xy[wrist] = xy[elbow] + step, xy[wrist] + step
+    body = still()
+    body[5, 3] = 0
+    got = bones(body, figure(xy)).track.body
+    assert np.linalg.norm(got[5, 4, :2] - got[4, 4, :2]) < 5
+    assert np.linalg.norm(got[4, 4, :2] - body[4, 4, :2]) > 30
+
+
+def test_an_eye_without_a_nose_is_bridged_by_neck_and_half_a_neck_of_head():
+    xy = np.array(STANDING)
+    xy[[0, 14, 15, 16, 17], 1] -= 30  # a longer neck, the same head
+    body = still()
+    body[5, 0] = 0
+    fit = bones(body, figure(xy))
+    ratios = fit.report.ratios
+    assert ratios["neck"] > 1.3 * ratios["head"]
+    along = (0.5 * ratios["head"] + ratios["neck"]) / 1.5
+    step = fit.track.body[5, 14, :2] - fit.track.body[5, 1, :2]
+    np.testing.assert_allclose(step, along * (body[5, 14, :2] - body[5, 1, :2]), atol=0.1)
+
+
+def test_hands_go_with_their_wrists():
+    """Where a wrist is missing, its hand stays where one similarity puts it."""
+    clip = dance(20)
+    body = clip.body.copy()
+    body[5, 7] = 0
+    fit = fit_track(replace(clip, body=body), figure(built(arms=1.4)), size=SIZE, mode="bones")
+    for side, wrist in enumerate((7, 4)):
+        rows = body[:, wrist, 2] > 0
+        np.testing.assert_allclose(fit.track.hands[rows, side, 0, :2], fit.track.body[rows, wrist, :2], atol=1e-2)
+    shift = fit.track.body[5, 1, :2] - (fit.report.scale * body[5, 1, :2] + fit.report.offset)
+    plain = fit.report.scale * clip.hands[5, 0, :, :2].mean(0) + fit.report.offset + shift
+    np.testing.assert_allclose(fit.track.hands[5, 0, :, :2].mean(0), plain, atol=0.1)
+
+
+def test_other_lengths_lower_no_score():
+    reference = figure(built(arms=1.4, legs=0.7))
+    one = fit_track(dance(), reference, size=SIZE, mode="global").report
+    each = fit_track(dance(), reference, size=SIZE, mode="bones").report
+    assert one.agreement < 0.9
+    assert each.score == pytest.approx(min(one.score / one.agreement, 1))
+
+
+def test_a_limited_scale_is_not_usable():
+    driving = moved(dance(), scale=0.05, offset=(50, 50), size=SIZE)
+    report = fit_track(driving, figure(), size=SIZE, mode="bones").report
+    assert report.limited
+    assert report.score == 1
+    assert not report.usable
+
+
+def test_one_side_alone_is_believed_less():
+    """A short forearm may point at the camera, and there is no other one."""
+    xy = np.array(STANDING)
+    xy[7] = xy[6] + 0.7 * (xy[7] - xy[6])
+    ratios = fit_track(dance(), figure(xy, missing=[4]), size=SIZE, mode="bones").report.ratios
+    assert ratios["forearms"] / ratios["torso"] == pytest.approx(0.7**0.8, rel=0.03)
+
+
+def test_who_sits_is_not_put_on_the_ground():
+    sitting = np.array(STANDING)
+    sitting[[9, 12], 1], sitting[[10, 13], 1] = sitting[[8, 11], 1] + 8, sitting[[8, 11], 1] + 60
+    fit = fit_track(dance(), figure(sitting), size=SIZE, mode="bones")
+    assert fit.report.anchor == "neck"
+    plain = fit_track(dance(), figure(sitting), size=SIZE, mode="global").track
+    np.testing.assert_allclose(fit.track.body[:, 1], plain.body[:, 1], atol=1e-2)
+
+
+def test_a_frame_without_feet_or_nose_is_placed_as_its_neighbours():
+    body = still()
+    body[7, 10] = body[9, 0] = 0
+    fit = bones(body, figure(built(legs=1.3, head=1.4)))
+    np.testing.assert_allclose(fit.track.body[7, 1, :2], fit.track.body[6, 1, :2], atol=0.5)
+    assert fit.heads[9, 0] == pytest.approx(fit.report.scale)
+    assert fit.heads[8, 0] == pytest.approx(fit.report.ratios["head"])
+    assert fit.heads[8, 0] > 1.1 * fit.heads[9, 0]
+
+
+def test_lengths_of_a_clip_are_taken_as_high():
+    """Forearms that point at the camera more or less: what they are at full length counts."""
+    body = still(41)
+    for elbow, wrist in ((3, 4), (6, 7)):
+        step = np.linspace(0.4, 1, 41)[:, None] * (STANDING[wrist] - STANDING[elbow])
+        body[:, wrist, :2] = STANDING[elbow] + step
+    ratios = bones(body, figure()).report.ratios
+    assert ratios["forearms"] / ratios["torso"] == pytest.approx(1 / 0.85, rel=0.03)
+
+
+@pytest.mark.parametrize(("palm", "ratio"), [(13.5, 1.5), (60, 2)])
+def test_palms_tell_the_size_of_hands_within_bounds(palm, ratio):
+    """The clip's palms are 9 px long."""
+    hands = np.zeros((2, 21, 3))
+    hands[0, :, 0], hands[0, :, 1], hands[0, :, 2] = np.arange(21) * palm / 9, 255, 0.9
+    ratios = fit_track(dance(), replace(person(figure()), hands=hands), size=SIZE, mode="bones").report.ratios
+    assert ratios["hands"] / ratios["torso"] == pytest.approx(ratio, rel=0.02)

@@ -2,7 +2,9 @@
 
 import builtins
 import importlib.machinery
+import importlib.metadata
 import json
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -15,10 +17,11 @@ import pytest
 import torch
 
 from xdyna.cli.main import main
-from xdyna.core.program import run
+from xdyna.core.program import headless_command, run
 from xdyna.core.resources import checkout, resource
-from xdyna.pipelines import doctor
+from xdyna.pipelines import doctor, mending
 from xdyna.pipelines.doctor import CHECKS, Line, _run
+from xdyna.pipelines.mending import SYSTEM
 
 
 def line(name: str) -> Line:
@@ -56,20 +59,35 @@ def test_python(monkeypatch):
     assert found.mend == "make venv PYTHON=python3.14"
 
 
-def test_packages(block):
+def test_packages(block, monkeypatch):
     assert line("packages").level == "pass"
     block("einops")
     found = line("packages")
     assert found.level == "fail"
     assert found.text == "not installed: einops"
-    assert found.mend == f'{sys.executable} -m pip install "einops>=0.8"'
+    version = importlib.metadata.version("einops")  # it is there in name, so that plain `pip install` would do nothing
+    assert found.mend == f"{sys.executable} -m pip install --force-reinstall --no-deps einops=={version}"
+    hide(monkeypatch, "einops")
+    assert line("packages").mend == f'{sys.executable} -m pip install "einops>=0.8"'
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """pip does not know a package."""
+    original = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return original(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
 
 
 def test_several_missing_packages_are_installed_by_one_command(block):
     block("einops", "peft")
     found = line("packages")
     assert found.text == "not installed: peft, einops"
-    assert found.mend == f'{sys.executable} -m pip install -e "{checkout()}"'
+    assert found.mend == f'{sys.executable} -m pip install -e "{checkout()}" -c "{checkout()}/constraints.txt"'
 
 
 def test_broken_packages(monkeypatch):
@@ -84,7 +102,7 @@ def test_broken_packages(monkeypatch):
     found = line("packages")
     assert found.level == "fail"
     assert "installed but broken: cv2 (libGL.so.1" in found.text
-    assert "pip install --no-deps opencv-contrib-python-headless" in found.mend
+    assert found.mend == headless_command()
 
 
 def test_a_check_without_its_package_says_how_to_get_it(monkeypatch):
@@ -98,7 +116,9 @@ def test_a_check_without_its_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     found = line("torch")
     assert (found.level, found.text) == ("fail", "No module named 'torch'")
-    assert found.mend == f'{sys.executable} -m pip install "torch>=2.4"'
+    assert found.mend.startswith(f"{sys.executable} -m pip install --force-reinstall --no-deps torch==")
+    hide(monkeypatch, "torch")
+    assert line("torch").mend == f'{sys.executable} -m pip install "torch>=2.4"'
 
 
 def test_a_driver_without_a_build_for_it(monkeypatch):
@@ -173,12 +193,13 @@ def test_detectors(monkeypatch):
     if _has_mediapipe():
         found = line("detectors")
         assert found.level == "fail"
-        assert found.mend == "apt-get install -y libegl1 libgles2 libgl1"
+        assert found.mend == SYSTEM
+        assert "libegl1 libgles2" in SYSTEM
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = line("detectors")
     assert found.level == "warn"
     assert "keypoints and pose videos drive" in found.text
-    assert found.mend.endswith(f'pip install -e "{checkout()}[perception]"')
+    assert found.mend.endswith(f'pip install -e "{checkout()}[perception]" -c "{checkout()}/constraints.txt"')
 
 
 def _has_mediapipe() -> bool:
@@ -228,14 +249,14 @@ def test_published_weights_that_cannot_be_opened(monkeypatch, tmp_path):
 
     monkeypatch.setattr(folder, "OFFICIAL", tmp_path / "none")
     assert line("weights").level == "warn"
-    assert line("weights").mend == "xdyna convert --download"
+    assert line("weights").mend == f"{sys.executable} -m xdyna convert --download"
     (tmp_path / "xdyna" / "unet").mkdir(parents=True)
     (tmp_path / "xdyna" / "unet" / "a.safetensors").write_bytes(b"\xff" * 100)
     monkeypatch.setattr(folder, "OFFICIAL", tmp_path / "xdyna")
     found = line("weights")
     assert found.level == "fail"
     assert "cannot be opened" in found.text
-    assert found.mend.startswith("xdyna convert --download")
+    assert found.mend == f"rm -r '{tmp_path / 'xdyna'}' && {sys.executable} -m xdyna convert --download"
 
 
 @pytest.mark.parametrize(("free", "level"), [(0.2, "fail"), (5, "warn"), (50, "pass")])
@@ -270,11 +291,11 @@ def test_the_trial_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     found = line("run")
     assert found.level == "pass", found
-    assert "4 frames, 2 steps" in found.text
+    assert re.fullmatch(r"2 frames, 1 step of xdyna-tiny in \d+\.\d s, loaded in \d+\.\d s", found.text)
     assert not list(tmp_path.iterdir())
     from xdyna.pipelines import animate
 
-    monkeypatch.setattr(animate.Frames, "numpy", lambda self: np.full((4, 8, 8, 3), 9, np.uint8))
+    monkeypatch.setattr(animate.Frames, "numpy", lambda self: np.full((2, 8, 8, 3), 9, np.uint8))
     assert line("run").level == "fail"
 
     def broken(*args: Any, **options: Any) -> None:
@@ -315,9 +336,53 @@ def test_the_program(three, capsys):
     assert run("xdyna.cli.doctor", ["--json"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("told", "source"),
+    [
+        ('{"url": "file://WHEEL", "archive_info": {}}', " @ file://WHEEL"),
+        ('{"url": "file:///gone/xdyna.whl", "archive_info": {}}', ""),
+        ('{"url": "https://a.b/x.git", "vcs_info": {"vcs": "git", "commit_id": "1"}}', " @ git+https://a.b/x.git"),
+        (None, ""),
+    ],
+)
+def test_an_installed_package_is_completed_from_where_it_came(monkeypatch, tmp_path, told, source):
+    """No index need have xdyna."""
+    wheel = tmp_path / "xdyna-1-py3-none-any.whl"
+    wheel.touch()
+    told, source = (text and text.replace("WHEEL", str(wheel)) for text in (told, source))
+
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return told
+
+    monkeypatch.setattr(mending, "checkout", lambda: None)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    assert mending.install_all("train") == f'{sys.executable} -m pip install "xdyna[train]{source}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("libGL.so.1: cannot open shared object file", "headless"),
+        ("libgthread-2.0.so.0: cannot open shared object file", "headless"),
+        ("libxcb.so.1: cannot open", "headless"),
+        ("mediapipe needs the system library libEGL.so.1, which is missing", "libegl1"),
+        ("mediapipe needs the system library libGLESv2.so.2, which is missing", "libegl1"),
+        ("cannot be read here; mount /sys (mount -t sysfs sysfs /sys)", "mount -t sysfs sysfs /sys"),
+        ("nobody knows", ""),
+    ],
+)
+def test_libraries_of_the_system(text, mend):
+    found = mending.mend_library(text)
+    assert mend in found
+    assert bool(mend) == bool(found)
+
+
 def test_nothing_heavy_is_needed_to_begin():
-    """Without torch the doctor still speaks: its module imports nothing of the sort."""
-    source = Path(doctor.__file__).read_text()
-    heads = [entry for entry in source.splitlines() if entry.startswith(("import ", "from "))]
-    for name in ("torch", "numpy", "av", "diffusers", "perception", "pipelines"):
-        assert not [entry for entry in heads if name in entry], name
+    """Without torch the doctor still speaks: its modules import nothing of the sort."""
+    for module in (doctor, mending):
+        lines = Path(module.__file__).read_text().splitlines()
+        heads = [entry for entry in lines if entry.startswith(("import ", "from ")) and ".mending import" not in entry]
+        for name in ("torch", "numpy", "av", "diffusers", "perception", "pipelines"):
+            assert not [entry for entry in heads if name in entry], (module, name)

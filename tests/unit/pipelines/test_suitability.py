@@ -175,3 +175,26 @@ def test_partial_people_are_compared_by_what_they_share():
             assert all(0 <= entry.score <= 1 for entry in found.checks), (ours, theirs)
     empty = track_of(np.repeat(figure()[None] * [1, 1, 0.1], 4, axis=0), face=False)
     assert look(empty, standing()).unknown == "no driving frame shows a joint clearly"
+
+
+@pytest.mark.parametrize(
+    ("score", "level"), [(0.0, "fail"), (0.24, "fail"), (0.26, "warn"), (0.59, "warn"), (0.61, "pass")]
+)
+def test_levels(score, level):
+    assert Check("any", score, "").level == level
+    verdict = {"fail": "refuse", "warn": "warn", "pass": "good"}[level]
+    assert Suitability((Check("any", score, ""), Check("other", 1.0, ""))).verdict == verdict
+
+
+def test_without_hips_a_torso_is_one_and_a_half_shoulders():
+    """240 px of 1.5 x 70 px."""
+    reference = standing(missing=range(8, 14))
+    found = check(look(moved(dance(), scale=1, offset=(240, 0), size=SIZE), reference), "place")
+    assert "2.3 torso lengths" in found.sentence
+
+
+def test_a_joint_that_is_seldom_seen_is_not_driven():
+    clip = dance()
+    clip.body[:28, 7] = 0
+    found = check(look(clip, standing()), "limbs")
+    assert found.sentence == "the left arm: shown by the reference, but not driven"
