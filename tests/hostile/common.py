@@ -1,0 +1,22 @@
+"""Command lines that need little time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.hostile.case import Place
+
+
+def infer(
+    place: Place,
+    *more: str,
+    ref: str | Path | None = None,
+    drive: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    out: str = "out.mp4",
+) -> list[str]:
+    """Arguments of infer.py: two frames, one step; what is not given is sound."""
+    words = ["--ref", ref or place.shared / "ref.png", "--drive", drive or place.shared / "drive.npz"]
+    words += ["--checkpoint", checkpoint or place.shared / "pipeline", "--out", out]
+    words += ["--ref-keypoints", place.shared / "ref.npz"] if "--ref-keypoints" not in more else []
+    return [*map(str, words), "--steps=1", "guidance=1", "frames=2", *more]
