@@ -14,9 +14,11 @@ def infer(
     drive: str | Path | None = None,
     checkpoint: str | Path | None = None,
     out: str = "out.mp4",
+    points: bool = True,
+    few: bool = True,
 ) -> list[str]:
-    """Arguments of infer.py: two frames, one step; what is not given is sound."""
+    """Arguments of infer.py, `points` of the reference included: two frames, one step; what is not given is sound. Without `few`: all of them, as settings say."""
     words = ["--ref", ref or place.shared / "ref.png", "--drive", drive or place.shared / "drive.npz"]
     words += ["--checkpoint", checkpoint or place.shared / "pipeline", "--out", out]
-    words += ["--ref-keypoints", place.shared / "ref.npz"] if "--ref-keypoints" not in more else []
-    return [*map(str, words), "--steps=1", "guidance=1", "frames=2", *more]
+    words += ["--ref-keypoints", place.shared / "ref.npz"] if points and "--ref-keypoints" not in more else []
+    return [*map(str, words), *(("--steps=1", "guidance=1", "frames=2") if few else ()), *more]

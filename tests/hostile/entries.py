@@ -10,6 +10,7 @@ import asyncio
 import functools
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ def _upload(kind: str, path: str) -> None:
     from xdyna.page.uploads import take_image, take_video
 
     uploads = Path(os.environ["HOSTILE_GIVEN"]) / "uploads"
-    taken = (take_image if kind == "image" else take_video)(path, uploads, Path("job"), LIMITS)
-    taken.path.unlink()
-    taken.path.parent.rmdir()
+    try:
+        (take_image if kind == "image" else take_video)(path, uploads, Path("job"), LIMITS)
+    finally:
+        shutil.rmtree("job", ignore_errors=True)  # as whoever made the folder does
 
 
 def _request(method: str, path: str, body: str, headers: str) -> None:
@@ -91,7 +93,10 @@ def _wish(path: str) -> None:
 
     studio = _studio(os.environ["HOSTILE_SCRATCH"])
     studio.uploads = Path(os.environ["HOSTILE_GIVEN"]) / "uploads"
-    studio.request(Wish(**json.loads(Path(path).read_text())), Path("job"))
+    try:
+        studio.request(Wish(**json.loads(Path(path).read_text())), Path("job"))
+    finally:
+        shutil.rmtree("job", ignore_errors=True)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ def case(name: str, content: Content | bytes, *, ending: str = "png", works: boo
 
     def make(place: Place) -> Sequence[str]:
         made = content if isinstance(content, bytes) else content(place)
-        return infer(place, ref=place.put(f"picture.{ending}", made))
+        return infer(place, ref=place.put(f"picture.{ending}", made), points=False)
 
     return Case("image", name, make, works=works, names="picture")
 

@@ -57,7 +57,9 @@ def _warm(shared: Path, scratch: Path) -> None:
     for name in ("xdyna.cli.eval", "xdyna.cli.train", "xdyna.cli.convert", "xdyna.cli.preprocess", "xdyna.page.studio"):
         importlib.import_module(name)
     os.chdir(scratch)
-    shutil.rmtree(place.root)
+    for folder in (place.root, scratch / "tmp"):
+        shutil.rmtree(folder)
+    (scratch / "tmp").mkdir()
 
 
 def run_case(case: Case, scratch: Path, shared: Path, base: int) -> dict[str, Any]:

@@ -30,9 +30,13 @@ def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.
         raise WeightsError(
             f"{folder.parent}/model_index.json names the library {library!r}, which is not used by xdyna"
         )
-    component = getattr(importlib.import_module(library), class_name, None)
-    if component is None:
-        raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which does not exist")
+    try:
+        component = getattr(importlib.import_module(library), class_name, None)
+    except ImportError as error:
+        raise WeightsError(f"{folder.parent}/model_index.json names the module {library}: {error}") from error
+    if not (isinstance(component, type) and issubclass(component, torch.nn.Module)):
+        what = "does not exist" if component is None else "is no network"
+        raise WeightsError(f"{folder.parent}/model_index.json names {library}.{class_name}, which {what}")
     options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
     options["dtype" if library == "transformers" else "torch_dtype"] = dtype
     try:

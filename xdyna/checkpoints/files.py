@@ -74,7 +74,7 @@ def safetensors_problem(path: Path) -> str | None:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             needed = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
             return "has a damaged header"
     if size < needed:
         return f"is cut off: it has {size} bytes of {needed}"
@@ -108,7 +108,9 @@ def check_folder(folder: str | os.PathLike[str]) -> list[Path]:
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list):
             continue
-        if len(entry) != 2 or not all(part is None or isinstance(part, str) for part in entry):
+        if Path(name).name != name:
+            problems.append(f"model_index.json: {name!r} is no name of a folder inside")
+        elif len(entry) != 2 or not all(part is None or isinstance(part, str) for part in entry):
             problems.append(f"model_index.json: {name} is {entry!r}, expected [library, class]")
         elif entry[1] is not None:
             problems += _component_problems(folder / name, name, entry[1], weights)
@@ -150,7 +152,10 @@ def _shard_problems(folder: Path, name: str, index_name: str, weights: list[Path
         return [f"{name}/{index_name} has no weight_map"]
     problems = []
     for shard in sorted({str(value) for value in shards.values()}):
-        problems += _weight_problem(folder / shard, name, weights)
+        if Path(shard).name != shard:
+            problems.append(f"{name}/{index_name} names {shard!r}, expected files of its own folder")
+        else:
+            problems += _weight_problem(folder / shard, name, weights)
     return problems
 
 
@@ -185,6 +190,8 @@ def _read_json(path: Path) -> dict[str, Any] | str:
         return f"{path.name} missing"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        return f"{path.name} is nested too deeply for a configuration"
     except (ValueError, OSError) as error:
         return f"{path.name} is not valid JSON ({error})"
     return content if isinstance(content, dict) else f"{path.name} holds a {type(content).__name__}, expected an object"

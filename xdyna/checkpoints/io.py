@@ -36,6 +36,9 @@ __all__ = [
 
 SHOWN = 10  # names listed in a message
 CHUNK = 8 * 2**20  # bytes
+# What torch.load raises for bytes that are no checkpoint; RecursionError is a RuntimeError.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+               MemoryError, OverflowError, OSError, SyntaxError, zipfile.BadZipFile)  # fmt: skip
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -60,7 +63,10 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         problem = safetensors_problem(path)
         if problem is not None:
             raise WeightsError(f"{path} {problem}; download or copy it again")
-        tree: Any = load_file(path)
+        try:
+            tree: Any = load_file(path)
+        except (SafetensorError, OSError, ValueError, OverflowError) as error:  # overlaps, unknown types, ...
+            raise WeightsError(f"{path} has a damaged header ({_last_line(error)}); download or copy it again") from error
     else:
         tree = _load_torch(path, kind)
     if isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):
@@ -190,7 +196,7 @@ def _load_torch(path: Path, kind: str) -> Any:
             warnings.simplefilter("ignore")  # on kinds of pickle and archives: we say ourselves what is wrong
             # Large files are mapped: only what is used is read.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == TORCH_ZIP)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found or "TorchScript" in str(error):
             code = f"a call of {found[1]}" if found else "a TorchScript program"

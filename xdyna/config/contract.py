@@ -106,7 +106,7 @@ def read_contract(folder: Path) -> ConditionContract:
         if former:
             return _checked({"guidance": stored["guidance"]})
         return _checked(stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         example = '{"guidance": 2.0}' if former else '{"guidance": 2.0, "pose": {"landmarks": true}, ...}'
         raise WeightsError(f"{path} is damaged ({reason}); expected {example}, or no such file") from error

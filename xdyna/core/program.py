@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from xdyna.core.errors import UsageError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+_LONGEST = 2000  # letters of a message
 
 
 HEADLESS = (
@@ -71,7 +72,10 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return FAILURE
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        told = str(error) if error.strerror is None or error.filename is None else f"'{error.filename}': {error.strerror}"
+        return _report(f"error: {told}", FAILURE, arguments)
+    except ValueError as error:
         return _report(f"error: {error}", FAILURE, arguments)
     except Exception as error:
         return _report(_unexpected(error), FAILURE, arguments)
@@ -93,5 +97,7 @@ def _unexpected(error: Exception) -> str:
 def _report(message: str, code: int, arguments: Sequence[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    if len(message) > _LONGEST:  # what was given may be a name of any length
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
+    print(message.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code

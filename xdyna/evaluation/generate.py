@@ -38,7 +38,7 @@ def read_tests(path: Path) -> list[dict[str, str]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"--generate {path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--generate {path} is not readable as JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f'--generate {path}: expected a list like [{{"ref": "a.jpg", "drive": "b.mp4"}}, ...]')

@@ -194,7 +194,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         if path.suffix.lower() == ".csv":
             return [{k: v for k, v in row.items() if k is not None} for row in csv.DictReader(text.splitlines())]
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); expected CSV with a header, or one JSON object per line"
         ) from error

@@ -25,7 +25,7 @@ from xdyna.perception.errors import PerceptionError
 FORMAT = "xdyna-pose-1"
 _POINTS = {"body": (18, 3), "hands": (2, 21, 3), "face": (68, 3)}
 _KEYS = ("format", "body", "hands", "face", "size", "times", "frame_index", "source")
-_MAX_BYTES = 4 << 30  # an archive that unpacks to more is refused; an hour at 30 fps takes 0.2 GB
+_MAX_BYTES = 1 << 30  # an archive that unpacks to more is refused; an hour at 30 fps takes 0.2 GB
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > _MAX_BYTES:
-                raise PerceptionError(f"keypoints '{path}' unpack to {unpacked / 2**30:.1f} GiB; expected below 4 GiB")
+                raise PerceptionError(f"keypoints '{path}' unpack to {unpacked / 2**30:.1f} GiB; expected below 1 GiB")
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in keys if key not in arrays.files]
             if missing:
