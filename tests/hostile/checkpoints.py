@@ -50,7 +50,7 @@ def file_case(name: str, content: Callable[[Place], bytes], *, ending: str = "ck
         path = place.put(f"weights.{ending}", content(place))
         return infer(place, f"lora=[{path}]")
 
-    works = "damaged" in name  # the reader may not see a changed number; as a LoRA none of them fits
+    works = "damaged" in name or "path tricks" in name  # the reader may not see a changed number; as a LoRA none of them fits
     yield Case("checkpoint", name, make, program="tests.hostile.entries", works=works, names="weights")
     if "damaged" not in name:
         yield Case("checkpoint", f"LoRA, {name}", make_lora, names="weights")
@@ -112,7 +112,6 @@ def code(place: Place, kind: str) -> bytes:
         "eval": _Runs(eval, f"open({str(place.canary)!r}, 'w')"),
         "exec": _Runs(exec, f"open({str(place.canary)!r}, 'w')"),
         "open": _Runs(open, str(place.canary), "w"),
-        "getattr": _Runs(getattr, torch, "load"),
         "bytearray of 100 GB": _Runs(bytearray, 10**11),
         "torch.load": _Runs(torch.load, str(place.secret / "word.txt")),
     }
@@ -346,7 +345,7 @@ def cases() -> Iterator[Case]:
     yield folder_case("a link to a secret", _linked)
     yield folder_case("a link to itself", _looped)
     yield folder_case("a pipe for weights", _fifo)
-    for kind in ("os.system", "eval", "exec", "open", "getattr", "bytearray of 100 GB", "torch.load"):
+    for kind in ("os.system", "eval", "exec", "open", "bytearray of 100 GB", "torch.load"):
         yield from file_case(f"code {kind}, old form", lambda place, kind=kind: code(place, kind))
         yield from file_case(f"code {kind}, archive", lambda place, kind=kind: torch_zip(code(place, kind)))
         yield folder_case(f"code {kind}, as safetensors", lambda place, folder, kind=kind: _put(WEIGHTS, code(place, kind))(place, folder))  # fmt: skip  # noqa: E501

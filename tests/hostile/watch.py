@@ -23,7 +23,7 @@ _WORDS = re.compile(
     r"Traceback|unexpected error|NoneType|has no attribute|unhashable|not subscriptable|object is not|<class '|"
     r"\b(?!Error\b)[A-Z]\w+(Error|Exception)\b|0x[0-9a-f]{8,}|positional argument|keyword argument|"
     r"index \d+ is out of bounds|list index|codec can't|dtype\('|integer string conversion|recursion|_ARRAY_API|"
-    r"unpack|cannot reshape|broadcast|Expecting value"
+    r"to unpack|cannot reshape|broadcast"
 )
 _WRITES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "os.utime",
            "os.chown", "os.setxattr", "shutil.rmtree", "shutil.move"}  # fmt: skip
@@ -162,6 +162,7 @@ def judge_files(case: Case, code: int, out: Path, before: dict[str, tuple[int, .
         if after.get(name) != state:
             problems.append(f"{name}, which was there, was changed")
     new = [name for name in after if name not in before and not (out / name).is_dir()]
+    new = [name for name in new if ".partial/" not in name]  # kept on purpose: the same command goes on
     if half := [name for name in new if ".part" in name]:
         problems.append(f"half files: {half[:3]}")
     several = case.program in ("xdyna.cli.eval", "xdyna.cli.preprocess") or "list" in case.name

@@ -1,12 +1,13 @@
 """What a weight file or a pipeline folder is, without loading it: kind by first bytes, completeness by headers."""
 
-import json
 import os
 import struct
 from pathlib import Path
 from typing import Any
 
+from xdyna.checkpoints.numbers import number_problems
 from xdyna.core.errors import WeightsError
+from xdyna.core.files import parse_json
 
 SAFETENSORS, TORCH_ZIP, TORCH_LEGACY = "safetensors", "torch zip", "torch pickle"
 MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors format
@@ -71,10 +72,10 @@ def safetensors_problem(path: Path) -> str | None:
         if size < 8 or 8 + length > size:
             return f"is cut off: it has {size} bytes, its header alone needs {8 + length}"
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             needed = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
             return "has a damaged header"
     if size < needed:
         return f"is cut off: it has {size} bytes of {needed}"
@@ -181,7 +182,9 @@ def _one_of(folder: Path, name: str, choices: tuple[tuple[str, ...], ...]) -> li
 
 def _json_problem(path: Path, name: str) -> list[str]:
     content = _read_json(path)
-    return [f"{name}/{content}"] if isinstance(content, str) else []
+    if isinstance(content, str):
+        return [f"{name}/{content}"]
+    return [f"{name}/{path.name}: {problem}" for problem in number_problems(content)]
 
 
 def _read_json(path: Path) -> dict[str, Any] | str:
@@ -189,9 +192,7 @@ def _read_json(path: Path) -> dict[str, Any] | str:
     if not path.is_file():
         return f"{path.name} missing"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        return f"{path.name} is nested too deeply for a configuration"
+        content = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
         return f"{path.name} is not valid JSON ({error})"
     return content if isinstance(content, dict) else f"{path.name} holds a {type(content).__name__}, expected an object"

@@ -1,5 +1,6 @@
 """How programs end: one clear message instead of a traceback, exit code 2 for wrong usage and 1 for failure."""
 
+import errno
 import importlib
 import os
 import signal
@@ -14,6 +15,7 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 _LONGEST = 2000  # letters of a message
 
 
+FULL_MEMORY = "error: the memory is full; use a smaller --size or fewer --frames"
 HEADLESS = (
     "if that is of OpenCV, it is a build that wants the libraries of a desktop. Put the one without them in its place: "
     "pip uninstall -y opencv-python opencv-contrib-python opencv-contrib-python-headless; "
@@ -68,11 +70,13 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     except UsageError as error:
         return _report(f"error: {error}", USAGE, arguments)
     except MemoryError:
-        return _report("error: the memory is full; use a smaller --size or fewer --frames", FAILURE, arguments)
+        return _report(FULL_MEMORY, FAILURE, arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return FAILURE
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return _report(FULL_MEMORY, FAILURE, arguments)
         told = str(error) if error.strerror is None or error.filename is None else f"'{error.filename}': {error.strerror}"
         return _report(f"error: {told}", FAILURE, arguments)
     except ValueError as error:
@@ -89,6 +93,8 @@ def _unexpected(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         hint = "use a smaller --size, fewer context frames, or --dtype float16"
         return f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}"
+    if "can't allocate memory" in str(error):  # torch's, for the CPU
+        return FULL_MEMORY
     if isinstance(error, ImportError) and ".so" in str(error):
         return f"error: {error}; {HEADLESS}"
     return f"unexpected error: {type(error).__name__}: {error}\nRun again with --debug for details."

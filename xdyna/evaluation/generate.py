@@ -4,7 +4,6 @@ A video that is there already is taken only where its run manifest says that it 
 and weights (`xdyna.pipelines.reuse`).
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
+from xdyna.core.files import parse_json
 from xdyna.evaluation.inputs import VIDEOS, Entry, Inputs
 from xdyna.pipelines.model import Model
 from xdyna.pipelines.outputs import ENDINGS, OutputFiles
@@ -35,10 +35,10 @@ def read_tests(path: Path) -> list[dict[str, str]]:
         UsageError: a missing or malformed list, an unknown key, a missing file, an id twice.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"--generate {path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"--generate {path} is not readable as JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f'--generate {path}: expected a list like [{{"ref": "a.jpg", "drive": "b.mp4"}}, ...]')

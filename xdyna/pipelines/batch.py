@@ -8,6 +8,7 @@ from typing import Any
 
 from xdyna.config.infer import DRIVE_KINDS
 from xdyna.core.errors import UsageError
+from xdyna.core.files import parse_json
 from xdyna.core.ranks import Ranks
 from xdyna.pipelines.plan import Request
 
@@ -40,10 +41,10 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
         UsageError: a missing or malformed file, or an entry without reference or driving file.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"--batch {path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"--batch {path} is not readable as JSON: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f'--batch {path}: expected a list like [{{"ref": "a.jpg", "drive": "b.mp4"}}, ...]')
