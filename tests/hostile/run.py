@@ -30,7 +30,7 @@ PATIENCE = 400.0  # s of one case, and of a worker's start; machines are busy
 
 
 def run_cases(cases: Sequence[Case], folder: Path, *, seed: int = 0, tell: Callable[[str], None] = lambda text: None,
-              worker: str = "tests.hostile.worker", patience: float = PATIENCE) -> dict[str, dict[str, Any]]:  # fmt: skip
+              catalogue: str = "tests.hostile.generate", patience: float = PATIENCE) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Run cases in processes of their own; one that dies or hangs costs the case it was at, and another goes on.
 
     Args:
@@ -38,7 +38,7 @@ def run_cases(cases: Sequence[Case], folder: Path, *, seed: int = 0, tell: Calla
         folder: an empty one.
         seed: of the damage.
         tell: gets a line for each problem.
-        worker: module that runs them.
+        catalogue: module whose `all_cases` has them.
         patience: s without news after which a worker is killed.
 
     Returns:
@@ -51,7 +51,7 @@ def run_cases(cases: Sequence[Case], folder: Path, *, seed: int = 0, tell: Calla
     while left:
         starts += 1
         results = folder / f"results-{starts}.jsonl"
-        code = _work(left, folder / f"scratch-{starts}", shared, results, seed, worker, patience)
+        code = _work(left, folder / f"scratch-{starts}", shared, results, seed, catalogue, patience)
         lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
         for line in lines:
             if not line.get("begun"):
@@ -69,23 +69,22 @@ def run_cases(cases: Sequence[Case], folder: Path, *, seed: int = 0, tell: Calla
     return found
 
 
-def _work(ids: Sequence[str], scratch: Path, shared: Path, results: Path, seed: int, worker: str, patience: float) -> int:
+def _work(ids: Sequence[str], scratch: Path, shared: Path, results: Path, seed: int, catalogue: str, patience: float) -> int:
     """One worker. Returns: how it ended."""
     scratch.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOSTILE_SCRATCH": str(scratch),
                    "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
-    command = [sys.executable, "-m", worker, str(shared), str(results), str(seed)]
+    command = [sys.executable, "-m", "tests.hostile.worker", str(shared), str(results), str(seed), catalogue]
     with (scratch / "log").open("w") as log, (scratch / "ids").open("w+") as given:
         given.write("\n".join(ids))
         given.seek(0)
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=given, stdout=log, stderr=log)
-        heard, size = time.monotonic(), -1
+        silent, size = 0.0, -1  # s, counted by naps: a machine that stands still is no program that hangs
         while process.poll() is None:
             time.sleep(0.2)
             now = results.stat().st_size if results.exists() else 0
-            if now != size:
-                heard, size = time.monotonic(), now
-            if time.monotonic() - heard > patience:
+            silent, size = (0.0, now) if now != size else (silent + 0.2, size)
+            if silent > patience:
                 process.kill()
         return process.wait()
 

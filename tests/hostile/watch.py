@@ -28,6 +28,7 @@ _WORDS = re.compile(
 _WRITES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "os.utime",
            "os.chown", "os.setxattr", "shutil.rmtree", "shutil.move"}  # fmt: skip
 _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn"}
+_LOOKUPS = {"git", "fc-list", "ldconfig", "gcc", "cc", "ld", "objdump"}  # the version; fonts and shared libraries
 _UNSAFE = re.compile(r"^(os|posix|nt|subprocess|builtins|__builtin__|shutil|sys|importlib|runpy)\.")
 _PLAIN = {"builtins.set", "builtins.list", "builtins.dict", "builtins.tuple", "builtins.bytearray", "builtins.int",
           "__builtin__.set", "builtins.getattr", "builtins.object"}  # fmt: skip
@@ -62,7 +63,7 @@ class Watcher:
             for path in args[:2] if event in ("os.rename", "os.link", "shutil.move") else args[:1]:
                 if isinstance(path, str | bytes | os.PathLike):
                     self._written(os.fsdecode(path), event)
-        elif event in _STARTS and args[0] != "git":  # which says what the manifest calls the version
+        elif event in _STARTS and os.path.basename(str(args[0])) not in _LOOKUPS:
             self.seen.append(f"it started a process: {str(args)[:100]}")
         elif event == "socket.connect":
             self.seen.append(f"it connected to {str(args[1:])[:100]}")

@@ -1,4 +1,4 @@
-"""Runs cases in this process, one after the other: `python -m tests.hostile.worker SHARED RESULTS SEED < ids`.
+"""Runs cases in this process, one after the other: `python -m tests.hostile.worker SHARED RESULTS SEED MODULE < ids`.
 
 A line of JSON before each case and one after it go to RESULTS; who started this process sees which case ended it.
 """
@@ -18,7 +18,6 @@ from typing import Any
 
 from tests.hostile import watch
 from tests.hostile.case import Case, Place
-from tests.hostile.generate import all_cases
 
 
 def main() -> int:
@@ -34,7 +33,7 @@ def main() -> int:
     )  # fmt: skip
     tempfile.tempdir = None
     sys.dont_write_bytecode = True
-    cases = {case.id: case for case in all_cases()}
+    cases = {case.id: case for case in importlib.import_module(sys.argv[4]).all_cases()}
     _warm(shared, scratch)
     watch.bound(watch.ADDRESSES)
     with results.open("a", buffering=1) as log:
