@@ -57,10 +57,21 @@ def read_tests(path: Path) -> list[dict[str, str]]:
                     raise UsageError(f"{where}: {key} '{file}' does not exist")
                 test[key] = str(file)
         name = test.setdefault("id", f"{Path(test['ref']).stem}_{Path(test['drive']).stem}")
+        if not _is_name(name):
+            raise UsageError(
+                f"{where}: the id {name[:60]!r} is no name of a file inside of a folder; expected for example 'dance' or "
+                "'people/dance'"
+            )
         if name in tests:
             raise UsageError(f"{where}: the id '{name}' occurs twice; give each entry its own id")
         tests[name] = test
     return [tests[name] for name in sorted(tests)]
+
+
+def _is_name(name: str) -> bool:
+    """Whether a video of that id stays in its folder: lists come from others, and files are replaced."""
+    parts = name.split("/")
+    return name.isprintable() and all(part not in ("", ".", "..") and len(os.fsencode(part)) <= 200 for part in parts)
 
 
 def generate(
