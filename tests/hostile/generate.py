@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from tests.hostile import checkpoints, configs, images, keypoints, page, paths, videos
 from tests.hostile.case import Case
 
-KINDS = ("checkpoint", "image", "video", "keypoints", "config", "path", "page")
+KINDS = ("keypoints", "video", "path", "page", "config", "image", "checkpoint")
 
 
 def all_cases() -> list[Case]:
     """All of them, in a fixed order."""
-    found = [case for module in (checkpoints, images, videos, keypoints, configs, paths, page) for case in module.cases()]
+    found = [case for module in (keypoints, videos, paths, page, configs, images, checkpoints) for case in module.cases()]
     assert len({case.id for case in found}) == len(found)
     return found
 

@@ -21,7 +21,7 @@ LONGEST = 3000  # letters of a message
 # What no user should be told: words of Python, not of ours.
 _WORDS = re.compile(
     r"Traceback|unexpected error|NoneType|has no attribute|unhashable|not subscriptable|object is not|<class '|"
-    r"\b(?!Error\b)[A-Z]\w+(Error|Exception)\b|0x[0-9a-f]{8,}|positional argument|keyword argument|"
+    r"\b(?!Error\b)[A-Z]\w+(Error|Exception)\b|\b0x[0-9a-f]{8,}|positional argument|keyword argument|"
     r"index \d+ is out of bounds|list index|codec can't|dtype\('|integer string conversion|recursion|_ARRAY_API|"
     r"to unpack|cannot reshape|broadcast"
 )

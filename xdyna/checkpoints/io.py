@@ -243,4 +243,6 @@ def _listed(label: str, names: Sequence[str]) -> list[str]:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("Check the documentation")]
-    return lines[-1][:200] if lines else type(error).__name__
+    if isinstance(error, MemoryError) or not lines:
+        return "it asks for more memory than there is" if isinstance(error, MemoryError) else "nothing is known of it"
+    return "text in it is no UTF-8" if isinstance(error, UnicodeDecodeError) else lines[-1][:200]

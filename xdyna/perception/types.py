@@ -10,6 +10,7 @@ its edge.
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -233,7 +234,7 @@ class PoseTrack:
                 body=arrays["body"],
                 hands=arrays["hands"],
                 face=arrays["face"],
-                size=tuple(arrays["size"].tolist()),
+                size=tuple(arrays["size"].reshape(-1).tolist()),
                 times=arrays["times"],
                 frame_index=arrays["frame_index"],
                 source=str(arrays["source"]),
@@ -274,9 +275,11 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
     except PerceptionError:
         raise
     except (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, MemoryError, OverflowError,
-            NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+            NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         # The zip and npy parsers raise all of these on damaged bytes.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else "it does not fit into memory"
+        if isinstance(error, tokenize.TokenError | SyntaxError) or " object at 0x" in reason:
+            reason = "the header of an array cannot be read"
         raise PerceptionError(
             f"keypoints '{path}' are damaged or no .npz ({reason}); detect them again from the video"
         ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xdyna.checkpoints.numbers import number_problems
+from xdyna.checkpoints.files import number_problems
 from xdyna.core.resources import resource
 
 
