@@ -26,7 +26,7 @@ def _say(text: str, code: int = 1) -> int:
 
 def _memory() -> int:
     held = bytearray(1700 * 2**20)
-    held[:: 4096] = b"x" * len(held[:: 4096])
+    held[::4096] = b"x" * len(held[::4096])
     return _fails()
 
 

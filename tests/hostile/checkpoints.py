@@ -50,7 +50,9 @@ def file_case(name: str, content: Callable[[Place], bytes], *, ending: str = "ck
         path = place.put(f"weights.{ending}", content(place))
         return infer(place, f"lora=[{path}]")
 
-    works = "damaged" in name or "path tricks" in name or "two directories" in name  # the reader may not see a changed number; as a LoRA none of them fits
+    works = (
+        "damaged" in name or "path tricks" in name or "two directories" in name
+    )  # the reader may not see a changed number; as a LoRA none of them fits
     yield Case("checkpoint", name, make, program="tests.hostile.entries", works=works, names="weights")
     if "damaged" not in name:
         yield Case("checkpoint", f"LoRA, {name}", make_lora, names="weights")
@@ -331,7 +333,9 @@ def cases() -> Iterator[Case]:
     yield folder_case("NaN, repacked", _tensors(_nan), program="convert")
     yield folder_case("whole numbers for weights", _tensors(lambda s: {k: v.to(torch.int8) for k, v in s.items()}),
                       works=True)  # fmt: skip
-    yield folder_case("complex weights", _tensors(lambda s: {k: v.to(torch.complex64) for k, v in s.items()}), works=True)
+    yield folder_case(
+        "complex weights", _tensors(lambda s: {k: v.to(torch.complex64) for k, v in s.items()}), works=True
+    )
     yield folder_case("no tensors", _tensors(lambda s: {}))
     yield folder_case("wrong shapes", _tensors(lambda s: {k: v.reshape(-1).clone() for k, v in s.items()}))
     yield folder_case("shards above the folder", _shards("../../outside.safetensors"))
@@ -361,6 +365,8 @@ def cases() -> Iterator[Case]:
             )
         yield folder_case(
             f"safetensors damaged {number}",
-            lambda place, folder: _put(WEIGHTS, damaged((folder / WEIGHTS).read_bytes(), place.random()))(place, folder),
+            lambda place, folder: _put(WEIGHTS, damaged((folder / WEIGHTS).read_bytes(), place.random()))(
+                place, folder
+            ),
             works=True,
         )

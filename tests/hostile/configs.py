@@ -139,7 +139,14 @@ WORDS = ["steps=", "steps==1", "=1", "+=1", "steps=[1", "steps={a:1}", "+evil=1"
          "steps=${oc.env:HOME}", "prompt=${oc.create:{_target_:os.system}}", "__class__=1", "steps.__class__=1", "steps.a.b=1",
          "lora[0]=x", "evil@steps=1", "preset@steps=fast", "prompt='", 'prompt="a', "prompt=\\", "steps=1e400", "steps=0x10",
          "seed=-1", "guidance=nan", "a" * 100_000 + "=1", "prompt=" + "x" * 100_000, "prompt=a\0b", "prompt=\ud800", "\n=1"]  # fmt: skip
-FINE_WORDS = {"hydra.run.dir=CANARY", "hydra.mode=MULTIRUN", "prompt=" + "x" * 100_000, "prompt=a\0b", "~", "prompt=\ud800"}
+FINE_WORDS = {
+    "hydra.run.dir=CANARY",
+    "hydra.mode=MULTIRUN",
+    "prompt=" + "x" * 100_000,
+    "prompt=a\0b",
+    "~",
+    "prompt=\ud800",
+}
 TRAINS = {
     "batch 0": "batch=0",
     "batch 10^18": f"batch={10**18}",

@@ -1,7 +1,7 @@
 """Doors that have no command line of their own: a file of tensors, the page's uploads, requests, wishes, live messages.
 
-    main(["weights", FILE]) | ["image" or "video", FILE] | ["http", METHOD, PATH, FILE, HEADERS] | ["wish", FILE]
-    | ["live", FILE]
+main(["weights", FILE]) | ["image" or "video", FILE] | ["http", METHOD, PATH, FILE, HEADERS] | ["wish", FILE]
+| ["live", FILE]
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ KINDS = ("keypoints", "video", "path", "page", "config", "image", "checkpoint")
 
 def all_cases() -> list[Case]:
     """All of them, in a fixed order."""
-    found = [case for module in (keypoints, videos, paths, page, configs, images, checkpoints) for case in module.cases()]
+    found = [
+        case for module in (keypoints, videos, paths, page, configs, images, checkpoints) for case in module.cases()
+    ]
     assert len({case.id for case in found}) == len(found)
     return found
 

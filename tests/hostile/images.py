@@ -124,8 +124,14 @@ BAD: dict[str, tuple[Content | bytes, str]] = {
     "PDF": (b"%PDF-1.4\n%%EOF", "pdf"),
     "PNG without data": (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 96, 8, 2, 0, 0, 0)), "png"),
     "PNG with a chunk of 2 GB": (png(64, 96, chunk(b"tEXt", b"a", length=2**31 - 1)), "png"),
-    "PNG with a text bomb": (lambda _: png(64, 96, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 200_000_000, 9))), "png"),
-    "PNG with a profile bomb": (lambda _: png(64, 96, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 200_000_000, 9))), "png"),
+    "PNG with a text bomb": (
+        lambda _: png(64, 96, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 200_000_000, 9))),
+        "png",
+    ),
+    "PNG with a profile bomb": (
+        lambda _: png(64, 96, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 200_000_000, 9))),
+        "png",
+    ),
     "PNG with text to leak": (png(64, 96, chunk(b"tEXt", b"Comment\0" + SECRET.encode())), "png"),
     "PNG of 3 bits": (png(64, 96, bits=3), "png"),
     "PNG of unknown colours": (png(64, 96, colours=5), "png"),

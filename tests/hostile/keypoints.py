@@ -37,7 +37,9 @@ def case(name: str, content: Callable[[Place], bytes], *, works: bool = False, m
     def make(place: Place) -> Sequence[str]:
         return infer(place, *more, drive=place.put("points.npz", content(place)))
 
-    return Case("keypoints", name, make, works=works, names="" if works else "points")  # what does not suit names no file
+    return Case(
+        "keypoints", name, make, works=works, names="" if works else "points"
+    )  # what does not suit names no file
 
 
 def reference_case(name: str, content: Callable[[Place], bytes]) -> Case:
@@ -95,7 +97,10 @@ def replaced(key: str, content: bytes) -> Callable[[Place], bytes]:
 
     def work(place: Place) -> bytes:
         memory = io.BytesIO()
-        with zipfile.ZipFile(place.shared / "drive.npz") as old, zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as new:
+        with (
+            zipfile.ZipFile(place.shared / "drive.npz") as old,
+            zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as new,
+        ):
             for name in old.namelist():
                 new.writestr(name, content if name == f"{key}.npy" else old.read(name))
         return memory.getvalue()
@@ -139,7 +144,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "one axis less": {"body": lambda a: a[0]},
     "wrong count": {"body": lambda a: a[:2]},
     "17 joints": {"body": lambda a: a[:, :17]},
-    "no frames": {"body": lambda a: a[:0], "hands": lambda a: a[:0], "face": lambda a: a[:0], "times": lambda a: a[:0], "frame_index": lambda a: a[:0]},  # noqa: E501
+    "no frames": {
+        "body": lambda a: a[:0],
+        "hands": lambda a: a[:0],
+        "face": lambda a: a[:0],
+        "times": lambda a: a[:0],
+        "frame_index": lambda a: a[:0],
+    },  # noqa: E501
     "text for points": {"body": np.array("hello")},
     "complex points": {"body": lambda a: a.astype(complex)},
     "bool points": {"body": lambda a: a.astype(bool)},

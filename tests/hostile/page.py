@@ -60,7 +60,9 @@ def wish(name: str, **values: Any) -> Case:
 
 def message(name: str, text: str) -> Case:
     """A message of a live animation."""
-    return Case("page", f"live, {name}", lambda place: ["live", place.put("message", text)], program="tests.hostile.entries")
+    return Case(
+        "page", f"live, {name}", lambda place: ["live", place.put("message", text)], program="tests.hostile.entries"
+    )
 
 
 def _linked(place: Place) -> str:
@@ -178,13 +180,19 @@ def cases() -> Iterator[Case]:
     for name, text in videos.LISTS.items():
         yield upload("video", f"list {name}", videos.playlist(text))
     yield upload("video", "all frames ten days apart", videos.made(frames=3, stamps=(0, 1, 864_000_000), kind="mkv"))
-    yield upload("video", "10,000 frames in a second", videos.made(frames=20, stamps=range(20), base=10_000), works=True)
+    yield upload(
+        "video", "10,000 frames in a second", videos.made(frames=20, stamps=range(20), base=10_000), works=True
+    )
     yield upload("video", "keypoints", keypoints.changed())
     yield upload("video", "a song", lambda place: (place.shared / "song.m4a").read_bytes())
     yield upload("video", "AVI of 2^31 px", videos.avi(width=2**31 - 1, height=2**31 - 1), works=True)
     for number in range(6):
-        yield upload("video", f"damaged {number}", lambda place: damaged(videos.sound(place), place.random()), works=True)
-        yield upload("image", f"damaged {number}", lambda place: damaged(images.noise("JPEG"), place.random()), works=True)
+        yield upload(
+            "video", f"damaged {number}", lambda place: damaged(videos.sound(place), place.random()), works=True
+        )
+        yield upload(
+            "image", f"damaged {number}", lambda place: damaged(images.noise("JPEG"), place.random()), works=True
+        )
     for what in ("image", "video"):
         for name, path in PATHS.items():
             yield named(what, name, path)

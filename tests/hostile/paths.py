@@ -76,7 +76,16 @@ def input_case(option: str, name: str, path: Path_) -> Case:
             case "--checkpoint":
                 return infer(place, checkpoint=given)
             case "--generated":
-                return [option, given, "--metrics", "psnr", "--out", "report", "--truth", str(place.shared / "poses.mp4")]
+                return [
+                    option,
+                    given,
+                    "--metrics",
+                    "psnr",
+                    "--out",
+                    "report",
+                    "--truth",
+                    str(place.shared / "poses.mp4"),
+                ]
             case "preprocess":
                 return [given, "--out", "set", "--workers", "1", "--dry-run"]
         return infer(place, option, given)
@@ -168,7 +177,20 @@ LISTS: dict[str, Any] = {
     "out a number": [{**PAIR, "out": 7}],
     "out a secret": [{**PAIR, "out": "SECRETS/word.txt"}],
 }
-IDS = ["../../secret/made", "/tmp/xdyna-hostile-made", "a\0b", "x" * 300, "..", ".", "a/b", "", "-rf", "a\nb", "con", "~"]
+IDS = [
+    "../../secret/made",
+    "/tmp/xdyna-hostile-made",
+    "a\0b",
+    "x" * 300,
+    "..",
+    ".",
+    "a/b",
+    "",
+    "-rf",
+    "a\nb",
+    "con",
+    "~",
+]
 ROWS = ["generated\n", "generated,truth\n../secret/word.txt,x\n", "evil\nx\n", "generated,truth\nGIVEN,GIVEN\n", "\0\0\0",
         "generated,truth\nSHARED/ref.png,SHARED/ref.png\n", "generated,truth\nSHARED/poses.mp4,SECRETS/word.txt\n", ""]  # fmt: skip
 
@@ -194,7 +216,9 @@ def cases() -> Iterator[Case]:
         yield list_case(name, content)
     for number, text in enumerate(ROWS):
         yield list_case(f"rows {number}", text, program="eval", ending="csv")
-    for number, text in enumerate(("[" * 100_000, "{}", '{"generated": 7}', '{"generated": {"a": 1}}', "null", "9" * 100_000)):
+    for number, text in enumerate(
+        ("[" * 100_000, "{}", '{"generated": 7}', '{"generated": {"a": 1}}', "null", "9" * 100_000)
+    ):
         yield list_case(f"lines {number}", text, program="eval", ending="jsonl")
     for name in IDS:
         yield list_case(f"id {name[:20]!r}", [{**PAIR, "id": name}], program="generate", works=True)

@@ -60,7 +60,9 @@ def run_cases(cases: Sequence[Case], folder: Path, *, seed: int = 0, tell: Calla
                     tell(f"{line['id']}: {problem}")
         done = [line["id"] for line in lines]
         if not done and code != 0:
-            raise RuntimeError(f"the worker did not begin: {(folder / f'scratch-{starts}' / 'log').read_text()[-2000:]}")
+            raise RuntimeError(
+                f"the worker did not begin: {(folder / f'scratch-{starts}' / 'log').read_text()[-2000:]}"
+            )
         for name in set(done) - found.keys():
             how = f"it ended the process ({signal.Signals(-code).name if code < 0 else code})"
             found[name] = {"code": code, "message": "", "seconds": 0, "megabytes": 0, "problems": [how]}
@@ -69,7 +71,9 @@ def run_cases(cases: Sequence[Case], folder: Path, *, seed: int = 0, tell: Calla
     return found
 
 
-def _work(ids: Sequence[str], scratch: Path, shared: Path, results: Path, seed: int, catalogue: str, patience: float) -> int:
+def _work(
+    ids: Sequence[str], scratch: Path, shared: Path, results: Path, seed: int, catalogue: str, patience: float
+) -> int:
     """One worker. Returns: how it ended."""
     scratch.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOSTILE_SCRATCH": str(scratch),

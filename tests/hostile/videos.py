@@ -14,7 +14,9 @@ from tests.hostile.common import infer
 Content = Callable[[Place], bytes]
 
 
-def case(name: str, content: Content | bytes, *, ending: str = "mp4", works: bool = False, more: Sequence[str] = ()) -> Case:
+def case(
+    name: str, content: Content | bytes, *, ending: str = "mp4", works: bool = False, more: Sequence[str] = ()
+) -> Case:
     """One driving video."""
 
     def make(place: Place) -> Sequence[str]:
@@ -148,7 +150,9 @@ def cases() -> Iterator[Case]:
                 works=True,
             )
     yield case("one frame", made(frames=1), works=True)
-    yield case("two frames ten days apart", made(frames=2, stamps=(0, 864_000_000), kind="mkv"), ending="mkv", works=True)
+    yield case(
+        "two frames ten days apart", made(frames=2, stamps=(0, 864_000_000), kind="mkv"), ending="mkv", works=True
+    )
     yield case("all frames ten days apart", made(frames=3, stamps=(0, 1, 864_000_000), kind="mkv"), ending="mkv",
                works=True, more=("frames=null",))  # fmt: skip
     yield case("10^9 frames a second", made(frames=4, stamps=(0, 1, 2, 3), base=10**9), works=True)

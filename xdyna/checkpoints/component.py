@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from xdyna.checkpoints.io import check_finite
 from xdyna.core.errors import WeightsError
 
-
 # Shapes; values and files of a configuration; unknown or missing keys; tensors without data; damaged bytes; sizes of 0.
 WRONG_PARTS = (RuntimeError, ValueError, OSError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError,
           ImportError, SafetensorError)  # fmt: skip

@@ -66,7 +66,9 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             tree: Any = load_file(path)
         except (SafetensorError, OSError, ValueError, OverflowError) as error:  # overlaps, unknown types, ...
-            raise WeightsError(f"{path} has a damaged header ({_last_line(error)}); download or copy it again") from error
+            raise WeightsError(
+                f"{path} has a damaged header ({_last_line(error)}); download or copy it again"
+            ) from error
     else:
         tree = _load_torch(path, kind)
     if isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):

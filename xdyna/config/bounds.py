@@ -40,7 +40,9 @@ def check_size(path: Path) -> None:
             elif isinstance(event, yaml.AliasEvent):
                 found = known.get(event.anchor, 1)
                 if found is None:
-                    raise ConfigError(f"config file {path}: the alias *{event.anchor} stands inside of what it stands for")
+                    raise ConfigError(
+                        f"config file {path}: the alias *{event.anchor} stands inside of what it stands for"
+                    )
                 values = found
             elif isinstance(event, yaml.ScalarEvent):
                 values = 1

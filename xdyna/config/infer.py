@@ -176,7 +176,7 @@ def validate_size(height: int, width: int) -> None:
         ConfigError: not a positive multiple of 8; the message names the nearest valid sizes.
     """
     multiples = height % SIZE_MULTIPLE == width % SIZE_MULTIPLE == 0
-    if multiples and SIZE_MULTIPLE <= min(height, width) and max(height, width) <= MAX_SIDE:
+    if multiples and min(height, width) >= SIZE_MULTIPLE and max(height, width) <= MAX_SIDE:
         return
 
     def around(side: int) -> tuple[int, int]:

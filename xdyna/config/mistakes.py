@@ -161,7 +161,9 @@ def _from_hydra(
 def _from_omegaconf(error: OmegaConfBaseException, schema: Any) -> str:
     key = error.full_key or ""
     if isinstance(error, InterpolationResolutionError) or not key:
-        line = re.sub(r"^\w+ raised while resolving interpolation", "the interpolation cannot be resolved", _line(error))
+        line = re.sub(
+            r"^\w+ raised while resolving interpolation", "the interpolation cannot be resolved", _line(error)
+        )
         return f"{key}: {line}" if key else line
     return f"{key}: {_line(error)}; expected {_type_name(schema, key)}"
 

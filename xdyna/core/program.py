@@ -77,7 +77,9 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return _report(FULL_MEMORY, FAILURE, arguments)
-        told = str(error) if error.strerror is None or error.filename is None else f"'{error.filename}': {error.strerror}"
+        told = (
+            str(error) if error.strerror is None or error.filename is None else f"'{error.filename}': {error.strerror}"
+        )
         return _report(f"error: {told}", FAILURE, arguments)
     except ValueError as error:
         return _report(f"error: {error}", FAILURE, arguments)

@@ -1,6 +1,5 @@
 """Many animations from one file: `--batch pairs.json`."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

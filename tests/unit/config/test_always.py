@@ -15,7 +15,9 @@ from xdyna.config.preprocess import PreprocessConfig
 from xdyna.core.errors import ConfigError
 
 QUICK = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TEXT = st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), max_size=20).filter(lambda text: "${" not in text)
+TEXT = st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), max_size=20).filter(
+    lambda text: "${" not in text
+)
 GIVEN = st.fixed_dictionaries(
     {},
     optional={

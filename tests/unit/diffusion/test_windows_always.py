@@ -30,7 +30,9 @@ def test_every_frame_is_in_some_window_and_once_in_each(schedule, drawn) -> None
     assert all(len(set(window)) == len(window) for window in windows)
     if schedule is open_windows:  # neighbours share what they should, or more at the ends
         starts = [window[0] for window in windows]
-        assert all(0 < b - a <= options["context"] - options["overlap"] for a, b in zip(starts, starts[1:], strict=False))
+        assert all(
+            0 < b - a <= options["context"] - options["overlap"] for a, b in zip(starts, starts[1:], strict=False)
+        )
     elif frames > options["context"]:
         step = options["context"] - options["overlap"]
         assert len(windows) == -(-frames // step)

@@ -10,9 +10,12 @@ from tests.unit.perception.test_retarget import angles, built, distance
 from xdyna.perception.retarget import fit_track
 
 BUILDS = st.fixed_dictionaries(
-    {part: st.floats(0.7, 1.4) for part in ("arms", "legs", "torso", "shoulders")}, optional={"head": st.floats(0.7, 1.5)}
+    {part: st.floats(0.7, 1.4) for part in ("arms", "legs", "torso", "shoulders")},
+    optional={"head": st.floats(0.7, 1.5)},
 )
-CAMERAS = st.fixed_dictionaries({"scale": st.floats(0.3, 2.5), "offset": st.tuples(st.floats(-300, 300), st.floats(-300, 300))})
+CAMERAS = st.fixed_dictionaries(
+    {"scale": st.floats(0.3, 2.5), "offset": st.tuples(st.floats(-300, 300), st.floats(-300, 300))}
+)
 MODES = pytest.mark.parametrize("mode", ["global", "bones", "auto"])
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -48,7 +51,11 @@ def test_auto_is_never_worse_than_global_for_whole_bodies(build, camera, seed) -
     reference = person(figure(built(STANDING, **build)), face=False)
     driving = moved(clip, size=(900, 800), **camera)
     off = {
-        mode: float(np.linalg.norm(fit_track(driving, reference, size=SIZE, mode=mode).track.body[..., :2] - truth, axis=-1).mean())
+        mode: float(
+            np.linalg.norm(
+                fit_track(driving, reference, size=SIZE, mode=mode).track.body[..., :2] - truth, axis=-1
+            ).mean()
+        )
         for mode in ("global", "auto")
     }
     assert off["auto"] <= off["global"] + 1.0  # px of a figure of 418: rounding of the quantiles

@@ -29,7 +29,9 @@ def test_a_rate_of_nothing(tmp_path: Path) -> None:
         open_driving(tmp_path / "slow.npz")
 
 
-@pytest.mark.parametrize("name", ["os.abort", "subprocess.Popen", "os.path", "builtins.exit", "no.where", "a b", "..x.Y", "os"])
+@pytest.mark.parametrize(
+    "name", ["os.abort", "subprocess.Popen", "os.path", "builtins.exit", "no.where", "a b", "..x.Y", "os"]
+)
 def test_only_face_sources_are_called(name: str) -> None:
     with pytest.raises(UsageError, match="expected the dotted name of a class like"):
         face_source(name)
