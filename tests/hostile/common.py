@@ -18,7 +18,12 @@ def infer(
     few: bool = True,
 ) -> list[str]:
     """Arguments of infer.py, `points` of the reference included: two frames, one step; what is not given is sound. Without `few`: all of them, as settings say."""
-    words = ["--ref", ref or place.shared / "ref.png", "--drive", drive or place.shared / "drive.npz"]
-    words += ["--checkpoint", checkpoint or place.shared / "pipeline", "--out", out]
+    words = [
+        "--ref",
+        place.shared / "ref.png" if ref is None else ref,
+        "--drive",
+        place.shared / "drive.npz" if drive is None else drive,
+    ]
+    words += ["--checkpoint", place.shared / "pipeline" if checkpoint is None else checkpoint, "--out", out]
     words += ["--ref-keypoints", place.shared / "ref.npz"] if points and "--ref-keypoints" not in more else []
     return [*map(str, words), *(("--steps=1", "guidance=1", "frames=2") if few else ()), *more]

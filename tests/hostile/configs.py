@@ -140,6 +140,7 @@ WORDS = ["steps=", "steps==1", "=1", "+=1", "steps=[1", "steps={a:1}", "+evil=1"
          "lora[0]=x", "evil@steps=1", "preset@steps=fast", "prompt='", 'prompt="a', "prompt=\\", "steps=1e400", "steps=0x10",
          "seed=-1", "guidance=nan", "a" * 100_000 + "=1", "prompt=" + "x" * 100_000, "prompt=a\0b", "prompt=\ud800", "\n=1"]  # fmt: skip
 FINE_WORDS = {
+    "prompt=\\",
     "hydra.run.dir=CANARY",
     "hydra.mode=MULTIRUN",
     "prompt=" + "x" * 100_000,

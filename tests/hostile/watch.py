@@ -81,7 +81,7 @@ class Watcher:
 
     def _written(self, path: str, event: str) -> None:
         real = _real(path)
-        if real.startswith(("/dev/null", "/proc/self")) or any(real.startswith(f) for f in self.free):
+        if real.startswith("/proc") or real == "/dev/null" or any(real.startswith(f) for f in self.free):
             return
         self.seen.append(f"it wrote outside ({event} {path})")
 
@@ -147,7 +147,7 @@ def judge_words(case: Case, code: int, said: str, told: str) -> list[str]:
         problems.append(f"{len(lines)} messages")
     if max(map(len, lines), default=0) > LONGEST:
         problems.append(f"a message of {max(map(len, lines))} letters")
-    if lines and len(lines[-1]) < 25:
+    if lines and len(said[said.rindex(lines[-1]) :].strip()) < 25:
         problems.append(f"a message that says nothing: {lines[-1]!r}")
     if case.names and code == 1 and lines and case.names not in "".join(lines):
         problems.append(f"the message does not name {case.names!r}: {lines[-1][:200]!r}")
