@@ -22,7 +22,7 @@ ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-browser test-mutation test-parity docs docs-serve docs-test soak soak-ends lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-browser test-mutation test-parity docs docs-serve docs-test soak soak-ends hostile lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -128,8 +128,11 @@ test-browser: $(STAMP) ## show the page to a headless Chromium (Debian: apt-get 
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]" selenium==4.51.0
 	$(BIN)/python -m pytest -m slow tests/process/test_page_browser.py tests/process/test_page_api.py $(ARGS)
 
-soak: $(STAMP) ## kill train, infer, preprocess and eval 10 times each at random moments, and compare what they end with
+soak: $(STAMP) ## kill every program 10 times at random moments, and compare what they end with
 	$(BIN)/python -m tests.process.soak $(ARGS)
+
+hostile: $(STAMP) ## give the programs more than 1,100 hostile inputs; ARGS="--kinds image --messages": some of them
+	$(BIN)/python -m tests.hostile.run $(ARGS)
 
 # A round that does not end within ten minutes fails.
 soak-ends: $(STAMP) ## run the tests of data and evaluation ROUNDS times (20): all must end

@@ -99,6 +99,13 @@ PROGRAMS = {
         ("report.csv",),
         "report.md",
     ),
+    "convert": Program(
+        "scripts/convert.py --pipeline {inputs}/pipeline --out {out}/made --dtype float16",
+        ("made/**/*.safetensors", "made/**/*.json"),
+        "made/model_index.json",
+    ),
+    "puppets": Program("scripts/puppets.py alignment --pairs 3 --image {out}/table.png", ("table.png",), "table.png"),
+    "page": Program("tests/process/page_job.py {inputs} {out}", ("result.mp4",), "result.mp4"),
 }
 
 

@@ -1,12 +1,13 @@
 """What a weight file or a pipeline folder is, without loading it: kind by first bytes, completeness by headers."""
 
-import json
 import os
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xdyna.core.errors import WeightsError
+from xdyna.core.files import parse_json
 
 SAFETENSORS, TORCH_ZIP, TORCH_LEGACY = "safetensors", "torch zip", "torch pickle"
 MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors format
@@ -14,6 +15,21 @@ MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors format
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 PROCESSOR_FILES = (("preprocessor_config.json",), ("processor_config.json",))
+
+# Smallest and largest value that can be meant, by key; lists hold values of the same range. Other keys are free.
+_RANGES: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("layers_per_block", "transformer_layers", "motion_blocks", "motion_attentions"), (1, 64)),
+    **dict.fromkeys(("num_hidden_layers", "depth"), (1, 256)),
+    **dict.fromkeys(("num_attention_heads", "attention_head_dim", "motion_heads", "heads", "dim_head"), (1, 1024)),
+    **dict.fromkeys(("block_out_channels", "conditioning_embedding_out_channels", "in_channels", "out_channels",
+                     "latent_channels", "norm_num_groups", "cross_attention_dim", "hidden_size", "intermediate_size",
+                     "projection_dim", "dim", "embedding_dim", "output_dim", "num_queries"), (1, 100_000)),
+    **dict.fromkeys(("sample_size", "image_size", "patch_size"), (1, 16_384)),
+    **dict.fromkeys(("motion_max_frames", "num_train_timesteps", "max_position_embeddings"), (1, 100_000)),
+    "vocab_size": (1, 10_000_000),
+}  # fmt: skip
+MOST_LEVELS = 8  # resolutions of a network
+_LEVELS = ("block_out_channels", "down_block_types", "up_block_types")
 
 
 def file_kind(path: Path) -> str:
@@ -71,10 +87,10 @@ def safetensors_problem(path: Path) -> str | None:
         if size < 8 or 8 + length > size:
             return f"is cut off: it has {size} bytes, its header alone needs {8 + length}"
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             needed = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
             return "has a damaged header"
     if size < needed:
         return f"is cut off: it has {size} bytes of {needed}"
@@ -108,7 +124,9 @@ def check_folder(folder: str | os.PathLike[str]) -> list[Path]:
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list):
             continue
-        if len(entry) != 2 or not all(part is None or isinstance(part, str) for part in entry):
+        if Path(name).name != name:
+            problems.append(f"model_index.json: {name!r} is no name of a folder inside")
+        elif len(entry) != 2 or not all(part is None or isinstance(part, str) for part in entry):
             problems.append(f"model_index.json: {name} is {entry!r}, expected [library, class]")
         elif entry[1] is not None:
             problems += _component_problems(folder / name, name, entry[1], weights)
@@ -150,7 +168,10 @@ def _shard_problems(folder: Path, name: str, index_name: str, weights: list[Path
         return [f"{name}/{index_name} has no weight_map"]
     problems = []
     for shard in sorted({str(value) for value in shards.values()}):
-        problems += _weight_problem(folder / shard, name, weights)
+        if Path(shard).name != shard:
+            problems.append(f"{name}/{index_name} names {shard!r}, expected files of its own folder")
+        else:
+            problems += _weight_problem(folder / shard, name, weights)
     return problems
 
 
@@ -176,7 +197,9 @@ def _one_of(folder: Path, name: str, choices: tuple[tuple[str, ...], ...]) -> li
 
 def _json_problem(path: Path, name: str) -> list[str]:
     content = _read_json(path)
-    return [f"{name}/{content}"] if isinstance(content, str) else []
+    if isinstance(content, str):
+        return [f"{name}/{content}"]
+    return [f"{name}/{path.name}: {problem}" for problem in number_problems(content)]
 
 
 def _read_json(path: Path) -> dict[str, Any] | str:
@@ -184,7 +207,31 @@ def _read_json(path: Path) -> dict[str, Any] | str:
     if not path.is_file():
         return f"{path.name} missing"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
         return f"{path.name} is not valid JSON ({error})"
     return content if isinstance(content, dict) else f"{path.name} holds a {type(content).__name__}, expected an object"
+
+
+def number_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the numbers of a configuration, a sentence's part each.
+
+    Args:
+        config: config.json or scheduler_config.json; null means the library's default.
+
+    Yields:
+        For example "layers_per_block is 1000000, expected 1 to 64".
+    """
+    for key, value in config.items():
+        if key in _LEVELS and isinstance(value, list) and len(value) > MOST_LEVELS:
+            yield f"{key} has {len(value)} entries, expected at most {MOST_LEVELS}"
+        elif key in _RANGES and value is not None:
+            low, high = _RANGES[key]
+            if not _all_within(value, low, high):
+                yield f"{key} is {str(value)[:40]}, expected whole numbers from {low} to {high}"
+
+
+def _all_within(value: Any, low: int, high: int) -> bool:
+    if isinstance(value, list):
+        return all(each is None or _all_within(each, low, high) for each in value)
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -36,6 +36,9 @@ __all__ = [
 
 SHOWN = 10  # names listed in a message
 CHUNK = 8 * 2**20  # bytes
+# What torch.load raises for bytes that are no checkpoint; RecursionError is a RuntimeError.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+               MemoryError, OverflowError, OSError, SyntaxError, zipfile.BadZipFile)  # fmt: skip
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -60,7 +63,12 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         problem = safetensors_problem(path)
         if problem is not None:
             raise WeightsError(f"{path} {problem}; download or copy it again")
-        tree: Any = load_file(path)
+        try:
+            tree: Any = load_file(path)
+        except (SafetensorError, OSError, ValueError, OverflowError) as error:  # overlaps, unknown types, ...
+            raise WeightsError(
+                f"{path} has a damaged header ({_last_line(error)}); download or copy it again"
+            ) from error
     else:
         tree = _load_torch(path, kind)
     if isinstance(tree, Mapping) and isinstance(tree.get("state_dict"), Mapping):
@@ -190,7 +198,7 @@ def _load_torch(path: Path, kind: str) -> Any:
             warnings.simplefilter("ignore")  # on kinds of pickle and archives: we say ourselves what is wrong
             # Large files are mapped: only what is used is read.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == TORCH_ZIP)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found or "TorchScript" in str(error):
             code = f"a call of {found[1]}" if found else "a TorchScript program"
@@ -237,4 +245,6 @@ def _listed(label: str, names: Sequence[str]) -> list[str]:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("Check the documentation")]
-    return lines[-1][:200] if lines else type(error).__name__
+    if isinstance(error, MemoryError) or not lines:
+        return "it asks for more memory than there is" if isinstance(error, MemoryError) else "nothing is known of it"
+    return "text in it is no UTF-8" if isinstance(error, UnicodeDecodeError) else lines[-1][:200]

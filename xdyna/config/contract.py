@@ -12,6 +12,7 @@ from typing import Any
 
 from xdyna.core.atomic import write_file
 from xdyna.core.errors import WeightsError, XDynaWarning
+from xdyna.core.files import parse_json
 
 FILE = "conditions.json"
 FORMER_FILE = "sampling.json"  # of older folders: {"guidance": scale} alone
@@ -102,7 +103,7 @@ def read_contract(folder: Path) -> ConditionContract:
             )
         return ConditionContract()
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_bytes())
         if former:
             return _checked({"guidance": stored["guidance"]})
         return _checked(stored)
@@ -113,6 +114,8 @@ def read_contract(folder: Path) -> ConditionContract:
 
 
 def _checked(stored: dict[str, Any]) -> ConditionContract:
+    if not isinstance(stored, dict):
+        raise ValueError(f"it holds {stored!r:.40}, no object")
     known = {entry.name for entry in fields(ConditionContract)}
     if unknown := sorted(set(stored) - known):
         raise ValueError(f"unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -123,17 +126,21 @@ def _checked(stored: dict[str, Any]) -> ConditionContract:
     for name in ("landmarks", "hands", "head"):
         if not isinstance(style.get(name, True), bool):
             raise ValueError(f"pose.{name} is {style[name]!r}, expected true or false")
+    if unknown := sorted(set(style) - {entry.name for entry in fields(PoseStyle)}):
+        raise ValueError(f"unknown pose.{', pose.'.join(unknown)}")
     style["width"] = _number("pose.width", style.get("width", 1.0), low=0.01, high=100)
     optional = {name: value for name in ("frames", "fps", "size") if (value := stored.get(name)) is not None}
     choices = {"face": FACE_RULES, "reference": REFERENCE_RULES, "prediction_type": (None, *PREDICTION_TYPES)}
     chosen: dict[str, Any] = {name: stored.get(name, allowed[0]) for name, allowed in choices.items()}
     for name, value in chosen.items():
-        if value not in choices[name]:
+        if isinstance(value, list | dict) or value not in choices[name]:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices[name]))}")
     if "frames" in optional:
         optional["frames"] = _number("frames", optional["frames"], low=1, high=10_000, whole=True)
-    for name, high, whole in (("fps", 1000, False), ("size", 100_000, True)):
+    for name, high, whole in (("fps", 1000, False), ("size", 16_384, True)):
         if name in optional:
+            if not isinstance(optional[name], list) or len(optional[name]) != 2:
+                raise ValueError(f"{name} is {optional[name]!r:.40}, expected two numbers")
             first, second = (_number(name, value, low=0.1, high=high, whole=whole) for value in optional[name])
             optional[name] = first, second
     if "fps" in optional and optional["fps"][0] > optional["fps"][1]:

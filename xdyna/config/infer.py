@@ -6,6 +6,7 @@ from xdyna.config.settings import check_settings, setting
 from xdyna.core.errors import ConfigError
 
 SIZE_MULTIPLE = 8  # pixels per latent of the VAE: other sizes have no latent grid
+MAX_SIDE = 16_384  # px of a video: beyond it a typing mistake is likelier
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ATTENTION = (
@@ -174,13 +175,16 @@ def validate_size(height: int, width: int) -> None:
     Raises:
         ConfigError: not a positive multiple of 8; the message names the nearest valid sizes.
     """
-    if height >= SIZE_MULTIPLE and width >= SIZE_MULTIPLE and height % SIZE_MULTIPLE == width % SIZE_MULTIPLE == 0:
+    multiples = height % SIZE_MULTIPLE == width % SIZE_MULTIPLE == 0
+    if multiples and min(height, width) >= SIZE_MULTIPLE and max(height, width) <= MAX_SIDE:
         return
 
     def around(side: int) -> tuple[int, int]:
         below = max(side // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
         return below, below if side <= below else below + SIZE_MULTIPLE
 
+    if max(height, width) > MAX_SIDE:
+        raise ConfigError(f"size {height}x{width} (height x width): both may be at most {MAX_SIDE}")
     (low_h, high_h), (low_w, high_w) = around(height), around(width)
     sizes = dict.fromkeys(f"{h}x{w}" for h, w in ((low_h, low_w), (high_h, high_w)))
     raise ConfigError(

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xdyna.config import mistakes
+from xdyna.config.bounds import check_size
 from xdyna.config.convert import ConvertConfig
 from xdyna.config.model import ModelConfig
 from xdyna.core.errors import ConfigError
@@ -187,6 +188,13 @@ def folders(config_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     return [own, CONFIGS]
 
 
+def _check_own(config_dir: str | os.PathLike[str] | None) -> None:
+    """`check_size` of every config of the user's own folder: Hydra reads them by itself."""
+    for path in sorted(Path(config_dir).rglob("*.yaml")) if config_dir is not None else ():
+        if path.is_file():
+            check_size(path)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as plain data. A key given twice is an error, and 1e-5 is a number.
 
@@ -195,6 +203,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"config file {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected YAML")
+    check_size(path)
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
@@ -226,6 +235,7 @@ def _prepared(
         OmegaConf.update(node, key, "???")
     ConfigStore.instance().store(group="schema", name=root, node=node, package="_global_")
     searched = folders(config_dir)
+    _check_own(config_dir)
     with _searching(config_dir) as hydra, mistakes.explained(schema, root, overrides, searched):
         words: list[str] = []
         lists: dict[str, Any] = {}

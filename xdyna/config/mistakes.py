@@ -56,10 +56,13 @@ def explained(schema: Any, root: str, overrides: Sequence[str], folders: Sequenc
         raise ConfigError(f"a config file in {folders[0]} is not UTF-8 text ({error.reason})") from error
     except OmegaConfBaseException as error:
         raise ConfigError(_from_omegaconf(error, schema)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{root} with {' '.join(overrides)}: a config chooses itself among its defaults") from error
     except ValueError as error:
         if type(error) is not ValueError:  # what schemas raise has a class of its own, and says what is wrong
             raise
-        raise ConfigError(f"{root} with {' '.join(overrides) or 'no overrides'}: {_line(error)}") from error
+        told = "a number of too many digits" if "integer string" in str(error) else _line(error)
+        raise ConfigError(f"{root} with {' '.join(overrides) or 'no overrides'}: {told}") from error
 
 
 def bad_file(path: Path | None, error: Exception) -> ConfigError:
@@ -161,7 +164,10 @@ def _from_hydra(
 def _from_omegaconf(error: OmegaConfBaseException, schema: Any) -> str:
     key = error.full_key or ""
     if isinstance(error, InterpolationResolutionError) or not key:
-        return f"{key}: {_line(error)}" if key else _line(error)
+        line = re.sub(
+            r"^\w+ raised while resolving interpolation", "the interpolation cannot be resolved", _line(error)
+        )
+        return f"{key}: {line}" if key else line
     return f"{key}: {_line(error)}; expected {_type_name(schema, key)}"
 
 
@@ -235,7 +241,8 @@ def _unparsed(error: OverrideParseException) -> str:
     text = error.override
     if "=" not in text and not text.startswith("~"):
         return f"override {text!r}: expected key=value, for example steps=10"
-    return f"override {text!r} is not in Hydra's grammar ({_line(error)}); put text into quotes: \"key='a, b'\""
+    told = re.sub(r"^\w+Exception: .*", "it ends too early, or holds a letter that needs quotes", _line(error))
+    return f"override {text!r} is not in Hydra's grammar ({told}); put text into quotes: \"key='a, b'\""
 
 
 def _value_in(path: Path | None, key: str) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -29,6 +31,33 @@ def path_sha256(path: Path) -> str:
         return file_sha256(path)
     files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     return hashlib.sha256("|".join(f"{p.name}:{file_sha256(p)}" for p in files).encode()).hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` for files that anybody may have written: whatever is wrong is a `ValueError` in plain words.
+
+    Args:
+        text: of the file.
+
+    Raises:
+        ValueError: no JSON, NaN or infinity (which JSON does not know), or nested or written so that nothing reads it.
+    """
+
+    def refused(word: str) -> Any:
+        raise ValueError(f"it holds {word}, which is no number of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refused)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON from line {error.lineno}, column {error.colno} on") from error
+    except ValueError as error:
+        if "integer string" in str(error):  # Python reads no number of more than some thousand digits
+            raise ValueError("it holds a number of too many digits") from error
+        raise
 
 
 def natural_order(name: str) -> tuple[tuple[str, int], ...]:

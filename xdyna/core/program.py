@@ -1,6 +1,7 @@
 """How programs end: one clear message instead of a traceback, exit code 2 for wrong usage and 1 for failure."""
 
 import contextlib
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -14,8 +15,8 @@ from collections.abc import Callable, Sequence
 from xdyna.core.errors import UsageError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-
-
+_LONGEST = 2000  # letters of a message
+FULL_MEMORY = "error: the memory is full; use a smaller --size or fewer --frames"
 DESKTOP = re.compile(r"lib(GL|gthread|glib|SM|X\w*|xcb)\b[\w.-]*\.so")
 """Libraries that builds of OpenCV ask for which are made for desktops."""
 
@@ -79,11 +80,18 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     except UsageError as error:
         return _report(f"error: {error}", USAGE, arguments)
     except MemoryError:
-        return _report("error: the memory is full; use a smaller --size or fewer --frames", FAILURE, arguments)
+        return _report(FULL_MEMORY, FAILURE, arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return FAILURE
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return _report(FULL_MEMORY, FAILURE, arguments)
+        told = (
+            str(error) if error.strerror is None or error.filename is None else f"'{error.filename}': {error.strerror}"
+        )
+        return _report(f"error: {told}", FAILURE, arguments)
+    except ValueError as error:
         return _report(f"error: {error}", FAILURE, arguments)
     except Exception as error:
         return _report(_unexpected(error), FAILURE, arguments)
@@ -97,6 +105,8 @@ def _unexpected(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         hint = "use a smaller --size, fewer context frames, or --dtype float16"
         return f"error: the GPU's memory is full ({str(error).splitlines()[0]}); {hint}"
+    if "can't allocate memory" in str(error):  # torch's, for the CPU
+        return FULL_MEMORY
     if isinstance(error, ImportError) and ".so" in str(error):
         if DESKTOP.search(str(error)):
             return (
@@ -110,5 +120,7 @@ def _unexpected(error: Exception) -> str:
 def _report(message: str, code: int, arguments: Sequence[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    if len(message) > _LONGEST:  # what was given may be a name of any length
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
+    print(message.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code

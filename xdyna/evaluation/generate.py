@@ -4,7 +4,6 @@ A video that is there already is taken only where its run manifest says that it 
 and weights (`xdyna.pipelines.reuse`).
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
+from xdyna.core.files import parse_json
 from xdyna.evaluation.inputs import VIDEOS, Entry, Inputs
 from xdyna.pipelines.model import Model
 from xdyna.pipelines.outputs import ENDINGS, OutputFiles
@@ -35,7 +35,7 @@ def read_tests(path: Path) -> list[dict[str, str]]:
         UsageError: a missing or malformed list, an unknown key, a missing file, an id twice.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"--generate {path}: no such file") from error
     except (OSError, ValueError) as error:
@@ -57,10 +57,21 @@ def read_tests(path: Path) -> list[dict[str, str]]:
                     raise UsageError(f"{where}: {key} '{file}' does not exist")
                 test[key] = str(file)
         name = test.setdefault("id", f"{Path(test['ref']).stem}_{Path(test['drive']).stem}")
+        if not _is_name(name):
+            raise UsageError(
+                f"{where}: the id {name[:60]!r} is no name of a file inside of a folder; expected for example 'dance' or "
+                "'people/dance'"
+            )
         if name in tests:
             raise UsageError(f"{where}: the id '{name}' occurs twice; give each entry its own id")
         tests[name] = test
     return [tests[name] for name in sorted(tests)]
+
+
+def _is_name(name: str) -> bool:
+    """Whether a video of that id stays in its folder: lists come from others, and files are replaced."""
+    parts = name.split("/")
+    return name.isprintable() and all(part not in ("", ".", "..") and len(os.fsencode(part)) <= 200 for part in parts)
 
 
 def generate(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xdyna.core.files import file_sha256
+from xdyna.core.files import file_sha256, parse_json
 from xdyna.evaluation.frames import Decoded
 from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metric import Case, Video
@@ -193,8 +192,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
             return [{k: v for k, v in row.items() if k is not None} for row in csv.DictReader(text.splitlines())]
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); expected CSV with a header, or one JSON object per line"
         ) from error

@@ -31,6 +31,7 @@ MIN_SIDE = 32
 LARGE_SIDE = 8192
 REDUCED_SIDE = 4096
 MAX_SIDE = 20_000
+MAX_PIXELS = 200_000_000  # 0.8 GB once decoded, whatever the file's own size
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, OverflowError)
 _PIL_LIMIT = threading.Lock()
@@ -51,7 +52,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         MediaError: missing, a folder, empty, not an image, damaged or truncated, a side below 32 px or above
-            20,000 px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
+            20,000 px, more than 200 million px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
     """
     path = check_input_file(path, what="image")
     _register_heif()
@@ -124,6 +125,10 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
         raise MediaError(f"image '{path}' is {width} x {height} px; each side needs at least {MIN_SIDE} px")
     if max(size) > MAX_SIDE:
         raise MediaError(f"image '{path}' is {width} x {height} px; at most {MAX_SIDE} px a side, reduce it first")
+    if width * height > MAX_PIXELS:
+        raise MediaError(
+            f"image '{path}' is {width} x {height} px; at most {MAX_PIXELS // 10**6} million px, reduce it first"
+        )
 
 
 def _decode(opened: Image.Image, path: Path) -> Image.Image:

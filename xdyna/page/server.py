@@ -67,7 +67,11 @@ def _remove_dead() -> None:
             with (folder / _LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # it runs, or has just been made
+        except FileNotFoundError:  # it has just been made, or was killed before it had its lock
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _SWEEP:
+                    folder.rmdir()
+        except OSError:  # it runs
             continue
 
 

@@ -133,7 +133,7 @@ def _copy(
     It is opened without following a link, inside of the folder of uploads only.
     """
     missing = UsageError(f"the {what} is not here any more; give it again")
-    if "\0" in sent:
+    if not isinstance(sent, str) or "\0" in sent:
         raise missing
     path = Path(os.path.abspath(sent))
     if not path.parent.resolve().is_relative_to(uploads.resolve()) or path.is_dir():

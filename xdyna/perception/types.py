@@ -10,6 +10,7 @@ its edge.
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from xdyna.perception.errors import PerceptionError
 FORMAT = "xdyna-pose-1"
 _POINTS = {"body": (18, 3), "hands": (2, 21, 3), "face": (68, 3)}
 _KEYS = ("format", "body", "hands", "face", "size", "times", "frame_index", "source")
-_MAX_BYTES = 4 << 30  # an archive that unpacks to more is refused; an hour at 30 fps takes 0.2 GB
+_MAX_BYTES = 1 << 30  # an archive that unpacks to more is refused; an hour at 30 fps takes 0.2 GB
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class PoseTrack:
                 body=arrays["body"],
                 hands=arrays["hands"],
                 face=arrays["face"],
-                size=tuple(arrays["size"].tolist()),
+                size=tuple(arrays["size"].reshape(-1).tolist()),
                 times=arrays["times"],
                 frame_index=arrays["frame_index"],
                 source=str(arrays["source"]),
@@ -262,7 +263,7 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > _MAX_BYTES:
-                raise PerceptionError(f"keypoints '{path}' unpack to {unpacked / 2**30:.1f} GiB; expected below 4 GiB")
+                raise PerceptionError(f"keypoints '{path}' unpack to {unpacked / 2**30:.1f} GiB; expected below 1 GiB")
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in keys if key not in arrays.files]
             if missing:
@@ -274,9 +275,11 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
     except PerceptionError:
         raise
     except (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, MemoryError, OverflowError,
-            NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+            NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         # The zip and npy parsers raise all of these on damaged bytes.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else "it does not fit into memory"
+        if isinstance(error, tokenize.TokenError | SyntaxError) or " object at 0x" in reason:
+            reason = "the header of an array cannot be read"
         raise PerceptionError(
             f"keypoints '{path}' are damaged or no .npz ({reason}); detect them again from the video"
         ) from error

@@ -1,6 +1,5 @@
 """Many animations from one file: `--batch pairs.json`."""
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from xdyna.config.infer import DRIVE_KINDS
 from xdyna.core.errors import UsageError
+from xdyna.core.files import parse_json
 from xdyna.core.ranks import Ranks
 from xdyna.pipelines.plan import Request
 
@@ -40,7 +40,7 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
         UsageError: a missing or malformed file, or an entry without reference or driving file.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"--batch {path}: no such file") from error
     except (OSError, ValueError) as error:

@@ -149,8 +149,11 @@ def face_source(name: str) -> FaceSource:
     """
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(found, type) and any("__call__" in kind.__dict__ for kind in found.__mro__)):
+            raise ValueError(f"{attribute} is no class of face sources")  # before anything of it is called
+        return found()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(
             f"face_source={name}: {error}; expected the dotted name of a class like xdyna.puppets.actor.PuppetFaces"
         ) from error

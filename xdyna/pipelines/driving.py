@@ -11,6 +11,7 @@ from xdyna.media.video import frame_times, natural_fps, nominal_fps, probe, resa
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import PoseTrack
 
+MOST_FRAMES = 1_000_000  # of a result: 18 hours at 15 fps
 MAX_FPS = 15.0  # the rate the published model was trained for
 
 
@@ -104,8 +105,16 @@ def open_driving(
     rate = Fraction(source_fps).limit_denominator(1001)
     if fps is not None:
         rate = Fraction(fps).limit_denominator(1001)
+    elif stride is not None:
+        rate = rate / stride
     else:
-        rate = rate / stride if stride is not None else natural_fps(rate, MAX_FPS)
+        rate = natural_fps(rate, MAX_FPS) if rate > 0 else rate
+    wanted = min(duration * float(rate), np.inf if frames is None else frames)
+    if not (rate > 0 and duration > 0 and wanted <= MOST_FRAMES):
+        raise UsageError(
+            f"{path} has {len(times)} frames in {duration:.4g} s by its time stamps, {wanted:.4g} at {float(rate):g} frames "
+            f"per second; expected at most {MOST_FRAMES} in all: give --frames, --fps, or a file with other time stamps"
+        )
     rows = resample_indices(times, duration=duration, fps=float(rate), max_frames=frames)
     if face_video is not None:
         _check_face_video(face_video, path, rows=rows, size=size, track=track)

@@ -1,5 +1,6 @@
 """Which weights a program uses, and loading them strictly."""
 
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from xdyna.checkpoints.component import load_component
+from xdyna.checkpoints.component import WRONG_PARTS, load_component, reason_of
 from xdyna.checkpoints.io import check_folder
-from xdyna.config.contract import ConditionContract, read_contract
+from xdyna.config.contract import PREDICTION_TYPES, ConditionContract, read_contract
 from xdyna.core.errors import UsageError, WeightsError
-from xdyna.core.files import file_sha256
+from xdyna.core.files import file_sha256, parse_json
 from xdyna.core.resources import pretrained
 from xdyna.pipelines.memory import save_memory
 from xdyna.pipelines.xdyna import XDynaPipeline
@@ -101,11 +102,12 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     if index.get("_class_name") != "XDynaPipeline":
         kind = index.get("_class_name")
         raise WeightsError(f"{folder} holds a {kind}, expected an XDynaPipeline; convert it with scripts/convert.py")
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
+    if absent := [name for name in _needed_parts() if (index.get(name) or [None, None])[1] is None]:
+        raise WeightsError(f"{folder}: model_index.json names no {', '.join(absent)}; an XDynaPipeline needs them")
+    unet, vae = (_read_config(folder / name / "config.json", keys) for name, keys in _READ.items())
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     path = folder / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(path.read_text()) if path.is_file() else {}
+    scheduler = _read_config(path, ()) if path.is_file() else {}
     contract = _agreeing(read_contract(folder), scheduler, folder)
     height, width = contract.size or (side * scale for side in unet["sample_size"])
     has_face = index.get("face_controlnet", [None, None])[1] is not None and contract.face != "none"
@@ -114,9 +116,33 @@ def find_checkpoint(folder: Path | None, build_tiny: Callable[[Path], Any]) -> C
     return Checkpoint(folder, (height, width), has_face, untrained, scale, unet["motion_max_frames"], contract, tiny)
 
 
+# What is read of a configuration before its network is loaded.
+_READ = {"unet": ("sample_size", "motion_max_frames"), "vae": ("block_out_channels",)}
+
+
+def _read_config(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """A configuration that holds these keys."""
+    config = parse_json(path.read_bytes())
+    if absent := [key for key in keys if not config.get(key)]:
+        raise WeightsError(f"{path} has no {', '.join(absent)}; it belongs to another model, or is damaged")
+    if isinstance(config.get("sample_size"), int):
+        config["sample_size"] = [config["sample_size"]] * 2
+    return config
+
+
+def _needed_parts() -> list[str]:
+    """Parts without which there is no pipeline."""
+    optional = set(XDynaPipeline._optional_components)
+    return [name for name in inspect.signature(XDynaPipeline).parameters if name not in optional]
+
+
 def _agreeing(contract: ConditionContract, scheduler: Mapping[str, Any], folder: Path) -> ConditionContract:
     """The contract, which must not contradict the scheduler's configuration."""
     predicts = scheduler.get("prediction_type", "epsilon")
+    if predicts not in PREDICTION_TYPES:
+        raise WeightsError(
+            f"{folder}: its scheduler's prediction_type is {predicts!r}, expected one of {', '.join(PREDICTION_TYPES)}"
+        )
     if contract.prediction_type not in (None, predicts):
         raise WeightsError(
             f"{folder}: conditions.json says prediction_type={contract.prediction_type}, its scheduler {predicts}; "
@@ -176,7 +202,12 @@ def load_pipeline(
             parts[name] = None
         elif list((checkpoint.folder / name).glob("*.safetensors")):
             parts[name] = load_component(checkpoint.folder / name, *entry, dtype=dtype)
-    pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
+    try:
+        pipeline: XDynaPipeline = XDynaPipeline.from_pretrained(checkpoint.folder, **parts)
+    except WRONG_PARTS as error:
+        raise WeightsError(
+            f"{checkpoint.folder} cannot be loaded: {reason_of(error)} (is this another release, or a damaged copy?)"
+        ) from error
     if low_memory:
         save_memory(pipeline, device)
     else:

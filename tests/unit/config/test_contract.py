@@ -66,7 +66,7 @@ def test_folders_without_one(tmp_path: Path) -> None:
         ('{"size": [64]}', "damaged"),
         ('{"size": [0, 64]}', "size is 0"),
         ('{"fps": [15, 6]}', "expected .lowest, highest."),
-        ('{"frames": Infinity}', "frames is inf"),
+        ('{"frames": Infinity}', "holds Infinity"),
         ('{"frames": -3}', "frames is -3"),
         ('{"steps": 2.5}', "steps is 2.5, expected a whole number"),
         ('{"guidance": true}', "guidance is True"),

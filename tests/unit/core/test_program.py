@@ -25,6 +25,10 @@ def raising(error: BaseException):
     [
         (UsageError("give --ref"), 2, "error: give --ref\n"),
         (ValueError("no video"), 1, "error: no video\n"),
+        (OSError(36, "File name too long", "a.mp4"), 1, "error: 'a.mp4': File name too long\n"),
+        (OSError(12, "Cannot allocate memory"), 1, "error: the memory is full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "error: the memory is full"),
+        (ValueError("\udcff is no name"), 1, "error: \\udcff is no name\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (ZeroDivisionError("x"), 1, "unexpected error: ZeroDivisionError: x\nRun again with --debug for details.\n"),
         (ImportError("No module named 'x'"), 1, "unexpected error: ImportError: No module named 'x'\nRun again with"),
@@ -36,6 +40,13 @@ def test_one_message(error: BaseException, code: int, message: str, capsys: pyte
     told = capsys.readouterr().err
     assert told.startswith(message)
     assert "Traceback" not in told
+
+
+def test_a_long_message_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    run(raising(ValueError(f"'{'x' * 9000}' is no name; choose another")), [])
+    told = capsys.readouterr().err
+    assert len(told) < 2100
+    assert told.endswith("x' is no name; choose another\n")
 
 
 def test_a_missing_library_comes_with_its_mend(capsys: pytest.CaptureFixture[str]) -> None:

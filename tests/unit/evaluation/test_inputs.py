@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from xdyna.core.errors import UsageError
+from xdyna.evaluation.generate import read_tests
 from xdyna.evaluation.inputs import Entry, counted, from_folders, from_list, read_case, read_video, videos_in
 from xdyna.evaluation.masks import read_masks
 from xdyna.evaluation.metrics.dynamics import TemporalRatio, WarpingError
@@ -179,3 +181,13 @@ def test_bad_folders(tmp_path: Path) -> None:
         videos_in(tmp_path / "t")
     with pytest.raises(ValueError, match="no masks for the generated video 'a'"):
         from_folders(tmp_path / "g", tmp_path / "g", masks=tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["../made", "a/../../made", "/tmp/made", "a\0b", ".", "", "a//b", "x" * 300, "a\nb"])
+def test_ids_of_a_test_list_stay_in_the_folder(name: str, tmp_path: Path) -> None:
+    """Lists come from others, and the videos that they name replace what is there."""
+    for file in ("a.png", "b.npz"):
+        (tmp_path / file).touch()
+    (tmp_path / "list.json").write_text(json.dumps([{"ref": "a.png", "drive": "b.npz", "id": name}]))
+    with pytest.raises(UsageError, match="is no name of a file inside of a folder"):
+        read_tests(tmp_path / "list.json")

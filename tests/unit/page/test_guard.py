@@ -175,3 +175,15 @@ def test_hosts(host: str, own: str, status: int, uploads: Path) -> None:
 )
 def test_other_sites(origin: str, status: int, uploads: Path) -> None:
     assert ask(uploads, "POST", f"{API}/run/look", b"{}", {"origin": origin, **JSON}).status == status
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "multipart/form-data; boundary=x", "x"])
+def test_a_body_that_calls_itself_something_else_is_not_let_in(uploads: Path, kind: str) -> None:
+    """Who parses it behind the guard might take it for JSON all the same."""
+    body = b'{"data": [{"path": "/etc/passwd"}]}'
+    found = ask(uploads, "POST", f"{API}/run/look", body, {"content-type": kind})
+    assert (found.status, found.got) == (415, b"")
+    form = ask(
+        uploads, "POST", "/login", b"username=me&password=x", {"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert form.status == 200
