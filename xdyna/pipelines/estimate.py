@@ -308,7 +308,7 @@ def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> It
     for note in plan.notes:
         yield f"  {note}"
     yield (
-        f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
+        f"driving    {plan.request.addresses.get('driving', driving.path)} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
         f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
     )
     yield (
