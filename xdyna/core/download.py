@@ -154,7 +154,7 @@ def check_address(address: str, *, after: str | None = None) -> None:
     except ValueError as error:
         raise DownloadError(f"{said}{error}; expected https://HOST/PATH or s3://BUCKET/KEY") from error
     schemes = ("https", "http") if after else ("https", "http", "s3")
-    if parts.scheme not in schemes or not host or re.search(r"[\x00-\x20\x7f]", address):
+    if parts.scheme not in schemes or not host or re.search(r"[\x00-\x1f\x7f]", address):
         mend = "; give the path itself" if parts.scheme == "file" and not after else f", {_BY_HAND}"
         raise DownloadError(f"{said}expected https://HOST/PATH or s3://BUCKET/KEY{mend}")
     if secret:
@@ -320,7 +320,7 @@ def _opened_s3(address: str, shown: str) -> Iterator[_Stream]:
         import fsspec
 
         patience = {"connect_timeout": 10, "read_timeout": _STALL, "retries": {"max_attempts": 2}}
-        system, inner = fsspec.core.url_to_fs(address, config_kwargs=patience)
+        system, inner = fsspec.core.url_to_fs(address, config_kwargs=patience, skip_instance_cache=True)
     except ImportError as error:
         raise DownloadError(
             f"{shown}: s3:// needs a package that is not installed ({error}); run: pip install 'xdyna[s3]', {_BY_HAND}"
@@ -360,8 +360,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _shown(address: str) -> str:
-    """An address for messages: without the query, which may hold keys, and without a password."""
-    bare = address.partition("?")[0].partition("#")[0]
+    """An address for messages: in one line, without the query, which may hold keys, and without a password."""
+    bare = re.sub(r"[\x00-\x1f\x7f]", "?", address.partition("?")[0].partition("#")[0])
     return re.sub(r"//[^/@]*@", "//", bare)[:200]
 
 

@@ -86,7 +86,7 @@ class Request:
         }
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Path (or address) and SHA-256 of everything that goes in; of values that came without a file, the hash alone."""
+        """Path or address, and SHA-256 of everything that goes in; of values without a file, the hash alone."""
         entries: dict[str, dict[str, str]] = {}
         for name, path in self.named().items():
             origin = {"url": self.addresses[name]} if name in self.addresses else {"path": str(path)}
