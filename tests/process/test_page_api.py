@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.process.page_server import ROOT, Served, blocks, until
+from tests.unit.core.file_server import serving
 from xdyna.media.video import probe
 
 gradio_client = pytest.importorskip("gradio_client", reason="needs the demo extra")
@@ -155,6 +156,24 @@ def test_unknown_jobs_and_rooms(client: Any) -> None:
         client.predict("x", "{}", api_name="/live_exchange")
     with pytest.raises(gradio_client.exceptions.AppError, match="expected one of skeleton, camera"):
         client.predict("x", api_name="/live_start")
+
+
+def test_no_address_of_a_client_is_fetched(page: Served) -> None:
+    video = sent(page, SAMPLE / "driving.mp4")
+    with serving({"/a.png": (SAMPLE / "reference.png").read_bytes()}) as other:
+        address = f"{other.url}/a.png"
+        for named in (
+            {"path": address},
+            {"path": address, "url": address},
+            {"url": address},
+            {**video, "url": address},
+        ):
+            image = {**named, "meta": {"_type": "gradio.FileData"}}
+            for route in ("call/look", "call/submit", "queue/join", "run/look"):
+                post(page, f"/gradio_api/{route}", {"data": [image, video, *WISH.values()]})
+        for path in ("proxy=", "file=", "file/"):
+            answer(urllib.request.Request(f"{page.url}/gradio_api/{path}{address}"))
+        assert other.requests == []
 
 
 def test_hostile_requests(page: Served) -> None:

@@ -92,7 +92,8 @@ def image_size(path: str | os.PathLike[str], *, upright: bool = False) -> tuple[
     with _without_pixel_limit():
         try:
             with Image.open(path) as opened:
-                turned = upright and opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                # What is in the head alone: `getexif` of a PNG would decode it.
+                turned = upright and Image.Image.getexif(opened).get(_ORIENTATION, 1) in (5, 6, 7, 8)
                 return opened.size[::-1] if turned else opened.size
         except _BROKEN as error:  # UnidentifiedImageError is an OSError
             raise MediaError(f"'{path}' is not an image ({_looks_like(path)}); {_EXPECTED}") from error
