@@ -159,20 +159,18 @@ def test_unknown_jobs_and_rooms(client: Any) -> None:
 
 
 def test_no_address_of_a_client_is_fetched(page: Served) -> None:
-    video = sent(page, SAMPLE / "driving.mp4")
+    ours = sent(page, SAMPLE / "reference.png")  # as the video: what is looked at is refused soon
     with serving({"/a.png": (SAMPLE / "reference.png").read_bytes()}) as other:
         address = f"{other.url}/a.png"
-        for named in (
-            {"path": address},
-            {"path": address, "url": address},
-            {"url": address},
-            {**video, "url": address},
-        ):
-            image = {**named, "meta": {"_type": "gradio.FileData"}}
+        for named in ({"path": address}, {"path": address, "url": address}):
             for route in ("call/look", "call/submit", "queue/join", "run/look"):
-                post(page, f"/gradio_api/{route}", {"data": [image, video, *WISH.values()]})
+                data = {"data": [{**named, "meta": ours["meta"]}, ours, *WISH.values()]}
+                assert post(page, f"/gradio_api/{route}", data)[0] == 400
+        for named in ({"url": address, "path": ""}, {"url": address}):
+            status, _ = post(page, "/gradio_api/run/look", {"data": [{**ours, **named}, ours, *WISH.values()]})
+            assert status >= 400
         for path in ("proxy=", "file=", "file/"):
-            answer(urllib.request.Request(f"{page.url}/gradio_api/{path}{address}"))
+            assert answer(urllib.request.Request(f"{page.url}/gradio_api/{path}{address}"))[0] >= 400
         assert other.requests == []
 
 
