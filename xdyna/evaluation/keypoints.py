@@ -102,7 +102,7 @@ class Compared:
         """The body's height in px: nose to the middle of the ankles by way of neck and hips, as drawn; the median.
 
         Raises:
-            ValueError: no frame shows all of these.
+            UsageError: no frame shows all of these.
         """
         places = self.drawn[..., :2]
         hips = (places[:, RIGHT_HIP] + places[:, LEFT_HIP]) / 2
