@@ -18,7 +18,10 @@ from tests.docs.hub_server import Hub, serve
 
 COPIED = ("Makefile", "LICENSE", "README.md", "assets", "configs", "constraints.txt", "docs", "pretrained")
 COPIED += ("pyproject.toml", "scripts", "xdyna")
-LEFT_OUT = {"docs": ("*.png", "*.webp"), "pretrained": ("official", "xdyna", "xdyna-initial", "dwpose", "insightface")}
+LEFT_OUT = {
+    "docs": ("*.png", "*.webp"),
+    "pretrained": ("official", "xdyna", "xdyna-initial", "dwpose", "DWPose", "insightface"),
+}
 NEEDS = {"easy", "clip", "published", "card", "hub"}  # what `@name` may say
 SECONDS = float(os.environ.get("XDYNA_DOCS_TEST_SECONDS", "1800"))
 # People are found in puppets only half: thresholds that would leave these clips out are lowered.

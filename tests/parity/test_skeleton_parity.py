@@ -7,50 +7,20 @@ limbs are 60 % bright). With XDYNA_SHOWS_DIR set, a side-by-side image per video
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
+from xdyna.evaluation.keypoints import DRAWN, drawn_joints
 from xdyna.media import probe, read_frames, write_png
 from xdyna.media.sheet import contact_sheet
 from xdyna.perception import draw_pose, track_person
-from xdyna.perception.topology import BODY_COLORS, BODY_JOINTS
+from xdyna.perception.topology import BODY_JOINTS
 
 pytest.importorskip("mediapipe", reason="needs the perception extra")
 
 FRAMES = 60
 TARGET = 0.08
 _LEFT_HIP, _LEFT_KNEE, _LEFT_ANKLE = 11, 12, 13
-_DRAWN = 14  # joints without eyes and ears
-
-
-def official_joints(image: np.ndarray) -> np.ndarray:
-    """(14, 3) x px, y px, share of the disc that shows (hands are drawn over some)."""
-    image = image.astype(np.float32)
-    apart = np.stack([np.abs(image - color).sum(axis=-1) for color in BODY_COLORS[:_DRAWN].astype(np.float32)])
-    nearest, bright = apart.argmin(axis=0), image.max(axis=-1) > 180
-    disc = np.zeros((9, 9), np.float32)
-    cv2.circle(disc, (4, 4), 4, 1, -1)
-    ring = np.hypot(*np.mgrid[-8:9, -8:9]) > 5.5
-    joints = np.zeros((_DRAWN, 3))
-    for joint in [*range(_LEFT_KNEE), _LEFT_ANKLE, _LEFT_KNEE]:
-        mask = ((nearest == joint) & bright & (apart[joint] < 150)).astype(np.float32)
-        shown = cv2.filter2D(mask, -1, disc / disc.sum(), borderType=cv2.BORDER_CONSTANT)
-        if joint == _LEFT_KNEE:  # hands have the same blue: a lone disc around the middle of the leg is the knee
-            if min(joints[_LEFT_HIP, 2], joints[_LEFT_ANKLE, 2]) < 0.5:
-                continue
-            leg = joints[[_LEFT_HIP, _LEFT_ANKLE], :2]
-            rows, columns = np.indices(mask.shape)
-            apart_from_middle = np.hypot(columns - leg[:, 0].mean(), rows - leg[:, 1].mean())
-            shown[apart_from_middle > 0.35 * np.linalg.norm(leg[0] - leg[1])] = 0
-            shown -= cv2.filter2D(mask, -1, ring / ring.sum(), borderType=cv2.BORDER_CONSTANT)
-        best = shown.max()
-        if best > 0.35:
-            row, column = np.unravel_index(shown.argmax(), shown.shape)
-            ys, xs = np.nonzero(shown >= best - 1e-3)
-            same = np.hypot(xs - column, ys - row) < 5
-            joints[joint] = xs[same].mean(), ys[same].mean(), best
-    return joints
 
 
 def test_official_joints_are_found_by_colour():
@@ -62,11 +32,11 @@ def test_official_joints_are_found_by_colour():
     body[_LEFT_KNEE, :2] = (body[_LEFT_HIP, :2] + body[_LEFT_ANKLE, :2]) / 2 + 15
     hands = np.ones((2, 21, 3), np.float32)
     hands[..., :2] = body[[3, 6], None, :2] + rng.uniform(20, 50, (2, 21, 2))
-    found = official_joints(draw_pose(body, hands, size=(896, 512)))
+    found = drawn_joints(draw_pose(body, hands, size=(896, 512)))
     shown = found[:, 2] > 0.5
     assert shown[_LEFT_KNEE]
-    assert shown.sum() >= _DRAWN - 2
-    np.testing.assert_allclose(found[shown, :2], np.trunc(body[:_DRAWN][shown, :2]), atol=1)
+    assert shown.sum() >= DRAWN - 2
+    np.testing.assert_allclose(found[shown, :2], np.trunc(body[:DRAWN][shown, :2]), atol=1)
 
 
 @pytest.mark.slow
@@ -76,14 +46,14 @@ def test_joints_match_the_official_ones(name: str, shared_dir: Path, tmp_path: P
     rows = np.linspace(0, probe(video).frame_count - 1, FRAMES).round().astype(int)
     track = track_person(video, frame_indices=rows, cache_dir=tmp_path)
     official_images = list(read_frames(official_video, rows))
-    official = np.stack([official_joints(image) for image in official_images])
+    official = np.stack([drawn_joints(image) for image in official_images])
     hips = (official[:, 8, :2] + official[:, _LEFT_HIP, :2]) / 2
     torso_shown = (official[:, [1, 8, _LEFT_HIP], 2] > 0.5).all(axis=1)
     torso = np.median(np.linalg.norm(official[torso_shown, 1, :2] - hips[torso_shown], axis=1))
 
     shown = official[..., 2] > 0.5
-    drawn = track.body[:, :_DRAWN, 2] >= 0.3
-    distance = np.linalg.norm(track.body[:, :_DRAWN, :2] - official[..., :2], axis=2) / torso
+    drawn = track.body[:, :DRAWN, 2] >= 0.3
+    distance = np.linalg.norm(track.body[:, :DRAWN, :2] - official[..., :2], axis=2) / torso
     distance[~(shown & drawn)] = np.nan
     print(f"\n{name}: torso {torso:.0f} px, {np.isfinite(distance).sum()} joints compared, {track.summary}")
     print(f"  official joints shown {shown.sum()}, of these not drawn by us {(shown & ~drawn).sum()}")

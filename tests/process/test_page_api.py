@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.process.page_server import ROOT, Served, blocks, until
+from tests.unit.core.file_server import serving
 from xdyna.media.video import probe
 
 gradio_client = pytest.importorskip("gradio_client", reason="needs the demo extra")
@@ -155,6 +156,22 @@ def test_unknown_jobs_and_rooms(client: Any) -> None:
         client.predict("x", "{}", api_name="/live_exchange")
     with pytest.raises(gradio_client.exceptions.AppError, match="expected one of skeleton, camera"):
         client.predict("x", api_name="/live_start")
+
+
+def test_no_address_of_a_client_is_fetched(page: Served) -> None:
+    ours = sent(page, SAMPLE / "reference.png")  # as the video: what is looked at is refused soon
+    with serving({"/a.png": (SAMPLE / "reference.png").read_bytes()}) as other:
+        address = f"{other.url}/a.png"
+        for named in ({"path": address}, {"path": address, "url": address}):
+            for route in ("call/look", "call/submit", "queue/join", "run/look"):
+                data = {"data": [{**named, "meta": ours["meta"]}, ours, *WISH.values()]}
+                assert post(page, f"/gradio_api/{route}", data)[0] == 400
+        for named in ({"url": address, "path": ""}, {"url": address}):
+            status, _ = post(page, "/gradio_api/run/look", {"data": [{**ours, **named}, ours, *WISH.values()]})
+            assert status >= 400
+        for path in ("proxy=", "file=", "file/"):
+            assert answer(urllib.request.Request(f"{page.url}/gradio_api/{path}{address}"))[0] >= 400
+        assert other.requests == []
 
 
 def test_hostile_requests(page: Served) -> None:

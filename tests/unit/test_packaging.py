@@ -31,11 +31,12 @@ PARITY = {"cdfvd", "facenet_pytorch", "lpips", "pytorch_fid", "torchvision"}
 # Which extras may stand behind a package of xdyna, besides the core's requirements.
 BEHIND = {
     "cli": set(EXTRAS),
+    "core": {"s3"},
     "data": {"data"},
     "evaluation": {"eval", "perception"},
     "models": {"xformers"},
     "page": {"demo"},
-    "perception": {"perception"},
+    "perception": {"dwpose", "perception"},
     "pipelines": {"eval"},  # a plot of `bench modes`
     "preprocess": {"data", "perception", "ray"},
     "puppets": {"eval", "perception"},

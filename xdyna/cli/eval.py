@@ -25,7 +25,8 @@ PROGRAM = Program(
     root="eval",
     schema=EvalConfig,
     description="Measure generated videos against true ones; write report.json, report.csv, report.md, report.png. "
-    "`eval parity` compares the metrics' networks with their libraries.",
+    "`eval parity` compares the metrics' networks with their libraries, `eval keypoints` a pose backend with "
+    "pose videos.",
     example="xdyna eval --generated outputs --truth videos metrics=table2 clip.frames=32 --out outputs/eval",
 )
 
@@ -72,6 +73,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         int: 0 when every metric was computed, else 1 (0 with --allow-skipped).
     """
+    if argv and argv[0] == "keypoints":
+        from xdyna.evaluation import keypoints
+
+        return keypoints.main(argv[1:])
     if argv and argv[0] == "parity":
         from xdyna.evaluation import parity
 

@@ -4,6 +4,7 @@ What animates is imported by the functions that need it: help and --cfg come at 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.infer import DRIVE_KINDS, InferConfig, parse_size
 from xdyna.core.errors import UsageError
+from xdyna.core.files import is_address
 from xdyna.core.program import FAILURE
 
 if TYPE_CHECKING:
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
     from xdyna.pipelines.animate import Animation
     from xdyna.pipelines.plan import Request
 
-UNITS = {"finding the person": "frame", "hashing weights": "file", "denoising": "window", "decoding": "frame"}
+UNITS = {
+    "downloading": "kB",
+    "finding the person": "frame",
+    "hashing weights": "file",
+    "denoising": "window",
+    "decoding": "frame",
+}
 PUPPET_FACES = "xdyna.puppets.actor.PuppetFaces"
 
 PROGRAM = Program(
@@ -37,20 +45,26 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser. Settings left out keep their defaults, or those of preset=NAME."""
     p = PROGRAM.parser()
     files = p.add_argument_group("files")
-    files.add_argument("--ref", type=Path, metavar="IMG", help="image of the person")
-    files.add_argument("--drive", type=Path, metavar="FILE", help="driving video, pose video or keypoints (.npz)")
+    files.add_argument("--ref", type=file_or_address, metavar="IMG", help="image of the person")
+    files.add_argument(
+        "--drive",
+        type=file_or_address,
+        metavar="FILE",
+        help="driving video, pose video, folder of frames, or keypoints (.npz); this and the other inputs may be "
+        "https:// and s3:// addresses",
+    )
     files.add_argument(
         "--drive-kind", choices=DRIVE_KINDS, default="auto", help="what --drive is (default: by its ending)"
     )
     files.add_argument(
         "--face-video",
-        type=Path,
+        type=file_or_address,
         metavar="FILE",
         help="for a pose video or keypoints: the video they were made from, to take the faces from",
     )
     files.add_argument(
         "--ref-keypoints",
-        type=Path,
+        type=file_or_address,
         metavar="NPZ",
         help="keypoints of the person in the image, for --align, for --crop person and for the warning about what a "
         "crop cuts (default: they are detected)",
@@ -85,6 +99,11 @@ def parser() -> argparse.ArgumentParser:
     )
     short.add_argument("--audio", dest="audio", action=argparse.BooleanOptionalAction, help="as --keep-audio")
     return p
+
+
+def file_or_address(text: str) -> Path | str:
+    """A path, or an address as it is. Args: text: of the command line."""
+    return text if is_address(text) else Path(text)
 
 
 def prepare(flags: argparse.Namespace) -> None:
@@ -153,6 +172,7 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
     from xdyna.pipelines.animate import make
     from xdyna.pipelines.estimate import calibrate, describe_plan
     from xdyna.pipelines.examine import examine
+    from xdyna.pipelines.fetching import fetched
     from xdyna.pipelines.folder import UNTRAINED_MARK
     from xdyna.pipelines.model import load
     from xdyna.pipelines.plan import plan_animation
@@ -172,33 +192,34 @@ def _make_all(requests: "Sequence[Request]", command: Command[InferConfig], rank
         print(f"note: {folder}: {(folder / UNTRAINED_MARK).read_text().strip()}")
     if args.dry_run:
         for request in requests if ranks.rank == 0 else ():
-            plan = plan_animation(request, settings, model.checkpoint, overwrite=args.overwrite)
-            if args.calibrate:
-                model.settle_attention(plan.settings.attention, plan.run_shapes())
-                calibrate(model.pipeline, plan)
-            print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
             watch = Watch(progress=Bars(UNITS), tell=print)
-            print(*examine(plan, cache_dir=args.cache_dir, watch=watch, overwrite=args.overwrite).lines(), sep="\n")
+            with fetched(request, settings, watch) as local:
+                plan = plan_animation(local, settings, model.checkpoint, overwrite=args.overwrite)
+                if args.calibrate:
+                    model.settle_attention(plan.settings.attention, plan.run_shapes())
+                    calibrate(model.pipeline, plan)
+                print(*describe_plan(plan, device=model.device, dtype=model.dtype), sep="\n")
+                suits = examine(plan, cache_dir=args.cache_dir, watch=watch, overwrite=args.overwrite)
+                print(*suits.lines(), sep="\n")
         return 0
 
     def run(request: "Request") -> None:
-        if apart and not args.overwrite and (there := already_made(request, model, settings)):
-            print(f"{there} is there already, made of the same files with the same settings")
-            return
         bars, speaks = Bars(UNITS), apart or ranks.rank == 0
-        try:
+        watch = Watch(progress=bars, tell=print) if speaks else Watch()
+        with contextlib.closing(bars), fetched(request, settings, watch) as local:
+            if apart and not args.overwrite and (there := already_made(local, model, settings)):
+                print(f"{there} is there already, made of the same files with the same settings")
+                return
             made = make(
-                request,
+                local,
                 model,
                 settings=settings,
                 overwrite=args.overwrite,
-                watch=Watch(progress=bars, tell=print) if speaks else Watch(),
+                watch=watch,
                 cache_dir=args.cache_dir,
                 argv=command.argv,
                 ranks=Ranks() if apart else ranks,
             )
-        finally:
-            bars.close()
         if speaks:
             _tell(made)
 

@@ -48,7 +48,8 @@ class InferConfig:
         seed: of noise, window offsets and everything else random.
         height: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 896).
         width: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 512).
-        fps: frames per second of the output; None follows the driving video. Not together with `stride`.
+        fps: frames per second of the output; None follows the driving video. Not together with `stride`. Of a folder of
+            frames it is their own rate, too (None: 15).
         frames: at most so many output frames; None for all of the driving video.
         stride: use every n-th driving frame; None follows `fps`.
         prompt: text; the published model was used with "".
@@ -86,6 +87,8 @@ class InferConfig:
         low_memory: the branches of guidance one after the other, ControlNets, feed-forward layers and the VAE in parts,
             networks that wait on the CPU; same result up to rounding, slower.
         keep_audio: copy the driving video's sound into the output.
+        url_max_mb: largest input that is fetched from an address, in 10^6 bytes.
+        url_seconds: longest time that fetching one may take.
         save: the video as "mp4" (H.264, what players show), or without loss, to be measured: "ffv1" (.mkv) or "frames"
             (a folder of PNG images).
 
@@ -129,6 +132,8 @@ class InferConfig:
     decoder: str = setting("vae", choices=DECODERS)
     low_memory: bool = False
     keep_audio: bool = True
+    url_max_mb: float = setting(2000.0, above=0)
+    url_seconds: float = setting(600.0, above=0)
     save: str = setting("mp4", choices=SAVES)
 
     def __post_init__(self) -> None:

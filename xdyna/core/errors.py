@@ -22,6 +22,10 @@ class WeightsError(ValueError):
     """Weights are missing, damaged, unsafe or do not fit."""
 
 
+class DownloadError(WeightsError):
+    """A file could not be fetched, or is not what was expected; says how to get it by hand."""
+
+
 class XDynaWarning(UserWarning):
     """Something was usable only in part, or not quite as asked; the message says what differs."""
 

@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 20  # bytes read at a time
+SPARE_BYTES = 64 * 2**20  # left free on the disk by downloads
+
+
+def is_address(given: object) -> bool:
+    """Whether something is an address (https://..., s3://...) instead of a path."""
+    return isinstance(given, str) and "://" in given
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

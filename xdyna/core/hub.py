@@ -26,20 +26,15 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
-from xdyna.core.errors import WeightsError
-from xdyna.core.files import file_sha256
+from xdyna.core.errors import DownloadError, WeightsError
+from xdyna.core.files import SPARE_BYTES, file_sha256
 from xdyna.core.resources import resource
 
 REGISTRY = resource("pretrained", "registry.yaml")
 USES = ("animate", "train")
-SPARE_BYTES = 64 * 2**20  # left free on the disk
 
 # What the client raises besides its own errors depends on the HTTP library beneath it, which changed over its versions.
 NETWORK_ERRORS: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError)
-
-
-class DownloadError(WeightsError):
-    """A file could not be fetched, or is not what was expected; says how to get it by hand."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ from xdyna.core.atomic import PART
 from xdyna.core.errors import writing_error
 from xdyna.core.files import natural_order
 from xdyna.media.errors import MediaError
-from xdyna.media.image import write_png
+from xdyna.media.image import image_size, read_image, write_png
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -25,6 +26,73 @@ def frame_files(folder: Path) -> list[Path]:
     """The images of a folder in the order of the numbers in their names (2 before 10); hidden files are left out."""
     files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
     return sorted(files, key=lambda path: natural_order(path.name))
+
+
+def frames_of(folder: Path) -> list[Path]:
+    """As `frame_files`, of a folder that must hold some.
+
+    Raises:
+        MediaError: no image in it, or it cannot be read.
+    """
+    try:
+        files = frame_files(folder)
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise MediaError(f"folder '{folder}' cannot be read: {error.strerror}; check its permissions") from error
+    if not files:
+        held = f"what it holds is '{others[0]}' and the like" if others else "it is empty"
+        raise MediaError(f"folder '{folder}' holds no frames: {held}; expected images ({', '.join(IMAGES)})")
+    return files
+
+
+def check_frames(folder: Path) -> tuple[int, tuple[int, int]]:
+    """See whether a folder's images can be the frames of one video. Their headers are read, and the first image.
+
+    Args:
+        folder: of the images.
+
+    Returns:
+        How many there are, and their size (H, W) in px, as `read_image` gives them.
+
+    Raises:
+        MediaError: no image in it, an unreadable one, or images of several sizes.
+    """
+    files = frames_of(folder)
+    first = image_size(files[0], upright=True)
+    for file in files[1:]:
+        if (size := image_size(file, upright=True)) != first:
+            raise _other_size(folder, files[0], first, file, size)
+    height, width = read_image(files[0]).shape[:2]
+    return len(files), (height, width)
+
+
+def read_images(files: list[Path]) -> Iterator[np.ndarray]:
+    """Frames that are images of one folder, each read when it is asked for.
+
+    Args:
+        files: of the images.
+
+    Yields:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        MediaError: an image that cannot be read, or one of another size than the first.
+    """
+    size: tuple[int, int] | None = None
+    for file in files:
+        image = read_image(file)
+        found = (image.shape[1], image.shape[0])
+        if size is not None and found != size:
+            raise _other_size(file.parent, files[0], size, file, found)
+        size = found
+        yield image
+
+
+def _other_size(folder: Path, first: Path, size: tuple[int, int], other: Path, found: tuple[int, int]) -> MediaError:
+    return MediaError(
+        f"the images of folder '{folder}' differ in size: '{first.name}' is {size[0]} x {size[1]} px, '{other.name}' "
+        f"{found[0]} x {found[1]}; a video's frames have one size: take out what is no frame, or resize them"
+    )
 
 
 class FrameFolderWriter:

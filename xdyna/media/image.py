@@ -32,6 +32,7 @@ LARGE_SIDE = 8192
 REDUCED_SIDE = 4096
 MAX_SIDE = 20_000
 MAX_PIXELS = 200_000_000  # 0.8 GB once decoded, whatever the file's own size
+_ORIENTATION = 0x0112  # of EXIF; from 5 on the image is shown on its side
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, OverflowError)
 _PIL_LIMIT = threading.Lock()
@@ -74,14 +75,15 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], *, upright: bool = False) -> tuple[int, int]:
     """What an image's header declares, before anything is decoded.
 
     Args:
         path: the image file.
+        upright: as it is shown (EXIF), instead of as it is stored.
 
     Returns:
-        (width, height) px, before it is turned upright.
+        (width, height) px.
 
     Raises:
         MediaError: missing, a folder, empty, or not an image.
@@ -91,7 +93,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with _without_pixel_limit():
         try:
             with Image.open(path) as opened:
-                return opened.size
+                # What is in the head alone: `getexif` of a PNG would decode it.
+                turned = upright and Image.Image.getexif(opened).get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                return opened.size[::-1] if turned else opened.size
         except _BROKEN as error:  # UnidentifiedImageError is an OSError
             raise MediaError(f"'{path}' is not an image ({_looks_like(path)}); {_EXPECTED}") from error
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from xdyna.core.atomic import unique_path
 from xdyna.media.errors import MediaError
+from xdyna.media.folder import check_frames, frames_of, read_images
 from xdyna.media.index import read_index
 from xdyna.media.reading import read_positions
 from xdyna.media.writer import VideoWriter
@@ -64,22 +65,25 @@ class VideoInfo:
     lost_frames: int = 0
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
+def probe(path: str | os.PathLike[str], *, fps: float | None = None) -> VideoInfo:
     """Describe a video. Its packets are read, one frame is decoded.
 
     Args:
-        path: the video file.
+        path: the video file; with `fps` also a folder of images, one per frame.
+        fps: rate of a folder's frames, which have none of their own; a file keeps its own.
 
     Returns:
         The description.
 
     Raises:
-        MediaError: missing, a folder, empty, not a video, an image, sound only, zero frames, or so damaged that no
-            frame can be read (an mp4 cut off before its index).
+        MediaError: missing, a folder (without `fps`, or not of the frames of one video), empty, not a video, an image,
+            sound only, zero frames, or so damaged that no frame can be read (an mp4 cut off before its index).
 
     Warns:
         MediaWarning: the end is cut off; the frames before it are used.
     """
+    if fps is not None and os.path.isdir(path):
+        return _folder_info(Path(path), fps)
     index = read_index(path)
     steps = np.diff(index.times)
     # Containers round time stamps (Matroska to 1 ms): that alone is no variable rate.
@@ -100,11 +104,28 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     )
 
 
-def frame_times(path: str | os.PathLike[str]) -> np.ndarray:
+def _folder_info(folder: Path, fps: float) -> VideoInfo:
+    count, (height, width) = check_frames(folder)
+    return VideoInfo(
+        path=folder,
+        width=width,
+        height=height,
+        fps=fps,
+        frame_count=count,
+        duration=count / fps,
+        rotation=0,
+        has_audio=False,
+        codec="images",
+        variable_rate=False,
+    )
+
+
+def frame_times(path: str | os.PathLike[str], *, fps: float | None = None) -> np.ndarray:
     """When each frame is shown.
 
     Args:
-        path: the video file.
+        path: the video file; with `fps` also a folder of images.
+        fps: as in `probe`.
 
     Returns:
         float64 (N,) s, ascending, the first 0. Taken from the packets, so variable rates come out as they are.
@@ -112,6 +133,8 @@ def frame_times(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         MediaError: as `probe`.
     """
+    if fps is not None and os.path.isdir(path):
+        return np.arange(len(frames_of(Path(path))), dtype=np.float64) / fps
     return read_index(path).times
 
 
@@ -124,7 +147,7 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | None = No
     one warning.
 
     Args:
-        path: the video file.
+        path: the video file, or a folder of images in the order of the numbers in their names.
         indices: positions in display order, ascending, repeats allowed; all frames when None.
 
     Returns:
@@ -133,8 +156,9 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | None = No
     Raises:
         MediaError: as `probe`; or a position is out of range or not ascending. Raised at the call, before iteration.
     """
-    index = read_index(path)
-    count = len(index.pts)
+    images = frames_of(Path(path)) if os.path.isdir(path) else []
+    index = None if images else read_index(path)
+    count = len(images) if index is None else len(index.pts)
     wanted = list(range(count)) if indices is None else [int(i) for i in indices]
     for before, after in itertools.pairwise(wanted):
         if after < before:
@@ -144,7 +168,10 @@ def read_frames(path: str | os.PathLike[str], indices: Iterable[int] | None = No
         raise MediaError(
             f"frame {bad} of '{path}' does not exist; the video has {count} frames, numbered 0 to {count - 1}"
         )
-    return _repeat(read_positions(index, sorted(set(wanted))), wanted)
+    distinct = sorted(set(wanted))
+    if index is None:
+        return _repeat(read_images([images[k] for k in distinct]), wanted)
+    return _repeat(read_positions(index, distinct), wanted)
 
 
 def _repeat(frames: Iterator[np.ndarray], wanted: list[int]) -> Iterator[np.ndarray]:

@@ -224,9 +224,8 @@ class Studio:
             from xdyna.pipelines.driving import open_driving
 
             request, settings, notes = self.request(wish, folder)
-            driving = open_driving(
-                request.driving, face_video=request.face_video, fps=settings.fps, frames=settings.frames
-            )
+            own_faces = None if request.face_video is None else Path(request.face_video)
+            driving = open_driving(request.driving, face_video=own_faces, fps=settings.fps, frames=settings.frames)
             count = len(driving.rows)
 
             def work(job: Job, watch: Watch) -> Animation:

@@ -16,15 +16,12 @@ from pathlib import Path
 from xdyna.config.page import PageConfig
 from xdyna.core.errors import FileError, UsageError
 from xdyna.media.image import image_size, read_image
+from xdyna.media.kinds import IMAGES, VIDEOS, image_kind, video_kind
 from xdyna.media.video import probe
 
 MEGA = 1_000_000
 _HEAD = 4096  # bytes that tell what a file is
 _MOST_FPS = 240  # frames per second beyond which a video is not taken
-
-IMAGES = "a PNG, JPEG, WebP, HEIC, AVIF, BMP, TIFF or GIF image"
-VIDEOS = "an MP4, MOV, MKV, WebM, AVI or GIF video"
-_HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 
 
 @dataclass(frozen=True)
@@ -38,35 +35,6 @@ class Upload:
 
     path: Path
     note: str
-
-
-def image_kind(head: bytes) -> str | None:
-    """The ending of an image by how it begins; None for everything else."""
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        return (".avif" if brand in (b"avif", b"avis") else ".heic") if brand in _HEIF else None
-    kinds = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"GIF87a": ".gif", b"GIF89a": ".gif"}
-    kinds |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
-    found = next((ending for begin, ending in kinds.items() if head.startswith(begin)), None)
-    if found is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return ".webp"
-    if found is None and head[:2] == b"BM" and len(head) > 26 and head[6:10] == b"\0\0\0\0":
-        return ".bmp"
-    return found
-
-
-def video_kind(head: bytes) -> str | None:
-    """The ending of a video by how it begins; None for everything else."""
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        return None if brand in _HEIF else ".mov" if brand == b"qt  " else ".mp4"
-    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):  # of QuickTime's early days
-        return ".mov"
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return ".webm" if b"webm" in head[:64] else ".mkv"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return ".avi"
-    return ".gif" if head[:6] in (b"GIF87a", b"GIF89a") else None
 
 
 def take_image(sent: str | None, uploads: Path, folder: Path, limits: PageConfig) -> Upload:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xdyna.core.files import file_sha256
+from xdyna.core.files import path_sha256
 from xdyna.media import frame_times, probe, read_frames
 from xdyna.perception.base import PoseBackend, get_backend
 from xdyna.perception.cache import DetectionCache, default_cache_dir
@@ -40,6 +40,7 @@ def track_person(
     progress: Progress | None = None,
     smooth: OneEuro | None = None,
     max_gap: int = 5,
+    fps: float | None = None,
 ) -> PoseTrack:
     """Read one person's keypoints from a video.
 
@@ -55,6 +56,7 @@ def track_person(
         progress: called as frames are detected; frames from the cache are not counted.
         smooth: filter for body, hands and face; None: no filter.
         max_gap: longest gap to fill, frames; gaps of more than a second are never filled.
+        fps: rate of the frames, where `path` is a folder of images.
 
     Returns:
         The track of T frames in px of the video's frames, with `summary`.
@@ -70,8 +72,8 @@ def track_person(
     path = Path(path)
     if person < 0 or max_gap < 0:
         raise PerceptionError(f"person is {person} and max_gap {max_gap}; both must be 0 or more")
-    info = probe(path)
-    times = frame_times(path)
+    info = probe(path, fps=fps)
+    times = frame_times(path, fps=fps)
     asked = _check_indices(frame_indices, count=len(times))
     rows, expand = np.unique(asked, return_inverse=True)
     if isinstance(backend, str):
@@ -135,7 +137,7 @@ def detect_frames(
     """
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     cache = DetectionCache(
-        folder, video_sha256=file_sha256(path), backend=backend.name, version=backend.version, size=size
+        folder, video_sha256=path_sha256(path), backend=backend.name, version=backend.version, size=size
     )
     wanted = [int(row) for row in rows if int(row) not in cache.frames]
     saved, writable = 0, True

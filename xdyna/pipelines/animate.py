@@ -33,11 +33,11 @@ from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Progress, Watch
 from xdyna.core.ranks import Ranks
 from xdyna.media.folder import frame_files
-from xdyna.media.image import read_image
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.examine import examined
+from xdyna.pipelines.fetching import fetched
 from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import DrivingLike, ImageLike, Plan, Request, plan_animation
@@ -46,8 +46,9 @@ from xdyna.pipelines.sampling import decoded, sample
 from xdyna.pipelines.suitability import Suitability
 from xdyna.pipelines.writing import write_outputs
 
-# Settings that say how the frames are saved, and where they are made: a partial result goes on under others.
-SAVING = ("keep_audio", "save", "device")
+# Settings that say how inputs are fetched and frames are saved, and where they are made: a partial result goes on
+# under others.
+SAVING = ("keep_audio", "save", "device", "url_max_mb", "url_seconds")
 
 
 class Frames(Sequence[np.ndarray]):
@@ -59,8 +60,7 @@ class Frames(Sequence[np.ndarray]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files = frame_files(path) if path.is_dir() else None
-        self._count = probe(path).frame_count if self._files is None else len(self._files)
+        self._count = len(frame_files(path)) if path.is_dir() else probe(path).frame_count
 
     def __len__(self) -> int:
         return self._count
@@ -75,15 +75,12 @@ class Frames(Sequence[np.ndarray]):
         chosen = range(self._count)[index]  # an IndexError where it is out of range
         if isinstance(chosen, range):
             wanted = sorted(chosen)
-            found = dict(zip(wanted, self._read(wanted), strict=True))
+            found = dict(zip(wanted, read_frames(self.path, wanted), strict=True))
             return [found[number] for number in chosen]
-        return next(self._read([chosen]))
+        return next(read_frames(self.path, [chosen]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self._read(range(self._count))
-
-    def _read(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
-        return read_frames(self.path, wanted) if self._files is None else (read_image(self._files[k]) for k in wanted)
+        return read_frames(self.path)
 
     def numpy(self) -> np.ndarray:
         """All frames at once, uint8 (T, H, W, 3)."""
@@ -175,8 +172,9 @@ def animate(
     """Animate the person in an image with the motion and the expression of a driving video.
 
     Args:
-        reference: the person: a file, a PIL image or uint8 (H, W, 3).
-        driving: a video of a person, a pose video or keypoints (.npz), or a track of `xdyna.track_person`.
+        reference: the person: a file, a PIL image or uint8 (H, W, 3). Every file may be an address (https, s3).
+        driving: a video of a person, a pose video, a folder of frames or keypoints (.npz), or a track of
+            `xdyna.track_person`.
         out: the video to write, beside which the other files go; None: temporary files, which `Animation.save` moves.
         settings: all settings; None for those of the `model`, or the published ones.
         model: what `xdyna.load` gave, for several animations with the same weights; a loaded `XDynaPipeline`, used as
@@ -197,7 +195,7 @@ def animate(
 
     Raises:
         UsageError: arguments that contradict each other, or a missing file.
-        ValueError: an input that cannot be used; the message says what to do.
+        ValueError: an input that cannot be used or fetched; the message says what to do.
         CancelledError: see `cancel`.
     """
     if isinstance(model, Model):
@@ -208,12 +206,13 @@ def animate(
     notes: list[str] = []
     temporary = tempfile.TemporaryDirectory(prefix="xdyna-") if out is None else None
     folder = Path(temporary.name) if temporary is not None else Path("outputs")
-    target, faces, points, drawn = (
-        Path(path) if path is not None else None for path in (out, face_video, ref_keypoints, preview)
-    )
-    request = Request(reference, driving, target, folder, kind, faces, points, force=force, preview=drawn)
+    target, drawn = (Path(path) if path is not None else None for path in (out, preview))
+    request = Request(
+        reference, driving, target, folder, kind, face_video, ref_keypoints, force=force, preview=drawn
+    )  # fmt: skip
     watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
-    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
+    with fetched(request, settings, watch) as local:
+        made = make(local, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
 
@@ -379,7 +378,9 @@ def _deciding(
     """What decides the frames, for the fingerprint of a partial result; and the inputs with their paths."""
     inputs = plan.request.digests()
     inputs["driving"]["kind"] = plan.driving.kind
-    without_paths = {name: {k: v for k, v in entry.items() if k != "path"} for name, entry in inputs.items()}
+    without_paths = {
+        name: {k: v for k, v in entry.items() if k not in ("path", "url")} for name, entry in inputs.items()
+    }
     result = {
         "config": {k: v for k, v in dataclasses.asdict(plan.settings).items() if k not in SAVING},
         "size": plan.size,

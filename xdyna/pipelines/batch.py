@@ -7,7 +7,7 @@ from typing import Any
 
 from xdyna.config.infer import DRIVE_KINDS
 from xdyna.core.errors import UsageError
-from xdyna.core.files import parse_json
+from xdyna.core.files import is_address, parse_json
 from xdyna.core.ranks import Ranks
 from xdyna.pipelines.plan import Request
 
@@ -28,7 +28,7 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
     Two forms: [{"ref": ..., "drive": ..., "out"?, "prompt"?, "drive_kind"?, "face_video"?}, ...], and the published
     one, [{"image_path": ..., "caption": ..., "target_no_head_poses": ..., "target_videos"?: ...}, ...], whose driving
     file is a pose video and whose `target_videos` are the videos the faces come from. Relative paths are looked for
-    beside the file first, then in the current folder.
+    beside the file first, then in the current folder; addresses stay as they are.
 
     Args:
         path: JSON file.
@@ -79,7 +79,7 @@ def _read_entry(entry: dict[str, Any], number: int, path: Path) -> dict[str, Any
     if "target_no_head_poses" in entry:
         read.setdefault("kind", "pose")
     for key in ("ref", "drive", "face_video"):
-        if key in read:
+        if key in read and not is_address(read[key]):
             beside = path.parent / read[key]
             read[key] = beside if beside.exists() else Path(read[key])
     return read

@@ -189,6 +189,7 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
         progress=lambda done, total: watch.step("finding the person", done, total),
         smooth=OneEuro() if settings.smooth else None,
         max_gap=settings.max_gap,
+        fps=driving.source_fps,
     )
 
 

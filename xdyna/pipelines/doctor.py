@@ -14,12 +14,14 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from xdyna.core.errors import XDynaWarning
 from xdyna.core.files import file_sha256
 from xdyna.core.resources import cache_folder, checkout, resource, weights_folder
 from xdyna.pipelines.mending import PACKAGES, install_all, install_module, mend_import, mend_library, pip
@@ -218,25 +220,55 @@ def check_codecs() -> str | tuple[str, str, str]:
 
 
 def check_detectors() -> str | tuple[str, str, str]:
-    """What finds people: MediaPipe, and DWPose where its models are."""
-    import numpy as np
-
-    from xdyna.perception.base import get_backend
-    from xdyna.perception.dwpose_backend import DEFAULT_DIR, DETECTOR_FILE, POSE_FILE
+    """What finds people: MediaPipe, and DWPose where it is installed."""
     from xdyna.perception.errors import PerceptionError
 
-    dwpose = all((DEFAULT_DIR / name).is_file() for name in (DETECTOR_FILE, POSE_FILE))
-    more = ", dwpose (models are there)" if dwpose else f"; dwpose: no models in {DEFAULT_DIR} (optional)"
+    dwpose = _dwpose()
     if importlib.util.find_spec("mediapipe") is None:
         text = "mediapipe is not installed: keypoints and pose videos drive, videos of people do not"
-        return "warn", text + more, install_all("perception")
+        return "warn", f"{text}; {dwpose}", install_all("perception")
     try:
-        backend = get_backend("mediapipe")
-        backend.detect(np.full((256, 192, 3), 127, np.uint8))
+        _try_detector("mediapipe")
     except (PerceptionError, OSError) as error:
         mend = mend_library(str(error)) or install_all("perception")
         return "fail", f"mediapipe: {_first(error)}", mend
-    return f"mediapipe {importlib.metadata.version('mediapipe')} with its models{more}"
+    return f"mediapipe {importlib.metadata.version('mediapipe')} with its models; {dwpose}"
+
+
+def _dwpose() -> str:
+    """The state of the pose backend "dwpose", which is optional. What is there must work.
+
+    Raises:
+        _Problem: it does not.
+    """
+    from xdyna.perception.dwpose_backend import models_folder
+    from xdyna.perception.errors import PerceptionError
+
+    if importlib.util.find_spec("rtmlib") is None:
+        return f"dwpose is not installed (optional: {install_all('dwpose')})"
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise _Problem("warn", "dwpose: rtmlib is installed, onnxruntime is not", install_all("dwpose"))
+    try:
+        if (folder := models_folder()) is None:
+            return "dwpose is installed, its models (351 MB) are fetched at first use"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            device = _try_detector("dwpose").device
+    except (PerceptionError, OSError) as error:
+        raise _Problem("warn", f"dwpose: {_first(error)}", "do what the message says, or remove the folder") from error
+    told = [_first(entry.message) for entry in caught if isinstance(entry.message, XDynaWarning)]
+    return f"dwpose with its models in {folder} on {device}" + "".join(f" ({text})" for text in told)
+
+
+def _try_detector(name: str) -> Any:
+    """A pose backend that has looked at one image."""
+    import numpy as np
+
+    from xdyna.perception.base import get_backend
+
+    backend = get_backend(name)
+    backend.detect(np.full((256, 192, 3), 127, np.uint8))
+    return backend
 
 
 def check_weights() -> str | tuple[str, str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xdyna.core.errors import UsageError
+from xdyna.core.files import is_address
 from xdyna.media.video import frame_times, natural_fps, nominal_fps, probe, resample_indices
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import PoseTrack
@@ -47,6 +48,15 @@ class Driving:
         """Frames of `face_video` that show given frames of the file; keypoints know where they were found."""
         return (rows if self.track is None else self.track.frame_index[rows]).tolist()
 
+    def note(self) -> str | None:
+        """What was assumed about a folder of frames; None for files, which say it themselves."""
+        if self.track is not None or not self.path.is_dir():
+            return None
+        return (
+            f"note: {self.path} is a folder of frames, which says no rate: {self.source_fps:g} frames per second are "
+            "taken (--fps)"
+        )
+
 
 def open_driving(
     given: str | Path | PoseTrack,
@@ -60,11 +70,12 @@ def open_driving(
     """Look at a driving file and decide which of its frames are used, by time, so that its duration is kept.
 
     Args:
-        given: video, pose video or keypoints; or a track.
+        given: video, pose video (or a folder of the frames of one), or keypoints; or a track.
         kind: one of `DRIVE_KINDS`; "auto" goes by the file's ending.
         face_video: for a pose video or keypoints: the video they were made from, to take the faces from. A pose video
             goes with it frame by frame, keypoints by their `frame_index`.
-        fps: output rate; None takes the largest whole fraction of the file's rate up to 15.
+        fps: output rate; None takes the largest whole fraction of the file's rate up to 15. Of a folder of images,
+            which has no rate, the rate of its frames, too; None: 15.
         stride: use every n-th frame, i.e. the file's rate / n; not together with `fps`.
         frames: at most so many output frames (from the beginning); None for all.
 
@@ -80,6 +91,8 @@ def open_driving(
     path = Path("keypoints") if isinstance(given, PoseTrack) else Path(given)
     if isinstance(given, PoseTrack):
         kind = "keypoints"
+    elif is_address(given):
+        raise UsageError(f"--drive {given}: addresses are for `xdyna animate` alone; download it and give the file")
     elif not path.exists():
         raise UsageError(f"--drive {path}: no such file; expected a video, a pose video or a keypoint file (.npz)")
     if kind == "auto":
@@ -97,8 +110,9 @@ def open_driving(
         source_fps = nominal_fps(times) or MAX_FPS
         duration = float(times[-1]) + 1 / source_fps
     else:
-        info = probe(path)
-        times, size, audio = frame_times(path), (info.height, info.width), info.has_audio
+        own = fps or MAX_FPS
+        info = probe(path, fps=own)
+        times, size, audio = frame_times(path, fps=own), (info.height, info.width), info.has_audio
         duration, source_fps = info.duration, info.fps
     if stride is not None and stride > len(times):
         raise UsageError(f"--stride {stride}: {path} has only {len(times)} frames; use a smaller one")
@@ -117,21 +131,21 @@ def open_driving(
         )
     rows = resample_indices(times, duration=duration, fps=float(rate), max_frames=frames)
     if face_video is not None:
-        _check_face_video(face_video, path, rows=rows, size=size, track=track)
+        _check_face_video(face_video, path, rows=rows, size=size, track=track, fps=source_fps)
     faces = path if kind == "video" else face_video
     sound = path if audio else None
     begins = track is None or track.frame_index[rows[0]] == 0  # the sound is taken from its beginning
-    if sound is None and face_video is not None and begins and probe(face_video).has_audio:
+    if sound is None and face_video is not None and begins and probe(face_video, fps=source_fps).has_audio:
         sound = face_video
     return Driving(path, kind, size, rate, source_fps, rows, duration, sound, track, faces)
 
 
 def _check_face_video(
-    face_video: Path, drive: Path, *, rows: np.ndarray, size: tuple[int, int], track: PoseTrack | None
+    face_video: Path, drive: Path, *, rows: np.ndarray, size: tuple[int, int], track: PoseTrack | None, fps: float
 ) -> None:
     if not face_video.exists():
         raise UsageError(f"--face-video {face_video}: no such file")
-    info = probe(face_video)
+    info = probe(face_video, fps=fps)
     needed = rows if track is None else track.frame_index[rows]
     last = int(needed[-1])
     if info.frame_count <= last or (info.height, info.width) != size:
@@ -141,7 +155,7 @@ def _check_face_video(
         )
     if track is None:
         return
-    shown, found = frame_times(face_video)[needed], track.times[rows]
+    shown, found = frame_times(face_video, fps=fps)[needed], track.times[rows]
     apart = np.abs((shown - shown[0]) - (found - found[0]))
     if apart.max() > 0.5 / info.fps:
         worst = int(apart.argmax())

@@ -307,8 +307,9 @@ def describe_plan(plan: Plan, *, device: torch.device, dtype: torch.dtype) -> It
     yield f"reference  {height}x{width} (HxW), kept {kept} (crop={settings.crop})"
     for note in plan.notes:
         yield f"  {note}"
+    source = plan.request.addresses.get("driving", driving.path)
     yield (
-        f"driving    {driving.path} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
+        f"driving    {source} ({driving.kind}), {driving.size[0]}x{driving.size[1]} (HxW), "
         f"{driving.source_fps:.4g} fps, {driving.duration:.2f} s, {'with sound' if driving.audio else 'no sound'}"
     )
     yield (

@@ -2,8 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 from xdyna.config.contract import PoseStyle
 from xdyna.config.infer import InferConfig
 from xdyna.core.errors import UsageError
-from xdyna.core.files import file_sha256
+from xdyna.core.files import is_address, path_sha256
 from xdyna.diffusion.windows import window_schedule
 from xdyna.media.image import CropResize, read_image
 from xdyna.perception.base import get_backend
@@ -40,12 +40,14 @@ class Request:
         out: video to write; None for an automatic name in `folder`.
         folder: for `out` = None.
         kind: what the driving file is, see `DRIVE_KINDS`.
-        face_video: for pose videos and keypoints: where the faces come from.
+        face_video: for pose videos and keypoints: where the faces come from. This and the others may be addresses
+            (text with "://") for `fetched`.
         ref_keypoints: keypoints of the person in the reference, for alignment, the crop and its check; None looks for
             the person where it is needed.
         prompt: text; None takes that of the settings.
         force: go on where image and driving do not suit each other.
         preview: a PNG file to write before anything slow: reference, fitted skeletons, crop.
+        addresses: where fetched files came from, by the name of their field (`xdyna.pipelines.fetching`).
     """
 
     reference: ImageLike
@@ -53,11 +55,12 @@ class Request:
     out: Path | None = None
     folder: Path = Path("outputs")
     kind: str = "auto"
-    face_video: Path | None = None
-    ref_keypoints: Path | None = None
+    face_video: str | Path | None = None
+    ref_keypoints: str | Path | None = None
     prompt: str | None = None
     force: bool = False
     preview: Path | None = None
+    addresses: Mapping[str, str] = field(default_factory=dict)
 
     def named(self) -> dict[str, Path]:
         """Files that the run reads, by what they are."""
@@ -83,8 +86,11 @@ class Request:
         }
 
     def digests(self) -> dict[str, dict[str, str]]:
-        """Path and SHA-256 of everything that goes in; of values that came without a file, the hash alone."""
-        entries = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in self.named().items()}
+        """Path or address, and SHA-256 of everything that goes in; of values without a file, the hash alone."""
+        entries: dict[str, dict[str, str]] = {}
+        for name, path in self.named().items():
+            origin = {"url": self.addresses[name]} if name in self.addresses else {"path": str(path)}
+            entries[name] = {**origin, "sha256": path_sha256(path)}
         if "reference" not in entries:
             entries["reference"] = {"sha256": hashlib.sha256(read_reference(self.reference).tobytes()).hexdigest()}
         if isinstance(self.driving, PoseTrack):
@@ -165,6 +171,8 @@ def read_reference(reference: ImageLike) -> np.ndarray:
         ValueError: a file that is no image.
     """
     if isinstance(reference, str | Path):
+        if is_address(reference):
+            raise UsageError(f"--ref {reference}: addresses are for `xdyna animate` alone; download it, give the file")
         if not Path(reference).exists():
             raise UsageError(f"--ref {reference}: no such file; expected a picture of a person (jpg, png, webp, ...)")
         return read_image(reference)
@@ -223,7 +231,7 @@ def plan_animation(
     driving = open_driving(
         request.driving,
         kind=request.kind,
-        face_video=request.face_video,
+        face_video=None if request.face_video is None else Path(request.face_video),
         fps=settings.fps,
         stride=settings.stride,
         frames=settings.frames,
@@ -247,7 +255,9 @@ def plan_animation(
     size = _size(settings, reference, checkpoint)
     look = _Look(reference, settings.pose_backend)
     crop, person = choose_crop(settings.crop, reference, size, face=face, person=person, look=look)
+    folder = driving.note()
     notes = [
+        *([folder] if folder else []),
         *look.notes,
         *_crop_notes(crop, settings.crop, reference, person),
         *_contract_notes(settings, driving, checkpoint),
@@ -322,7 +332,7 @@ def _known_person(request: Request, settings: InferConfig, reference: np.ndarray
             "--ref-keypoints show the person to align to, or to keep in the crop; with crop=none and no --align there "
             "is neither: give --align or another crop, or leave them out"
         )
-    return read_person(request.ref_keypoints, reference.shape[:2])
+    return read_person(Path(request.ref_keypoints), reference.shape[:2])
 
 
 class _Look:

@@ -75,7 +75,7 @@ def difference(files: OutputFiles, request: Request, model: Model, settings: Inf
     return None
 
 
-_INDIFFERENT = ("device", "dtype", "compile", "vae_chunk")
+_INDIFFERENT = ("device", "dtype", "compile", "vae_chunk", "url_max_mb", "url_seconds")
 """Settings that ask for the same video (the dtype that was chosen is compared); exact attention kernels do, too."""
 
 

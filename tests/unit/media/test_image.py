@@ -9,6 +9,7 @@ from PIL import Image, ImageCms, ImageOps, features
 
 from xdyna.core.errors import FileError
 from xdyna.media import CropResize, MediaError, center_crop, read_image, top_quarter_crop, write_png
+from xdyna.media.image import image_size
 
 
 def gradient(height=40, width=56):
@@ -477,3 +478,13 @@ def test_crop_refuses():
         CropResize(box=(0, 0, 30, 20), size=(8, 8)).image(np.zeros((20, 30, 3), np.int64), interpolation="bilinear")
     with pytest.raises(FileError, match="at least 1 px"):
         center_crop((0, 4), (8, 8))
+
+
+def test_the_size_as_shown(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for ending in ("jpg", "png", "webp"):
+        Image.new("RGB", (64, 40)).save(tmp_path / f"a.{ending}", exif=exif)
+        assert image_size(tmp_path / f"a.{ending}") == (64, 40), ending
+        assert image_size(tmp_path / f"a.{ending}", upright=True) == (40, 64), ending
+        assert read_image(tmp_path / f"a.{ending}").shape == (64, 40, 3), ending
