@@ -171,6 +171,7 @@ def animate(
     preview: str | Path | None = None,
     progress: Progress | None = None,
     cancel: Callable[[], bool] | threading.Event | None = None,
+    show: Callable[[np.ndarray], None] | None = None,
 ) -> Animation:
     """Animate the person in an image with the motion and the expression of a driving video.
 
@@ -191,6 +192,8 @@ def animate(
         progress: called as (stage, done, total).
         cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
             after an interruption, the same call with the same `out` goes on from there.
+        show: given the frame in the middle as it stands after each step, uint8 (H, W, 3): noisy at first. Each costs
+            the decoding of one frame.
 
     Returns:
         Animation: its frames and files.
@@ -212,7 +215,8 @@ def animate(
         Path(path) if path is not None else None for path in (out, face_video, ref_keypoints, preview)
     )
     request = Request(reference, driving, target, folder, kind, faces, points, force=force, preview=drawn)
-    watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
+    asked = cancel.is_set if isinstance(cancel, threading.Event) else cancel
+    watch = Watch(progress, asked, notes.append, show)
     made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
