@@ -209,9 +209,9 @@ def input_file(name: str) -> Path:
 
 
 def problem(name: str) -> str | bool:
-    """For VALIDATE_INPUTS: True, or what is wrong with a file's name; "none" is right."""
+    """For VALIDATE_INPUTS: True, or what is wrong with a file's name."""
     try:
-        return name == NONE or bool(input_file(name))
+        return bool(input_file(name))
     except UsageError as error:
         return str(error)
 

@@ -86,8 +86,8 @@ class LoadModel:
             ),
             "mode": _combo(
                 MODES,
-                "exact: as the checkpoint is sampled. fast: a better solver, about a third of the time. lowmem: as exact, for "
-                "small cards. few_step: two steps, by xdyna-tiny's own LoRA.",
+                "exact: as the checkpoint is sampled. fast: a better solver, about a third of the time. lowmem: as "
+                "exact, for small cards. few_step: two steps, by xdyna-tiny's own LoRA.",
             ),
             "dtype": _combo(DTYPES, "auto: float16 on CUDA, else float32."),
             "device": _combo(["auto", "cpu"], "auto: where ComfyUI computes."),
@@ -256,9 +256,8 @@ class LoadKeypoints:
     @classmethod
     def VALIDATE_INPUTS(cls, keypoints: str, video: str) -> str | bool:
         """Whether the files are there."""
-        if keypoints == NONE or (wrong := bridge.problem(keypoints)) is True:
-            return bridge.problem(video) if keypoints != NONE else "keypoints: choose a file (.npz)"
-        return wrong
+        names = [keypoints] if video == NONE else [keypoints, video]
+        return next((wrong for name in names if (wrong := bridge.problem(name)) is not True), True)
 
     @classmethod
     def IS_CHANGED(cls, keypoints: str, video: str, **_: Any) -> str:
