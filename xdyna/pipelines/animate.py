@@ -217,7 +217,12 @@ def animate(
     request = Request(reference, driving, target, folder, kind, faces, points, force=force, preview=drawn)
     asked = cancel.is_set if isinstance(cancel, threading.Event) else cancel
     watch = Watch(progress, asked, notes.append, show)
-    made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
+    try:
+        made = make(request, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
+    except BaseException:
+        if temporary is not None:  # else it is there for as long as somebody holds the error
+            temporary.cleanup()
+        raise
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
 

@@ -54,6 +54,7 @@ class Comfy:
     def __init__(self, root: Path) -> None:
         self.root, self.updates, self.texts, self.freed = root, [], [], 0
         self.interrupt_after: int | None = None
+        self.interrupt_at: str | None = None
         self.device = torch.device("cpu")
         self.arguments = SimpleNamespace(preview_method=SimpleNamespace(value="none"))
         for name in ("input", "output", "temp", "models/loras", "models/xdyna"):
@@ -88,6 +89,11 @@ class Comfy:
         def free() -> None:
             comfy.freed += 1
 
+        def say(text: str, node: str) -> None:
+            comfy.texts.append((node, text))
+            if text == comfy.interrupt_at:
+                comfy.interrupt_after = 0
+
         names = {
             "comfy": {},
             "comfy.utils": {"ProgressBar": ProgressBar},
@@ -112,11 +118,7 @@ class Comfy:
                 "get_temp_directory": lambda: str(comfy.folder("temp")),
                 "get_annotated_filepath": annotated,
             },
-            "server": {
-                "PromptServer": SimpleNamespace(
-                    instance=SimpleNamespace(send_progress_text=lambda text, node: comfy.texts.append((node, text)))
-                )
-            },
+            "server": {"PromptServer": SimpleNamespace(instance=SimpleNamespace(send_progress_text=say))},
         }
         made = {}
         for name, values in names.items():
@@ -532,28 +534,20 @@ def test_previews_are_shown_where_comfyui_has_them_on(
 
 
 def test_an_interrupt_ends_an_animation(
-    nodes: ModuleType,
-    bridge: ModuleType,
-    comfy: Comfy,
-    small: str,
-    picture: np.ndarray,
-    monkeypatch: Any,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "system"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    (tmp_path / "system").mkdir()
+    nodes: Any, bridge: Any, comfy: Comfy, small: str, picture: np.ndarray, monkeypatch: Any, tmp_path: Path
+) -> None:  # fmt: skip
+    system = tmp_path / "system"
+    system.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(system))
     model, image = load_model(nodes, small), bridge.to_image(picture[None])
-    animated(nodes, model, image, keypoints_alone(bridge))
-    denoising = [number for number, (_, text) in enumerate(comfy.texts) if text == "denoising"]
-    assert denoising
-    calls = len(comfy.updates)
-    comfy.updates.clear()
-    comfy.interrupt_after = calls // 2
+    comfy.interrupt_at = "denoising"
     with pytest.raises(InterruptProcessingException):
-        animated(nodes, model, image, keypoints_alone(bridge))
-    assert len(comfy.updates) == calls // 2
-    assert not list((tmp_path / "system").iterdir())
+        animated(nodes, model, image, keypoints_alone(bridge), steps=9)
+    done, total, _ = comfy.updates[-1]
+    assert (done, total) == (0, 9)
+    assert not list(system.iterdir())
+    comfy.interrupt_at = comfy.interrupt_after = None
+    assert len(animated(nodes, model, image, keypoints_alone(bridge))[0]) == 5  # the model is as it was
 
 
 def test_watch_shows_nothing_unasked() -> None:
