@@ -238,10 +238,11 @@ def test_the_samples_workflow_gives_the_video(comfy: ComfyUI, tmp_path: Path) ->
     # The library's own frames: other versions of PyTorch and numbers of threads change last bits.
     settings = compose(InferConfig, "infer", ["preset=few_step"]).config
     settings.frames, settings.save, settings.fps = FRAMES, "ffv1", info.fps
-    own = xdyna.animate(
+    animation = xdyna.animate(
         SAMPLE / "reference.png", SAMPLE / "driving.npz", face_video=SAMPLE / "driving.mp4", settings=settings,
         model="xdyna-tiny", ref_keypoints=SAMPLE / "reference.npz",
-    ).frames.numpy()  # fmt: skip
+    )  # fmt: skip
+    own = animation.frames.numpy()
     assert np.abs(own.astype(int) - frames.astype(int)).mean() < 0.5
 
     progress = [said["data"] for said in messages if said["type"] == "progress" and said["data"]["node"] == "4"]
