@@ -45,6 +45,10 @@ pytestmark = [
 PACK = ROOT / "integrations" / "comfyui"
 SAMPLE = ROOT / "assets" / "demo"
 FRAMES = 4
+FLAGS = (
+    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync disable-dev-shm-usage"
+)
 # Prints what ComfyUI says on its websocket, a line each, until a prompt has ended; run by ComfyUI's Python.
 LISTENER = """
 import asyncio, json, struct, sys
@@ -339,3 +343,37 @@ def test_a_person_in_a_video_drives_the_puppet(comfy: ComfyUI, shared_dir: Path)
     report = history["outputs"]["9"]["text"][0]
     assert "alignment: " in report
     assert "suitability: " in report
+
+
+@pytest.mark.parametrize("name", ["sample", "animate"])
+def test_the_page_shows_the_workflow(comfy: ComfyUI, name: str) -> None:
+    """What the page makes of the drawn workflow is what `/prompt` takes; all nodes are known to it."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    for file in ("reference.png", "driving.mp4"):
+        comfy.upload(file, (SAMPLE / file).read_bytes())
+    options = webdriver.ChromeOptions()
+    for flag in FLAGS.split():
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options=options)
+    try:
+        driver.set_script_timeout(200)
+        driver.set_window_size(1560, 900)
+        driver.get(f"http://{comfy.address}/")
+        known = "return Boolean(window.app?.graph && LiteGraph.registered_node_types.XDynaAnimate)"
+        until(lambda: driver.execute_script(known), "the page", 300)
+        drawn = json.loads((PACK / "example_workflows" / f"xdyna_{name}.json").read_text())
+        then = "const done = arguments[arguments.length - 1]; "
+        driver.execute_async_script(f"{then} app.loadGraphData(arguments[0]).then(() => done(1))", drawn)
+        made = driver.execute_async_script(f"{then} app.graphToPrompt().then(found => done(found.output))")
+        time.sleep(2)
+        if RESULTS:
+            driver.save_screenshot(str(Path(RESULTS) / f"page_{name}.png"))
+    finally:
+        driver.quit()
+    graph = workflow(name)
+    assert {key: node["inputs"] for key, node in made.items()} == {key: node["inputs"] for key, node in graph.items()}
+    assert {key: node["class_type"] for key, node in made.items()} == {
+        k: node["class_type"] for k, node in graph.items()
+    }
