@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Progress = Callable[[str, int, int], None]
 """Called as (stage, done, total), for example ("denoising", 3, 10)."""
@@ -23,11 +27,14 @@ class Watch:
         progress: told how far each stage is; None for nobody.
         cancel: asked between the parts of a stage; True stops. None never stops.
         tell: given each note and warning as one sentence; None for nobody.
+        show: given the frame in the middle as it stands after each denoising step, uint8 (H, W, 3): noisy at first.
+            Each costs the decoding of one frame; None for nobody.
     """
 
     progress: Progress | None = None
     cancel: Callable[[], bool] | None = None
     tell: Callable[[str], None] | None = None
+    show: Callable[[np.ndarray], None] | None = None
 
     def step(self, stage: str, done: int, total: int) -> None:
         """Report a part of a stage.

@@ -28,7 +28,7 @@ from diffusers import DiffusionPipeline
 from xdyna.config.infer import InferConfig
 from xdyna.core.atomic import write_file
 from xdyna.core.errors import FileError, UsageError
-from xdyna.core.files import path_sha256
+from xdyna.core.files import is_address, path_sha256
 from xdyna.core.manifest import peak_memory, write_manifest
 from xdyna.core.progress import Progress, Watch
 from xdyna.core.ranks import Ranks
@@ -168,6 +168,7 @@ def animate(
     preview: str | Path | None = None,
     progress: Progress | None = None,
     cancel: Callable[[], bool] | threading.Event | None = None,
+    show: Callable[[np.ndarray], None] | None = None,
 ) -> Animation:
     """Animate the person in an image with the motion and the expression of a driving video.
 
@@ -189,6 +190,8 @@ def animate(
         progress: called as (stage, done, total).
         cancel: asked often, or an event; True, or the event once it is set, ends the work with a `CancelledError`. As
             after an interruption, the same call with the same `out` goes on from there.
+        show: given the frame in the middle as it stands after each step, uint8 (H, W, 3): noisy at first. Each costs
+            the decoding of one frame.
 
     Returns:
         Animation: its frames and files.
@@ -207,12 +210,17 @@ def animate(
     temporary = tempfile.TemporaryDirectory(prefix="xdyna-") if out is None else None
     folder = Path(temporary.name) if temporary is not None else Path("outputs")
     target, drawn = (Path(path) if path is not None else None for path in (out, preview))
-    request = Request(
-        reference, driving, target, folder, kind, face_video, ref_keypoints, force=force, preview=drawn
-    )  # fmt: skip
-    watch = Watch(progress, cancel.is_set if isinstance(cancel, threading.Event) else cancel, notes.append)
-    with fetched(request, settings, watch) as local:
-        made = make(local, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
+    faces, points = (path if path is None or is_address(path) else Path(path) for path in (face_video, ref_keypoints))
+    request = Request(reference, driving, target, folder, kind, faces, points, force=force, preview=drawn)
+    asked = cancel.is_set if isinstance(cancel, threading.Event) else cancel
+    watch = Watch(progress, asked, notes.append, show)
+    try:
+        with fetched(request, settings, watch) as local:
+            made = make(local, model, settings=settings, overwrite=overwrite, watch=watch, resumable=out is not None)
+    except BaseException:
+        if temporary is not None:  # else it is there for as long as somebody holds the error
+            temporary.cleanup()
+        raise
     return dataclasses.replace(made, notes=notes, _temporary=temporary)
 
 

@@ -61,6 +61,8 @@ def sample(
             # Between two steps in which all layers run, deep features are in memory alone: there no run can go on.
             kept = solver_state(pipeline.scheduler, generator) if (step + 1) % settings.reuse_interval == 0 else None
             partial.step_done(step + 1, kept, whole=kept is not None or step + 1 == pipeline.num_timesteps)
+        if watch.show is not None:
+            watch.show(_middle_frame(pipeline, state["latents"]))
         return state
 
     looked_at = plan.reference if plan.checkpoint.contract.reference == "whole" else fitted  # by the image encoder
@@ -93,6 +95,13 @@ def sample(
     assert isinstance(sampled, XDynaPipelineOutput)
     assert isinstance(sampled.frames, torch.Tensor)
     return sampled.frames
+
+
+def _middle_frame(pipeline: XDynaPipeline, latents: torch.Tensor) -> np.ndarray:
+    """The frame in the middle, by the quickest decoder there is: (1, 4, T, h, w) -> uint8 (H, W, 3)."""
+    middle = latents.shape[2] // 2
+    (frame,) = pipeline.decode_frames(latents[:, :, middle : middle + 1], decoder="auto")
+    return np.asarray(to_uint8(frame)[0])
 
 
 def decoded(pipeline: XDynaPipeline, latents: torch.Tensor, plan: Plan, partial: PartialRun) -> Iterator[np.ndarray]:
