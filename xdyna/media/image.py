@@ -52,7 +52,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         MediaError: missing, a folder, empty, not an image, damaged or truncated, a side below 32 px or above
-            20,000 px, more than 200 million px, or a pixel format without a defined 8-bit meaning (32-bit float or integer).
+            20,000 px, more than 200 million px, or a pixel format without a defined 8-bit meaning (32-bit float or
+            integer).
     """
     path = check_input_file(path, what="image")
     _register_heif()
