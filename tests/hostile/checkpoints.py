@@ -352,7 +352,7 @@ def cases() -> Iterator[Case]:
     for kind in ("os.system", "eval", "exec", "open", "bytearray of 100 GB", "torch.load"):
         yield from file_case(f"code {kind}, old form", lambda place, kind=kind: code(place, kind))
         yield from file_case(f"code {kind}, archive", lambda place, kind=kind: torch_zip(code(place, kind)))
-        yield folder_case(f"code {kind}, as safetensors", lambda place, folder, kind=kind: _put(WEIGHTS, code(place, kind))(place, folder))  # fmt: skip  # noqa: E501
+        yield folder_case(f"code {kind}, as safetensors", lambda place, folder, kind=kind: _put(WEIGHTS, code(place, kind))(place, folder))  # fmt: skip
     for kind in ("bomb", "names above the folder", "no pickle", "TorchScript", "two directories", "cut inside"):
         yield from file_case(f"archive, {kind}", lambda place, kind=kind: zip_tricks(place, kind))
     yield from file_case("10^12 numbers over four", declared_tensor)

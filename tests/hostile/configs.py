@@ -16,7 +16,7 @@ def preset(name: str, text: str | bytes, *, works: bool = False, names: str = ""
 
     def make(place: Place) -> Sequence[str]:
         content = text if isinstance(text, bytes) else (GLOBAL + text).replace("SECRET", str(place.secret / "word.txt"))
-        path = place.put("own/preset/mine.yaml", content.replace("CANARY", str(place.canary)) if isinstance(content, str) else content)  # fmt: skip  # noqa: E501
+        path = place.put("own/preset/mine.yaml", content.replace("CANARY", str(place.canary)) if isinstance(content, str) else content)  # fmt: skip
         return infer(place, "--dry-run", "--config-dir", str(Path(path).parents[1]), "preset=mine", few=False)
 
     return Case("config", f"preset, {name}", make, works=works, names=names)

@@ -29,7 +29,7 @@ def case(name: str, content: Content | bytes, *, ending: str = "png", works: boo
 
 def chunk(kind: bytes, data: bytes, *, length: int | None = None) -> bytes:
     """One chunk of a PNG."""
-    return struct.pack(">I", len(data) if length is None else length) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # fmt: skip  # noqa: E501
+    return struct.pack(">I", len(data) if length is None else length) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # fmt: skip
 
 
 def png(width: int, height: int, *more: bytes, bits: int = 8, colours: int = 2, data: bytes = b"\0" * 1000) -> bytes:
@@ -156,7 +156,7 @@ def cases() -> Iterator[Case]:
     for width, height in SIZES:
         yield case(f"PNG of {width} x {height}", png(width, height))
     for bits, colours in ((16, 6), (8, 6), (1, 0), (8, 3)):
-        yield case(f"PNG of 14,000 x 14,000 of {bits} bits, colours {colours}", png(14_000, 14_000, bits=bits, colours=colours))  # fmt: skip  # noqa: E501
+        yield case(f"PNG of 14,000 x 14,000 of {bits} bits, colours {colours}", png(14_000, 14_000, bits=bits, colours=colours))  # fmt: skip
     yield case("a large white PNG", lambda place: saved("RGBA", "PNG", (13_000, 13_000)), works=True)
     yield case("a large white JPEG", lambda place: saved("RGB", "JPEG", (12_000, 12_000)), ending="jpg", works=True)
     yield case("a long strip", lambda place: saved("RGB", "PNG", (19_000, 33)), works=True)
@@ -164,7 +164,7 @@ def cases() -> Iterator[Case]:
         yield case(name, content, ending=ending, works=True)
     for name, (hostile, ending) in BAD.items():
         yield case(name, hostile, ending=ending, works=name in WORKING)
-    for kind, ending in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif"), ("GIF", "gif"), ("AVIF", "avif")):  # fmt: skip  # noqa: E501
+    for kind, ending in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif"), ("GIF", "gif"), ("AVIF", "avif")):  # fmt: skip
         for number in range(8):
             yield case(
                 f"{kind} damaged {number}",

@@ -150,7 +150,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "face": lambda a: a[:0],
         "times": lambda a: a[:0],
         "frame_index": lambda a: a[:0],
-    },  # noqa: E501
+    },
     "text for points": {"body": np.array("hello")},
     "complex points": {"body": lambda a: a.astype(complex)},
     "bool points": {"body": lambda a: a.astype(bool)},
@@ -205,7 +205,7 @@ def cases() -> Iterator[Case]:
         yield reference_case(name, changed(**values))
     for key in ("body", "hands", "face", "size", "times", "frame_index", "format", "source"):
         yield case(f"without {key}", without(key))
-        yield case(f"{key} of objects", lambda place, key=key: packed({**arrays(place), key: evil(place)}, allow_pickle=True))  # fmt: skip  # noqa: E501
+        yield case(f"{key} of objects", lambda place, key=key: packed({**arrays(place), key: evil(place)}, allow_pickle=True))  # fmt: skip
     for shape in SHAPES:
         yield case(f"body declares {shape[:20]}", replaced("body", header(shape, data=bytes(1080))))
     yield case("dtype O without pickle", replaced("body", header("(1,)", kind="|O", data=b"\x80\x02]q\x00.")))

@@ -56,7 +56,7 @@ class Watcher:
         if place is None:
             return
         if event == "open":
-            path, mode, flags = args
+            path, _, flags = args
             if isinstance(path, str | bytes):
                 self._opened(os.fsdecode(path), int(flags or 0))
         elif event in _WRITES:

@@ -59,8 +59,8 @@ def read_tests(path: Path) -> list[dict[str, str]]:
         name = test.setdefault("id", f"{Path(test['ref']).stem}_{Path(test['drive']).stem}")
         if not _is_name(name):
             raise UsageError(
-                f"{where}: the id {name[:60]!r} is no name of a file inside of a folder; expected for example 'dance' "
-                "or 'people/dance'"
+                f"{where}: the id {name[:60]!r} is no name of a file inside of a folder; expected for example "
+                "'dance' or 'people/dance'"
             )
         if name in tests:
             raise UsageError(f"{where}: the id '{name}' occurs twice; give each entry its own id")

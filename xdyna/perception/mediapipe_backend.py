@@ -37,6 +37,7 @@ _CROP = 256  # side of the crops handed to the hand and face models, px; the mod
 _HAND_CROPS = (2.0, 3.0, 1.4)  # sides of the crop around a wrist, in forearm lengths, tried in this order
 _HAND_EXTENT = (0.2, 1.2)  # plausible diagonal of a hand, in forearm lengths
 _HAND_REACH = 0.5  # farthest a hand's wrist may be from the body's wrist, in forearm lengths
+_LONGEST_STRIP = 12  # sides; of a longer one there would be hundreds of tiles, in which nobody has room
 _TILES = ((1.0, 0.5), (0.6, 0.4))  # side and distance of the tiles searched where nobody is found, in shorter sides
 _SURE = 0.9  # least mean visibility of somebody found in a tile: enlarged furniture looks like people now and then
 _FACE_CROPS = (2.5, 4.0)  # sides of the crop around the head, in head sizes
@@ -171,6 +172,8 @@ class MediaPipeBackend:
 
     def _poses_in_tiles(self, frame: np.ndarray) -> list[np.ndarray]:
         """People too small for the whole frame: in squares as large as fit, else in smaller ones; each person once."""
+        if max(frame.shape[:2]) > _LONGEST_STRIP * min(frame.shape[:2]):
+            return []
         for side, step in _TILES:
             found: list[np.ndarray] = []
             for left, top, size in tiles(frame.shape[:2], side=side, step=step):

@@ -127,8 +127,8 @@ def open_driving(
     if not (rate > 0 and duration > 0 and wanted <= MOST_FRAMES):
         raise UsageError(
             f"{path} has {len(times)} frames in {duration:.4g} s by its time stamps, {wanted:.4g} at {float(rate):g} "
-            f"frames per second; expected at most {MOST_FRAMES} in all: give --frames, --fps, or "
-            "a file with other time stamps"
+            f"frames per second; expected at most {MOST_FRAMES} in all: give --frames, --fps, or a file with "
+            "other time stamps"
         )
     rows = resample_indices(times, duration=duration, fps=float(rate), max_frames=frames)
     if face_video is not None:

@@ -13,10 +13,7 @@ from xdyna.core.resources import resource
     ("config", "said"),
     [
         ({"layers_per_block": 10**6}, ["layers_per_block is 1000000, expected whole numbers from 1 to 64"]),
-        (
-            {"block_out_channels": [8, 10**9]},
-            ["block_out_channels is [8, 1000000000], expected whole numbers from 1 to 100000"],
-        ),
+        ({"hidden_size": [8, 10**9]}, ["hidden_size is [8, 1000000000], expected whole numbers from 1 to 100000"]),
         ({"block_out_channels": [4] * 40}, ["block_out_channels has 40 entries, expected at most 8"]),
         ({"num_attention_heads": 0, "other": 0}, ["num_attention_heads is 0, expected whole numbers from 1 to 1024"]),
         ({"sample_size": True}, ["sample_size is True, expected whole numbers from 1 to 16384"]),

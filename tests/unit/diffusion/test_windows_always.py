@@ -1,6 +1,6 @@
 """What holds for windows of any numbers; and that a frame's predictions are weighted to one."""
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,11 +32,11 @@ def test_every_frame_is_in_some_window_and_once_in_each(schedule, drawn) -> None
     assert all(len(set(window)) == len(window) for window in windows)
     if schedule is open_windows:  # neighbours share what they should, or more at the ends
         starts = [window[0] for window in windows]
-        assert all(0 < b - a <= options["context"] - options["overlap"] for a, b in itertools.pairwise(starts))
+        assert all(0 < b - a <= options["context"] - options["overlap"] for a, b in pairwise(starts))
     elif frames > options["context"]:
         step = options["context"] - options["overlap"]
         assert len(windows) == -(-frames // step)
-        for before, after in itertools.pairwise(windows):
+        for before, after in pairwise(windows):
             assert before[step:] == after[: len(before) - step]
 
 

@@ -251,3 +251,15 @@ def test_hands_and_faces_of_a_dancer(backend, shared_dir: Path):
     print(f"\nhands found {hands:.2f}, faces found {faces:.2f}")
     assert hands > 0.65
     assert faces > 0.9
+
+
+@pytest.mark.parametrize("shape", [(33, 2400), (2400, 33)])
+def test_strips_are_not_searched_tile_by_tile(backend, shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of 33 x 8192 px took minutes: hundreds of squares as high as itself."""
+    looked: list[tuple[int, ...]] = []
+    plain = type(backend)._poses_in
+    monkeypatch.setattr(
+        type(backend), "_poses_in", lambda self, frame, **at: (looked.append(frame.shape), plain(self, frame, **at))[1]
+    )
+    assert backend.detect(np.zeros((*shape, 3), np.uint8)) == []
+    assert looked == [(*shape, 3)]
