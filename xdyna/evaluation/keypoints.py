@@ -111,9 +111,7 @@ class Compared:
         length = np.linalg.norm(np.diff(way, axis=0), axis=-1).sum(axis=0)
         whole = self.shown[:, [NOSE, NECK, RIGHT_HIP, LEFT_HIP, _RIGHT_ANKLE, _LEFT_ANKLE]].all(axis=1)
         if not whole.any():
-            raise ValueError(
-                "no pose map shows a whole body (nose, neck, hips, ankles), so there is nothing to compare"
-            )
+            raise UsageError("no pose map shows a whole body (nose, neck, hips, ankles); expected some that do")
         return float(np.median(length[whole]))
 
 
