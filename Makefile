@@ -22,7 +22,7 @@ ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-browser test-mutation test-parity docs docs-serve docs-test soak soak-ends hostile lint format bench clean
+.PHONY: help venv constraints demo preprocess tiny gpu-tiny gpu-session tiny-report tiny-card sensitivity eval-parity test test-fast test-long test-slow test-browser test-mutation test-properties test-parity docs docs-serve docs-test soak soak-ends hostile lint format bench clean
 
 help: ## show the targets
 	@echo "Targets:"
@@ -123,6 +123,9 @@ test-long: $(STAMP) ## run the long tests: more cases of the same, and whole pro
 
 test-slow: $(STAMP) ## run the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-properties: $(STAMP) ## look for counterexamples to what always holds, 1,000 tries each
+	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest tests/unit -k always $(ARGS)
 
 test-browser: $(STAMP) ## show the page to a headless Chromium (Debian: apt-get install chromium chromium-driver)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]" selenium==4.51.0

@@ -9,12 +9,21 @@ os.environ.setdefault(
     "OMP_WAIT_POLICY", "passive"
 )  # before torch: waiting threads must not burn a busy machine's cores
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(1)  # the models of the tests are too small for more, and busy machines stall on waiting threads
+
+# The same examples each time, without limits of time: a red run is then a defect of the change. `make test-properties`
+# looks for others.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session", autouse=True)

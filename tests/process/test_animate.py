@@ -38,6 +38,13 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "cache"))
 
 
+def _listen(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """What an animation tells goes to `said`, instead of its notes."""
+    monkeypatch.setattr(
+        animate_module, "Watch", lambda progress, cancel, tell, show: Watch(progress, cancel, said.append, show)
+    )
+
+
 def test_importing_loads_nothing_heavy() -> None:
     code = "import sys, xdyna; print([m for m in ('torch', 'diffusers', 'cv2', 'numpy', 'hydra') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -204,7 +211,7 @@ def test_what_is_cancelled_is_kept_where_it_has_a_name(checkpoint, media, monkey
     """Temporary files are gone afterwards: nothing is said to have been kept."""
     said: list[str] = []
     seen: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(animate_module, "Watch", lambda progress, cancel, tell: Watch(progress, cancel, said.append))
+    _listen(monkeypatch, said)
     with pytest.raises(CancelledError):
         xdyna.animate(
             media / "ref.png", media / "driving.npz", out=out, settings=InferConfig(steps=3), model=checkpoint,
@@ -253,7 +260,7 @@ def test_lora_by_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_interrupted_run_keeps_its_attention_kernels(checkpoint, media, monkeypatch) -> None:
     """What is remembered for the device may change in between; the manifest says what was used."""
     files, seen, said = (media / "ref.png", media / "driving.npz"), [], []
-    monkeypatch.setattr(animate_module, "Watch", lambda progress, cancel, tell: Watch(progress, cancel, said.append))
+    _listen(monkeypatch, said)
 
     def animate(out: str, **options) -> xdyna.Animation:
         settings = InferConfig(steps=3, attention="auto")

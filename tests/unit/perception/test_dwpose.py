@@ -211,6 +211,7 @@ def published(rtmlib, monkeypatch):
             )
             for name in (DETECTOR_FILE, POSE_FILE)
         }
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr(dwpose_backend, "load_registry", lambda: {file.name: file for file in files.values()})
         yield server
 
