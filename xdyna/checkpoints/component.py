@@ -45,7 +45,7 @@ def load_component(folder: Path, library: str, class_name: str, *, dtype: torch.
     options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
     options["dtype" if library == "transformers" else "torch_dtype"] = dtype
     try:
-        module, info = component.from_pretrained(folder, **options)
+        module, info = component.from_pretrained(folder, **options)  # type: ignore[attr-defined]
     except WRONG_PARTS as error:
         reason = reason_of(error)
         raise WeightsError(
