@@ -52,7 +52,9 @@ def test_a_pixel_is_where_its_point_is(height, width, left, top) -> None:
 def people(draw: st.DrawFn) -> tuple[tuple[int, int], Person]:
     """A size, and somebody in it, perhaps partly outside."""
     size = draw(st.tuples(st.integers(32, 1500), st.integers(32, 1500)))
-    xy = np.array(draw(st.lists(st.tuples(st.floats(-50, 1550), st.floats(-50, 1550)), min_size=18, max_size=18)))
+    corner = np.array([draw(st.floats(-0.1, 0.9)), draw(st.floats(-0.1, 0.9))]) * size[::-1]
+    extent = np.array([draw(st.floats(0.02, 1)), draw(st.floats(0.02, 1))]) * size[::-1]
+    xy = corner + extent * np.random.default_rng(draw(st.integers(0, 99))).uniform(size=(18, 2))
     seen = np.array(draw(st.lists(st.booleans(), min_size=18, max_size=18)))
     seen[0] = True
     body = np.column_stack([xy, seen]).astype(np.float32) * seen[:, None]
