@@ -272,6 +272,8 @@ def test_images_keep_their_bytes(bridge: ModuleType) -> None:
     assert float(image.min()) == 0
     assert float(image.max()) == 1
     assert (bridge.to_arrays(image) == frames).all()
+    assert (bridge.to_arrays(image - 0.4 / 255) == frames).all()  # to the nearest
+    assert (bridge.to_arrays(image + 0.4 / 255) == frames).all()
     with_alpha = torch.cat([image, torch.zeros(1, 16, 16, 1)], dim=-1)
     assert (bridge.to_arrays(with_alpha) == frames).all()
     assert (bridge.to_arrays(image * 3 - 1)[0, 0, 0] == 0).all()  # out of range is cut
