@@ -6,25 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.unit.perception.onnx_models import save_constant
 from xdyna.perception import PerceptionError, get_face_backend, insightface_backend
 
 pytest.importorskip("insightface", reason="needs the perception extra")
-onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402  (after the skip)
+pytest.importorskip("onnx")
 
 STRIDES = (8, 16, 32)
 
 
 def save(path: Path, *, size: tuple, outputs: dict[str, np.ndarray]) -> None:
-    """A model that ignores its image and returns constants."""
-    image = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, *size])
-    nodes = [
-        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
-        for name, value in outputs.items()
-    ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in outputs.items()]
-    graph = helper.make_graph(nodes, "g", [image], values)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
+    """By the name that InsightFace's models have for their image."""
+    save_constant(path, size=size, outputs=outputs, image="input.1")
 
 
 def save_detector(path: Path) -> None:
