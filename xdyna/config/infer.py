@@ -45,6 +45,8 @@ class InferConfig:
         reuse_interval: the deep levels of the UNet run every so many steps and are kept in between; 1 is exact.
         reuse_depth: with `reuse_interval`: skip connections, counted from the highest resolution, whose layers run in
             every step; less is faster and further from exact.
+        token_downsampling: n; at the highest resolution, a frame looks at the means of n x n of its own places instead
+            of at all of them (ToDo, arXiv 2402.13573). Reference and motion are untouched; 1 is exact.
         seed: of noise, window offsets and everything else random.
         height: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 896).
         width: of the video in px, a multiple of 8; None takes the checkpoint's own (published: 512).
@@ -101,6 +103,7 @@ class InferConfig:
     guidance_interval: list[float] = setting([0.0, 1.0], low=0, high=1)  # noqa: RUF009 (a copy for each)
     reuse_interval: int = setting(1, low=1, high=1000)
     reuse_depth: int = setting(1, low=1, high=100)
+    token_downsampling: int = setting(1, low=1, high=8)
     seed: int = setting(42, low=0, high=2**63 - 1)
     height: int | None = None
     width: int | None = None

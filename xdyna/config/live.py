@@ -18,6 +18,7 @@ class LiveConfig:
     Attributes:
         steps: denoising steps of a window.
         guidance: classifier-free guidance scale; None takes the checkpoint's own. Above 1 a window takes twice as long.
+        token_downsampling: see `InferConfig`; 2 makes windows faster.
         seed: of the noise, which is a function of the seed and the number of the frame.
         height: of the video in px; None takes the checkpoint's own.
         width: of the video in px; None takes the checkpoint's own.
@@ -60,6 +61,7 @@ class LiveConfig:
 
     steps: int = setting(2, low=1, high=1000)
     guidance: float | None = setting(None, low=0, high=100)
+    token_downsampling: int = setting(1, low=1, high=8)
     seed: int = setting(42, low=0, high=2**63 - 1)
     height: int | None = None
     width: int | None = None

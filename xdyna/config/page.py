@@ -27,6 +27,7 @@ class PageConfig:
         live_scheduler: what takes these steps; None takes "lcm" with the LoRA of xdyna-tiny, else that of the model.
         live_lora: LoRA weights of live animations, each "FILE" or "FILE:SCALE"; None takes xdyna-tiny's own of few
             steps where `live_checkpoint` is "xdyna-tiny", else none.
+        live_token_downsampling: of live animations, see `LiveConfig`; None takes 2 with that LoRA, else 1.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto", "float32", "float16" or "bfloat16".
 
@@ -49,6 +50,7 @@ class PageConfig:
     live_steps: int = setting(2, low=1, high=100)
     live_scheduler: str | None = None
     live_lora: list[str] | None = None
+    live_token_downsampling: int | None = setting(None, low=1, high=8)
     device: str = "auto"
     dtype: str = setting("auto", choices=DTYPES)
 
@@ -57,5 +59,6 @@ class PageConfig:
         if self.live_lora is None:
             distilled = self.live_checkpoint == "xdyna-tiny"
             self.live_lora = ["xdyna-tiny-few-step"] if distilled else []
-            if distilled and self.live_scheduler is None:
-                self.live_scheduler = "lcm"
+            if distilled:  # as preset=few_step
+                self.live_scheduler = self.live_scheduler or "lcm"
+                self.live_token_downsampling = self.live_token_downsampling or 2

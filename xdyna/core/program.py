@@ -17,6 +17,8 @@ from xdyna.core.errors import UsageError
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 _LONGEST = 2000  # letters of a message
 FULL_MEMORY = "error: the memory is full; use a smaller --size or fewer --frames"
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Lets PyTorch ask Linux for large pages for tensors on the CPU; read at its first allocation. 0: without them."""
 DESKTOP = re.compile(r"lib(GL|gthread|glib|SM|X\w*|xcb)\b[\w.-]*\.so")
 """Libraries that builds of OpenCV ask for which are made for desktops."""
 
@@ -71,6 +73,7 @@ def run(main: str | Callable[[Sequence[str]], int], argv: Sequence[str] | None =
         int: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault(LARGE_PAGES, "1")
     previous = {number: signal.signal(number, _terminate) for number in ending_signals()}
     try:
         program = importlib.import_module(main).main if isinstance(main, str) else main

@@ -16,12 +16,17 @@ of a frame, r those that enter the same self-attention of the ReferenceNet and [
 
     out = Wo softmax(Q K^T / sqrt(D)) V,  Q = Wq x,  K = Wk [x; r],  V = Wv [x; r]     frames 1..T
     out = Wo softmax(Q K^T / sqrt(D)) V,  Q = Wq x,  K = Wk x,       V = Wv x          frame 0
+
+Token downsampling (ToDo: Smith et al., arXiv 2402.13573), where it is asked for, not exact: K and V of a frame's own
+self-attention are those of means over n x n places. The adapter's branch always sees all of K0 and V0: from means it
+loses the reference's details.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -155,6 +160,28 @@ class AttentionBase(nn.Module, AttentionModuleMixin):
         return self.processor(self, q_BLC, k_BSC, v_BSC)
 
 
+@dataclass(frozen=True)
+class TokenDownsampling:
+    """Means of n x n places of one level's grid; tokens of other levels stay as they are.
+
+    Attributes:
+        factor: n.
+        grid: (h, w) of the level.
+    """
+
+    factor: int
+    grid: tuple[int, int]
+
+    def __call__(self, x_ZLC: Tensor) -> Tensor:
+        """Args: x_ZLC: (Z, L, C). Returns: (Z, S, C), S = ceil(h / n) * ceil(w / n) where L = h * w, else L."""
+        h, w = self.grid
+        if x_ZLC.shape[1] != h * w:
+            return x_ZLC
+        x_ZChw = rearrange(x_ZLC, "z (h w) c -> z c h w", h=h, w=w)
+        means = F.avg_pool2d(x_ZChw, self.factor, ceil_mode=True, count_include_pad=False)
+        return rearrange(means, "z c h w -> z (h w) c")
+
+
 class DynamicsAdapterAttention(AttentionBase):
     """Spatial self-attention per frame, plus the Dynamics-Adapter branch to the reference frame (see the file's head).
 
@@ -179,43 +206,56 @@ class DynamicsAdapterAttention(AttentionBase):
         self.to_out_ff.weight.zero_()
         self.to_out_ff.bias.zero_()
 
-    def forward(self, x_ZLC: Tensor, *, num_frames: int, reference_BLC: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_ZLC: Tensor,
+        *,
+        num_frames: int,
+        reference_BLC: Tensor | None = None,
+        downsampled: "TokenDownsampling | None" = None,
+    ) -> Tensor:
         """Attend within each frame, and to the reference.
 
         Args:
             x_ZLC: (B * F, L, C), frames of a clip adjacent.
             num_frames: F.
             reference_BLC: (B, L, C) what the ReferenceNet's self-attention of this place was given; None without one.
+            downsampled: what a frame's own keys and values are computed from; None: all its tokens.
 
         Returns:
             Tensor: (B * F, L, C).
         """
-        k_ZLC, v_ZLC = self.to_k(x_ZLC), self.to_v(x_ZLC)
+        seen_ZSC = x_ZLC if downsampled is None else downsampled(x_ZLC)
+        k_ZSC, v_ZSC = self.to_k(seen_ZSC), self.to_v(seen_ZSC)
         if reference_BLC is not None:
-            return self.to_out[0](self._attend_with_reference(x_ZLC, k_ZLC, v_ZLC, reference_BLC, num_frames))
-        out_ZLC = self.to_out[0](self._attend(self.to_q(x_ZLC), k_ZLC, v_ZLC))
+            return self.to_out[0](self._attend_with_reference(x_ZLC, k_ZSC, v_ZSC, reference_BLC, num_frames))
+        out_ZLC = self.to_out[0](self._attend(self.to_q(x_ZLC), k_ZSC, v_ZSC))
         if not self.adapter:
             return out_ZLC
         # All F * L queries of a clip look at the same keys, so that K0 and V0 are never repeated per frame.
         q_BXC = rearrange(self.to_q_ff(x_ZLC), "(b f) l c -> b (f l) c", f=num_frames)
-        k0_BLC, v0_BLC = (rearrange(t, "(b f) l c -> b f l c", f=num_frames)[:, 0] for t in (k_ZLC, v_ZLC))
+        if seen_ZSC is x_ZLC:
+            k0_BLC, v0_BLC = (rearrange(t, "(b f) l c -> b f l c", f=num_frames)[:, 0] for t in (k_ZSC, v_ZSC))
+        else:
+            x0_BLC = rearrange(x_ZLC, "(b f) l c -> b f l c", f=num_frames)[:, 0]
+            k0_BLC, v0_BLC = self.to_k(x0_BLC), self.to_v(x0_BLC)
         ref_ZLC = rearrange(self._attend(q_BXC, k0_BLC, v0_BLC), "b (f l) c -> (b f) l c", f=num_frames)
         return out_ZLC + self.to_out_ff(ref_ZLC)
 
     def _attend_with_reference(
-        self, x_ZLC: Tensor, k_ZLC: Tensor, v_ZLC: Tensor, reference_BLC: Tensor, num_frames: int
+        self, x_ZLC: Tensor, k_ZSC: Tensor, v_ZSC: Tensor, reference_BLC: Tensor, num_frames: int
     ) -> Tensor:
-        def moving(own_ZLC: Tensor, shared_BLC: Tensor) -> Tensor:
-            own_BTLC = rearrange(own_ZLC, "(b f) l c -> b f l c", f=num_frames)[:, 1:]
+        def moving(own_ZSC: Tensor, shared_BLC: Tensor) -> Tensor:
+            own_BTSC = rearrange(own_ZSC, "(b f) s c -> b f s c", f=num_frames)[:, 1:]
             shared_BTLC = repeat(shared_BLC, "b l c -> b t l c", t=num_frames - 1)
-            return rearrange(torch.cat([own_BTLC, shared_BTLC], dim=2), "b t s c -> (b t) s c")
+            return rearrange(torch.cat([own_BTSC, shared_BTLC], dim=2), "b t s c -> (b t) s c")
 
-        q_BFLC, k_BFLC, v_BFLC = (
-            rearrange(t, "(b f) l c -> b f l c", f=num_frames) for t in (self.to_q(x_ZLC), k_ZLC, v_ZLC)
+        q_BFLC, k_BFSC, v_BFSC = (
+            rearrange(t, "(b f) l c -> b f l c", f=num_frames) for t in (self.to_q(x_ZLC), k_ZSC, v_ZSC)
         )
-        still_BLC = self._attend(q_BFLC[:, 0], k_BFLC[:, 0], v_BFLC[:, 0])
+        still_BLC = self._attend(q_BFLC[:, 0], k_BFSC[:, 0], v_BFSC[:, 0])
         q_YLC = rearrange(q_BFLC[:, 1:], "b t l c -> (b t) l c")
-        k_YSC, v_YSC = moving(k_ZLC, self.to_k(reference_BLC)), moving(v_ZLC, self.to_v(reference_BLC))
+        k_YSC, v_YSC = moving(k_ZSC, self.to_k(reference_BLC)), moving(v_ZSC, self.to_v(reference_BLC))
         out_BTLC = rearrange(self._attend(q_YLC, k_YSC, v_YSC), "(b t) l c -> b t l c", t=num_frames - 1)
         return rearrange(torch.cat([still_BLC[:, None], out_BTLC], dim=1), "b f l c -> (b f) l c")
 

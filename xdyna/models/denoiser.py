@@ -114,6 +114,7 @@ class Denoiser:
         pose_controlnet: C_P.
         face_controlnet: C_F; None where there is none.
         reference_net: of the ablation `w/RefNet`, for a UNet without the Dynamics-Adapter; else None.
+        token_downsampling: of the UNet's spatial self-attention, see `XDynaUNet.forward`; 1 is exact.
         text_encoder: CLIP text model; None where text tokens are given.
         tokenizer: its tokenizer.
         image_encoder: CLIP vision model; None where image tokens are given.
@@ -130,11 +131,14 @@ class Denoiser:
     feature_extractor: Any = None
     image_projection: ImageTokenResampler | None = None
     reference_net: ReferenceNet | None = None
+    token_downsampling: int = 1
 
     @staticmethod
-    def of(networks: Any) -> "Denoiser":
+    def of(networks: Any, *, token_downsampling: int = 1) -> "Denoiser":
         """The denoiser of a pipeline, or of anything else with networks of these names; they are shared."""
-        return Denoiser(**{entry.name: getattr(networks, entry.name) for entry in fields(Denoiser)})
+        names = {entry.name for entry in fields(Denoiser)} - {"token_downsampling"}
+        parts = {name: getattr(networks, name) for name in names}
+        return Denoiser(**parts, token_downsampling=token_downsampling)
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks that are there, by name."""
@@ -258,6 +262,7 @@ class Denoiser:
             mid_residual=residuals.mid if residuals else None,
             reference_features=features,
             deep=deep,
+            token_downsampling=self.token_downsampling,
         ).sample
         rows, noise = max(len(tokens.text), len(noisy_BCThw)), out[:, :, 1:]
         return noise if len(noise) == rows else noise.repeat(rows // len(noise), 1, 1, 1, 1)  # nothing tells them apart

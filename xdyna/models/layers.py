@@ -17,6 +17,7 @@ from xdyna.models.attention import (
     CrossAttentionCache,
     DynamicsAdapterAttention,
     TextImageCrossAttention,
+    TokenDownsampling,
     TokenKeys,
     expand_frames,
 )
@@ -72,6 +73,7 @@ class ClipContext:
         keys: what cross-attention made of the tokens before; None computes it in each pass, for gradients.
         reference: one (B, L, C) per spatial self-attention, the ReferenceNet's tokens of the same place; or empty.
         recorder: where the ReferenceNet collects these; None otherwise.
+        downsampled: what spatial self-attention computes keys and values from; None: all tokens.
     """
 
     num_frames: int
@@ -81,6 +83,7 @@ class ClipContext:
     keys: CrossAttentionCache | None = None
     reference: Sequence[Tensor] = ()
     recorder: FeatureRecorder | None = None
+    downsampled: TokenDownsampling | None = None
 
 
 def to_clips(x_Z: Tensor, clips: int, *, num_frames: int) -> Tensor:
@@ -214,9 +217,11 @@ class SpatialTransformerBlock(nn.Module):
         if context.reference:
             reference_BLC = context.reference[self.place]
             x_ZLC, h_ZLC = (to_clips(t, len(reference_BLC), num_frames=f) for t in (x_ZLC, h_ZLC))
-            x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f, reference_BLC=reference_BLC)
+            x_ZLC = x_ZLC + self.attn1(
+                h_ZLC, num_frames=f, reference_BLC=reference_BLC, downsampled=context.downsampled
+            )
         else:
-            x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f)
+            x_ZLC = x_ZLC + self.attn1(h_ZLC, num_frames=f, downsampled=context.downsampled)
         cross_ZLC = self.attn2(self.norm2(x_ZLC), keys, num_frames=f)
         x_ZLC = to_clips(x_ZLC, len(cross_ZLC) // f, num_frames=f) + cross_ZLC
         return x_ZLC + self.ff(self.norm3(x_ZLC))

@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from xdyna.models.attention import CrossAttentionCache
+from xdyna.models.attention import CrossAttentionCache, TokenDownsampling
 from xdyna.models.blocks import build_levels
 from xdyna.models.controls import add_to_frames
 from xdyna.models.deep import DeepFeatures
@@ -150,6 +150,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         mid_residual: Tensor | None = None,
         reference_features: Sequence[Tensor] = (),
         deep: DeepFeatures | None = None,
+        token_downsampling: int = 1,
         return_dict: bool = True,
     ) -> XDynaUNetOutput | tuple[Tensor]:
         """Predict the noise in frames 1..T of a clip.
@@ -170,6 +171,8 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 as in the ablation `w/IP-A` and it counts in the joint GroupNorm, so that all ablations normalise alike.
             deep: what was kept of this clip in an earlier step: only the layers of its `depth` highest skip connections
                 run, and no others need residuals; where it is empty, all run and it is filled. None keeps nothing.
+            token_downsampling: n; at the highest resolution, keys and values of spatial self-attention are computed
+                from means over n x n places (see `models/attention.py`). 1 is exact.
             return_dict: False gives a tuple.
 
         Returns:
@@ -193,6 +196,7 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             image_BSC=image_tokens,
             keys=keys,
             reference=reference_features,
+            downsampled=None if token_downsampling == 1 else TokenDownsampling(token_downsampling, sample.shape[3:]),
         )
         x_ZCHW = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
         if self.position_in is not None:

@@ -182,7 +182,8 @@ def serve(
         studio = Studio(root, uploads, limits, checkpoint=checkpoint, debug=debug)
         live = LiveConfig(
             steps=limits.live_steps, scheduler=limits.live_scheduler, lora=limits.live_lora or [], align="global",
-            face_source=studio.puppet_faces, device=limits.device, dtype=limits.dtype, every=0,
+            token_downsampling=limits.live_token_downsampling or 1, face_source=studio.puppet_faces,
+            device=limits.device, dtype=limits.dtype, every=0,
         )  # fmt: skip
         rooms = Rooms(limits, live, studio.explain)
         page = build(studio, rooms)

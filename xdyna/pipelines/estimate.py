@@ -141,6 +141,7 @@ def calibrate(
             num_inference_steps=2 * settings.reuse_interval + 1,
             guidance_scale=settings.guidance if branches == 2 else 1.0,
             reuse=Reuse(settings.reuse_interval, settings.reuse_depth),
+            token_downsampling=settings.token_downsampling,
             context_frames=frames,
             context_overlap=0,
             generator=torch.Generator().manual_seed(0),
@@ -185,7 +186,7 @@ def key(plan: Plan, device: torch.device, dtype: torch.dtype) -> str:
         [[path.name, path.stat().st_size] for path in plan.checkpoint.weight_files()],
         [plan.size, plan.face, min(len(plan.driving.rows), settings.context_frames), settings.vae_chunk],
         [settings.reuse_interval, settings.reuse_depth, settings.decoder, settings.low_memory, settings.attention],
-        [settings.compile],
+        [settings.compile, settings.token_downsampling],
         [settings.guidance, settings.guidance_interval, settings.lora],
     ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]

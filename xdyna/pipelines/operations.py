@@ -24,6 +24,7 @@ class Workload:
         branches: 2 with guidance, 1 without.
         size: (H, W) in pixels.
         face: whether the face ControlNet runs.
+        token_downsampling: see `XDynaUNet.forward`.
     """
 
     frames: int
@@ -33,6 +34,7 @@ class Workload:
     branches: int
     size: tuple[int, int]
     face: bool
+    token_downsampling: int = 1
 
     @staticmethod
     def of(plan: Plan) -> "Workload":
@@ -48,6 +50,7 @@ class Workload:
             branches=2 if settings.guidance > 1 else 1,
             size=plan.size,
             face=plan.face,
+            token_downsampling=settings.token_downsampling,
         )
 
 
@@ -111,7 +114,7 @@ def count_operations(checkpoint: Checkpoint, work: Workload) -> Operations:
         images = [torch.empty(1, net.config.conditioning_channels, *work.size) for net in nets]
         pairs = list(zip(nets, images, strict=True))
         return Operations(
-            window=_count(unet, sample, torch.empty(()), text, image),
+            window=_count(unet, sample, torch.empty(()), text, image, token_downsampling=work.token_downsampling),
             frame=sum(_count(n, latent, step, encoder_hidden_states=text[:1], controlnet_cond=x) for n, x in pairs),
             embedding=sum(_count(net.controlnet_cond_embedding, image) for net, image in pairs),
             decode=_count(vae.decoder, torch.empty(1, vae.config.latent_channels, h, w)),

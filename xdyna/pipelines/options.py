@@ -97,11 +97,18 @@ class Savings:
         reuse: of deep features.
         apart: the branches of guidance run one after the other (same result, less memory).
         control_chunk: frames that go through a ControlNet at a time (same result); None for all of a window.
+        token_downsampling: see `XDynaUNet.forward`; 1 is exact.
     """
 
     reuse: Reuse = Reuse()
     apart: bool = False
     control_chunk: int | None = None
+    token_downsampling: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.token_downsampling < 1:
+            raise ValueError(f"token_downsampling is {self.token_downsampling}, expected 1 or more")
 
 
 @dataclass(frozen=True)

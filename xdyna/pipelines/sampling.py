@@ -77,6 +77,7 @@ def sample(
             guidance_scale=settings.guidance,
             guidance_interval=settings.guidance_interval,
             reuse=Reuse(settings.reuse_interval, settings.reuse_depth),
+            token_downsampling=settings.token_downsampling,
             context_frames=settings.context_frames,
             context_overlap=settings.context_overlap,
             context_schedule=settings.context_schedule,

@@ -187,6 +187,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         reuse: Reuse | None = None,
+        token_downsampling: int = 1,
         context_frames: int = PUBLISHED.context_frames,
         context_overlap: int = PUBLISHED.context_overlap,
         context_schedule: str = PUBLISHED.context_schedule,
@@ -233,6 +234,8 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             guidance_interval: [low, high], shares of the noise schedule (0 is clean, 1 pure noise) between which
                 guidance runs; elsewhere only the conditional branch does (Kynkaanniemi et al., arXiv 2404.07724).
             reuse: of deep features between steps, not exact; None for none.
+            token_downsampling: n; at the highest resolution, keys and values of a frame's self-attention are computed
+                from means over n x n places, see `models/attention.py`. 1 is exact.
             context_frames: generated frames per window.
             context_overlap: frames shared by neighbouring windows.
             context_schedule: "uniform" (closed loop, published) or "uniform_open" (the end is not tied to the
@@ -325,7 +328,7 @@ class XDynaPipeline(DiffusionPipeline, PreparationMixin, LoraLoaderMixin):
             given=given,
             similar=similarity_prior,
             eta=eta,
-            savings=Savings(reuse, self._low_memory, CONTROL_CHUNK if self._low_memory else None),
+            savings=Savings(reuse, self._low_memory, CONTROL_CHUNK if self._low_memory else None, token_downsampling),
             store=store,
         )
         latents = self._denoise(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import pytest
 
 from xdyna.core import program, stop
 from xdyna.core.errors import UsageError
-from xdyna.core.program import INTERRUPTED, run
+from xdyna.core.program import INTERRUPTED, LARGE_PAGES, run
 
 
 def raising(error: BaseException):
@@ -93,3 +94,13 @@ def test_a_closed_terminal_ends_a_program_like_ctrl_c(
         signal.signal(signal.SIGHUP, before)
     assert cleaned
     assert len(left) == (0 if former == signal.SIG_IGN else 2), "nothing is written to the terminal that is gone"
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_large_pages_unless_somebody_chose(own: str | None) -> None:
+    """A process of its own: PyTorch reads it once."""
+    environment = {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
+    code = f"import os; from xdyna.core.program import run; run(lambda _: print(os.environ['{LARGE_PAGES}']), [])"
+    environment |= {} if own is None else {LARGE_PAGES: own}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == (own or "1")

@@ -7,7 +7,13 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from einops import rearrange
 
 from xdyna.models import attention
-from xdyna.models.attention import AttentionBase, DynamicsAdapterAttention, TextImageCrossAttention, attend
+from xdyna.models.attention import (
+    AttentionBase,
+    DynamicsAdapterAttention,
+    TextImageCrossAttention,
+    TokenDownsampling,
+    attend,
+)
 from xdyna.models.unet import XDynaUNet
 
 B, F, L, C, N = 2, 3, 5, 12, 3
@@ -45,6 +51,26 @@ def test_dynamics_adapter_is_the_equation():
             from_reference = softmax_attention(layer.to_q_ff(frame), k0, v0, N)
             expected = layer.to_out[0](own) + layer.to_out_ff(from_reference)
             torch.testing.assert_close(out[b * F + f], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_downsampled_keys_are_those_of_means_and_the_adapter_sees_all():
+    """A grid of 3 x 5 places in cells of 2 x 2, those at its ends cut off: 2 x 3 means."""
+    layer = randomised(DynamicsAdapterAttention(C, heads=N))
+    x = torch.randn(B * F, 15, C)
+    out = layer(x, num_frames=F, downsampled=TokenDownsampling(2, (3, 5)))
+    cells = [
+        [r * 5 + c for r in rows for c in columns] for rows in ((0, 1), (2,)) for columns in ((0, 1), (2, 3), (4,))
+    ]
+    for number, frame in enumerate(x):
+        reference = x[number // F * F]
+        means = torch.stack([frame[cell].mean(dim=0) for cell in cells])
+        own = softmax_attention(layer.to_q(frame), layer.to_k(means), layer.to_v(means), N)
+        seen = softmax_attention(layer.to_q_ff(frame), layer.to_k(reference), layer.to_v(reference), N)
+        expected = layer.to_out[0](own) + layer.to_out_ff(seen)
+        torch.testing.assert_close(out[number], expected, atol=1e-5, rtol=1e-5)
+    other_level = TokenDownsampling(2, (6, 10))
+    assert torch.equal(layer(x, num_frames=F, downsampled=other_level), layer(x, num_frames=F))
 
 
 @torch.no_grad()

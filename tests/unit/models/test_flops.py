@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -63,3 +64,21 @@ def test_operations_of_a_window_step() -> None:
     frames = LONG / WINDOW
     assert later_alone + per_step * frames / windows + once * frames / (windows * STEPS) <= 94.2
     assert later_alone <= 81.4
+
+
+@torch.no_grad()
+def test_what_token_downsampling_saves_by_hand() -> None:
+    """A top level of 112 x 64 places: five layers, the first for one branch that stands for both."""
+    places, means, channels, frames = 112 * 64, 56 * 32, 320, WINDOW + 1
+    with torch.device("meta"):
+        unet = XDynaUNet().eval()
+        given = (torch.empty(1, 4, frames, *GRID), torch.empty(()), torch.empty(2, 77, 768), torch.empty(2, 16, 768))
+
+    def count(factor: int) -> float:
+        return teraflops(lambda: unet(*given, token_downsampling=factor).sample)
+
+    saved = 0.0
+    for clips in (1, 2, 2, 2, 2):
+        saved += 4 * clips * frames * channels * (places - means) * (places + channels)  # scores, sums; K and V
+        saved -= 4 * clips * places * channels**2  # K0 and V0, which were those of frame 0 before
+    assert (count(1) - count(2)) * 1e12 == pytest.approx(saved, rel=1e-6)

@@ -48,8 +48,8 @@ def test_what_a_calibration_says_by_a_clock_set_by_hand(tmp_path):
     device, dtype = torch.device("cpu"), torch.float32
     assert remembered(made_plan(), device, dtype, path=path) == found
     assert remembered(made_plan(frames=3), device, dtype, path=path) is None  # a shorter window
-    other = made_plan(settings=replace(SETTINGS, reuse_interval=1))
-    assert remembered(other, device, dtype, path=path) is None
+    for other in (replace(SETTINGS, reuse_interval=1), replace(SETTINGS, token_downsampling=2)):
+        assert remembered(made_plan(settings=other), device, dtype, path=path) is None
     path.write_text("{")
     assert remembered(made_plan(), device, dtype, path=path) is None
     kinds = step_kinds(made_plan(), [900, 780, 650, 500, 350, 220, 90], 1000)

@@ -55,6 +55,15 @@ def test_images_are_embedded_once_and_keys_of_tokens_once_a_session(model, monke
         assert np.abs(again.astype(int) - shown).max() <= 1
 
 
+def test_windows_with_downsampled_tokens(model) -> None:  # noqa: F811
+    """What the pipeline is told by the settings, the window's networks do."""
+    items = figures(5)
+    exact = LiveSession(REFERENCE, model, SETTINGS).window(items)
+    fewer = LiveSession(REFERENCE, model, dataclasses.replace(SETTINGS, token_downsampling=2)).window(items)
+    assert not np.array_equal(exact, fewer)
+    assert np.array_equal(exact, LiveSession(REFERENCE, model, SETTINGS).window(items))
+
+
 def test_a_new_range_embeds_held_frames_anew(model) -> None:  # noqa: F811
     net = model.pipeline.pose_controlnet
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from diffusers.models.attention import FeedForward
 from torch import nn
 
 from tests.unit.pipelines.test_xdyna import clip, make_pipeline, run, seeded  # noqa: F401  (clip is a fixture)
+from xdyna.models.attention import DynamicsAdapterAttention
 from xdyna.models.controls import run_controlnet, shallow_residuals
 from xdyna.models.deep import DeepFeatures
 from xdyna.pipelines.bench_modes import published_step_bytes
@@ -175,6 +176,26 @@ def test_reuse_runs_fewer_layers_and_goes_on_with_the_same_bytes(pipeline, clip)
     assert 0 < (whole - exact).norm() < 0.2 * exact.norm()
     plain = run(pipeline, clip, guidance_scale=2.0, **LATENT)
     assert torch.equal(exact, plain)
+
+
+def test_fewer_keys_at_the_highest_resolution_alone(pipeline, clip, monkeypatch):  # noqa: F811
+    seen, attention = set(), DynamicsAdapterAttention._attend
+
+    def noting(self, q, k, v):
+        seen.add((q.shape[1], k.shape[1]))
+        return attention(self, q, k, v)
+
+    monkeypatch.setattr(DynamicsAdapterAttention, "_attend", noting)
+    options = {**LATENT, "num_inference_steps": 2}
+    exact = run(pipeline, clip, **options)
+    places, seen_before = max(q for q, k in seen if q == k), set(seen)
+    seen.clear()
+    assert not torch.equal(run(pipeline, clip, token_downsampling=2, **options), exact)
+    assert seen - seen_before == {(places, places // 4)}
+    assert seen_before - seen == {(places, places)}
+    assert torch.equal(run(pipeline, clip, token_downsampling=1, **options), exact)
+    with pytest.raises(ValueError, match="token_downsampling is 0"):
+        run(pipeline, clip, token_downsampling=0, **options)
 
 
 def test_the_tiny_decoder(pipeline, clip, tmp_path):  # noqa: F811

@@ -104,7 +104,7 @@ class WindowDenoiser:
         assert settings.guidance is not None, "the checkpoint's own was put in"
         self.pipeline, self.settings, self.scale = pipeline, settings, settings.guidance
         self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
-        self.denoiser = Denoiser.of(pipeline)
+        self.denoiser = Denoiser.of(pipeline, token_downsampling=settings.token_downsampling)
         networks: list[nn.Module] = [pipeline.unet, *self.denoiser.beside_unet()]
         use_channels_last(pipeline.vae, *networks)
         for network in networks:
