@@ -52,12 +52,13 @@ def call(folder: Path, *more: str) -> int:
 
 def test_rows_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row has its own scheduler, steps and weights; numbers are those of the files; kept clips are kept."""
-    seen: list[tuple[str, int, float, bool]] = []
+    seen: list[tuple[str, int, float, bool, int]] = []
     original = XDynaPipeline.__call__
 
     def spy(self: XDynaPipeline, *args: object, **kwargs: object) -> object:
         changed = not torch.equal(*(output(n.unet) for n in (self, fresh)))
-        facts = type(self.scheduler).__name__, kwargs["num_inference_steps"], kwargs["guidance_scale"], changed
+        names = ("num_inference_steps", "guidance_scale")
+        facts = type(self.scheduler).__name__, *(kwargs[name] for name in names), changed, kwargs["token_downsampling"]
         seen.append(facts)  # type: ignore[arg-type]
         return original(self, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -72,9 +73,9 @@ def test_rows_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert call(folder) == 0
     guidance = 7.5
     a_clip = [
-        ("DDIMScheduler", 2, guidance, False),
-        ("LCMScheduler", 1, 1.0, True),
-        ("DDIMScheduler", 1, guidance, False),
+        ("DDIMScheduler", 2, guidance, False, 1),
+        ("LCMScheduler", 1, 1.0, True, 1),
+        ("DDIMScheduler", 1, guidance, False, 1),
     ]
     assert seen == 2 * a_clip
     report = json.loads((folder / "out" / "few_steps" / "report.json").read_text())
@@ -101,6 +102,13 @@ def test_rows_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     seen.clear()
     assert call(folder) == 0
     assert seen == []
+    half = f"{folder / 'lora.safetensors'}:0.5"
+    assert call(folder, "--lora", half, "--token-downsampling", "2") == 0
+    assert seen == 2 * [("LCMScheduler", 1, 1.0, True, 2)]  # distilled rows alone are made anew
+    other = json.loads((folder / "out" / "few_steps" / "report.json").read_text())
+    assert other["rows"]["distilled_1"] != row
+    assert other["rows"]["own_1"] == report["rows"]["own_1"]
+    assert "token_downsampling=2, LoRA times 0.5" in other["made"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,7 @@ def test_rows_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--clips", "1"], "--clips 1: expected 2 to"),
         (["--lora", "gone.safetensors"], "gone.safetensors"),
         (["--scheduler", "ldm"], "ldm"),
+        (["--token-downsampling", "0"], "expected 1 to 8"),
         (["--each-steps", "4,4"], "expected different numbers of steps"),
         (["--card", "gone.md"], "gone.md"),
     ],

@@ -58,7 +58,7 @@ class PageConfig:
         check_settings(self)
         if self.live_lora is None:
             distilled = self.live_checkpoint == "xdyna-tiny"
-            self.live_lora = ["xdyna-tiny-few-step"] if distilled else []
+            self.live_lora = ["xdyna-tiny-few-step:1.15"] if distilled else []
             if distilled:  # as preset=few_step
                 self.live_scheduler = self.live_scheduler or "lcm"
                 self.live_token_downsampling = self.live_token_downsampling or 2

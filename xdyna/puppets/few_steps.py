@@ -29,7 +29,7 @@ from xdyna.evaluation.inputs import Entry
 from xdyna.evaluation.store import Store
 from xdyna.media.sheet import contact_sheet
 from xdyna.pipelines.folder import TINY
-from xdyna.pipelines.model import Model, load
+from xdyna.pipelines.model import Model, load, parse_lora
 from xdyna.puppets.card import check_card, fill_card
 from xdyna.puppets.expression import ExpressionReader
 from xdyna.puppets.heldout import HELD_OUT, HeldOut, Task, load_held_out
@@ -94,9 +94,7 @@ def main(argv: Sequence[str]) -> int:
     # Wrong files and names are said before anything is made.
     options: dict[str, Any] = {"device": args.device, "dtype": args.dtype}
     own = load(args.checkpoint, InferConfig(**options))
-    distilled = load(
-        args.checkpoint, InferConfig(lora=[str(args.lora)], scheduler=args.scheduler, guidance=1.0, **options)
-    )
+    distilled = load(args.checkpoint, InferConfig(lora=[args.lora], scheduler=args.scheduler, guidance=1.0, **options))
     start, reader = time.perf_counter(), ExpressionReader.load(READER)
     table = rows(args.each_steps, args.own_steps)
     benches = {row.key: _bench(distilled if row.distilled else own, row, args) for row in table}
@@ -178,7 +176,9 @@ def _bench(model: Model, row: Row, args: argparse.Namespace) -> Bench:
     if not row.distilled:
         folder = args.out / ("clips" if row.steps == args.own_steps else f"few_steps/{row.key}")
         return Bench(pipeline, settings, folder, style=checkpoint.contract.pose)
-    settings = replace(settings, scheduler=args.scheduler, lora=file_sha256(args.lora))
+    (path, scale), downsampling = parse_lora(args.lora), args.token_downsampling
+    lora = file_sha256(path) + (f":{scale:g}" if scale != 1 else "")
+    settings = replace(settings, scheduler=args.scheduler, lora=lora, token_downsampling=downsampling)
     return Bench(pipeline, settings, args.out / "few_steps" / row.key, style=checkpoint.contract.pose)
 
 
@@ -230,10 +230,12 @@ def _facts(args: argparse.Namespace, model: Model, argv: Sequence[str], *, secon
     command = " ".join(["scripts/puppets.py", "few-steps", *argv])
     dtype = str(model.dtype).removeprefix("torch.")
     height, width = model.checkpoint.size
+    path, scale = parse_lora(args.lora)
     made = (
         f"{args.clips} held-out puppet clips (`configs/puppets/heldout.yaml`), {FRAMES} frames of {height} x {width} "
-        f"px, seed {args.seed}, {dtype}, {model.device.type}; distilled rows by {args.scheduler} without guidance, the "
-        f"others by the checkpoint's own scheduler and guidance. Made by `{command}` on "
+        f"px, seed {args.seed}, {dtype}, {model.device.type}; distilled rows by {args.scheduler} without guidance, "
+        f"token_downsampling={args.token_downsampling}, LoRA times {scale:g}, the others by the checkpoint's own "
+        f"scheduler and guidance. Made by `{command}` on "
         f"{time.strftime('%Y-%m-%d', time.gmtime())} (xdyna {__version__}, torch {torch.__version__})."
     )
     return {
@@ -241,7 +243,7 @@ def _facts(args: argparse.Namespace, model: Model, argv: Sequence[str], *, secon
         "command": command,
         "checkpoint": model.checkpoint.folder.name,
         "weights": model.checkpoint.hashes(),
-        "lora": {args.lora.name: file_sha256(args.lora)},
+        "lora": {path.name: file_sha256(path), "scale": scale},
         "seconds": round(seconds, 1),
     }
 
@@ -253,14 +255,23 @@ def _steps(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def _factor(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 8:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 1 to 8")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="puppets.py few-steps",
         description="Measure a distilled model (a LoRA) beside the undistilled one, at the same numbers of steps.",
     )
     p.add_argument("checkpoint", nargs="?", type=Path, default=TINY, help="pipeline folder (%(default)s)")
-    p.add_argument("--lora", type=Path, required=True, metavar="FILE", help="LoRA of stage `distill`")
+    p.add_argument("--lora", required=True, metavar="FILE[:SCALE]", help="LoRA of stage `distill`, or its name")
     p.add_argument("--scheduler", default="lcm", metavar="NAME", help="of the distilled rows (%(default)s)")
+    p.add_argument(
+        "--token-downsampling", type=_factor, default=1, metavar="N", help="of the distilled rows (%(default)s: exact)"
+    )
     p.add_argument("--each-steps", type=_steps, default=[4, 2], metavar="N,N", help="numbers of steps (4,2)")
     p.add_argument("--own-steps", type=int, default=10, metavar="N", help="the first row's, undistilled (%(default)s)")
     p.add_argument("--clips", type=int, default=64, metavar="N", help="the first so many of the list (%(default)s)")

@@ -78,7 +78,8 @@ class Settings:
         weights: hash of all weights.
         dtype: floating-point type of the networks.
         scheduler: where it is not the checkpoint's own.
-        lora: SHA-256 of a LoRA's file; "" for none.
+        lora: SHA-256 of a LoRA's file, and its scale where that is not 1; "" for none.
+        token_downsampling: see `XDynaPipeline`; 1 is exact.
     """
 
     steps: int
@@ -90,6 +91,7 @@ class Settings:
     dtype: str
     scheduler: str = ""
     lora: str = ""
+    token_downsampling: int = 1
 
 
 @dataclass
@@ -159,6 +161,7 @@ class Bench:
                 face,
                 num_inference_steps=self.settings.steps,
                 guidance_scale=self.settings.guidance,
+                token_downsampling=self.settings.token_downsampling,
                 generator=torch.Generator().manual_seed(self.settings.seed * 100_000 + number),
                 output_type="pt",
             ).frames
@@ -168,7 +171,8 @@ class Bench:
     def _fingerprint(self, number: int, name: str, entry: HeldOut) -> str:
         variant = VARIANTS[name]
         task = self.task(entry, variant.driving)
-        settings = {name: value for name, value in asdict(self.settings).items() if value != ""}
+        usual = {"scheduler": "", "lora": "", "token_downsampling": 1}  # left out: as before there were these
+        settings = {name: value for name, value in asdict(self.settings).items() if usual.get(name) != value}
         facts = {**settings, **asdict(variant), "label": "", "number": number, "version": __version__}
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
         for images in (task.reference, task.pose, task.face, task.truth.frames):

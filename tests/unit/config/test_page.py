@@ -5,7 +5,7 @@ from xdyna.config.page import PageConfig
 
 def test_few_steps_where_the_model_is_tiny() -> None:
     config = PageConfig()
-    assert (config.live_steps, config.live_scheduler, config.live_lora) == (2, "lcm", ["xdyna-tiny-few-step"])
+    assert (config.live_steps, config.live_scheduler, config.live_lora) == (2, "lcm", ["xdyna-tiny-few-step:1.15"])
     assert (config.live_token_downsampling, PageConfig(live_token_downsampling=1).live_token_downsampling) == (2, 1)
     assert PageConfig(live_scheduler="ddim").live_scheduler == "ddim"
 
