@@ -19,6 +19,7 @@ WINDOW = (
     "as a whole, and as a CUDA graph, in bfloat16 and float16 (float32 on a CPU). `height=896 width=512` is the "
     "published shape."
 )
+RANDOM = "random weights of these sizes (configs/model) in the checkpoint's place"
 TRAIN = Program(
     name="bench train",
     root="train",
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     parser = program.parser()
     if name == "sampling":
         parser.add_argument("--json", metavar="FILE", type=Path, help="write the result here, and a plot beside it")
+    if name == "modes":
+        parser.add_argument("--random", metavar="MODEL", help=f"{RANDOM}, e.g. proxy")
     return program.main(parser, words, work, prepare=_split_names if name == "metrics" else None)
 
 
@@ -90,18 +93,13 @@ def _sampling(command: Command[BenchConfig]) -> int:
 
 def _modes(command: Command[BenchConfig]) -> int:
     from xdyna.core.quiet import quiet_libraries
-    from xdyna.pipelines.bench_modes import bench_modes, table
+    from xdyna.pipelines.bench_modes import bench_modes, bench_random, table
 
-    config, out = command.config, Path(command.config.out)
+    config, out, sizes = command.config, Path(command.config.out), command.flags.random
     quiet_libraries()
-    rows = bench_modes(
-        config.checkpoint,
-        frames=config.frames or DEFAULT_FRAMES,
-        rounds=config.pairs,
-        device=config.device,
-        dtype=config.dtype,
-        out=out,
-    )
+    options: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "out": out}
+    options |= {"frames": config.frames or DEFAULT_FRAMES, "rounds": config.pairs}
+    rows = bench_modes(config.checkpoint, **options) if sizes is None else bench_random(sizes, **options)
     print(f"{table(rows)}wrote {out}/modes.json, modes.md, modes.png, plot.png")
     return 0
 
@@ -212,7 +210,7 @@ def _live_parser() -> argparse.ArgumentParser:
     p.add_argument("--each-steps", default="1,2,4", metavar="N,...", help="denoising steps (%(default)s)")
     p.add_argument("--repeats", type=int, default=5, help="timed windows of each (%(default)s)")
     p.add_argument("--checkpoint", type=Path, default=Path("xdyna-tiny"), metavar="DIR", help="pipeline folder")
-    p.add_argument("--random", metavar="MODEL", help="random weights of these sizes (configs/model) in its place")
+    p.add_argument("--random", metavar="MODEL", help=RANDOM)
     p.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     return p
 
@@ -239,6 +237,7 @@ def _live(command: Command[LiveConfig]) -> int:
     quiet_libraries()
     settings = dataclasses.replace(config, dtype=live_dtype(config))
     model = load(flags.checkpoint, settings.animation())
+    model.merge_lora()  # as live animations do
     pipeline, checkpoint = model.pipeline, model.checkpoint
     if flags.random is not None:
         pipeline = build_pipeline(load_model(flags.random), seed=0).to(device=model.device, dtype=model.dtype)

@@ -15,34 +15,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xdyna.checkpoints.build import build_controlnet
+from xdyna.checkpoints.build import build_controlnet, build_unet
+from xdyna.config.loader import load_model
+from xdyna.config.model import ModelConfig
 from xdyna.core.atomic import write_file
 from xdyna.diffusion.windows import uniform_windows
 from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.denoiser import Control, Denoiser, Tokens
 from xdyna.models.naive import naive_noise
-from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.denoise import predict_noise
 from xdyna.pipelines.residuals import Condition, ControlResidualCache
 
-CHANNELS = (64, 128, 256, 256)
-TOKEN_CHANNELS = 154
-SIZES = {"block_out_channels": CHANNELS, "cross_attention_dim": TOKEN_CHANNELS}
+PROXY = "proxy"
+"""Its sizes: configs/model/proxy.yaml."""
 CONTEXT, OVERLAP = 16, 4
 TEXT_TOKENS, IMAGE_TOKENS = 77, 16
 
 
-def proxy_conditions(frames: int, height: int, width: int, device: torch.device) -> list[Condition]:
+def proxy_conditions(sizes: ModelConfig, frames: int, height: int, width: int, device: torch.device) -> list[Condition]:
     """Both ControlNets of the proxy, with noise for control images. Seed the global generator before."""
-    sizes = {**SIZES, "attention_head_dim": 2, "conditioning_embedding_out_channels": (4, 8, 20, 52)}
     conditions = []
     for channels in (POSE_CHANNELS, FACE_CHANNELS):
-        net = build_controlnet(sizes, channels=channels).eval().to(device)
-        for parameter in net.parameters():  # output layers start at zero: the comparison would see nothing
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
+        net = build_controlnet(sizes.controlnet, channels=channels).eval().to(device)
+        fill_zeros(net)
         conditions.append(Condition(net, torch.randint(0, 256, (frames, channels, height, width), dtype=torch.uint8)))
     return conditions
+
+
+@torch.no_grad()
+def fill_zeros(net: torch.nn.Module) -> None:
+    """Draw the parameters that start at zero, as output layers do: a comparison would see nothing of what they end."""
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
 
 
 def bench_sampling(
@@ -62,8 +67,9 @@ def bench_sampling(
         dict: what the JSON file holds.
     """
     torch.manual_seed(0)
-    unet = XDynaUNet(**SIZES, num_attention_heads=2, motion_heads=2).eval().to(device)
-    conditions = proxy_conditions(frames, height, width, device)
+    sizes = load_model(PROXY)
+    unet = build_unet(sizes.unet).eval().to(device)
+    conditions = proxy_conditions(sizes, frames, height, width, device)
     pose, face = (condition.controlnet for condition in conditions)
     denoiser = Denoiser(unet=unet, pose_controlnet=pose, face_controlnet=face)
     grid = (height // 8, width // 8)
@@ -71,8 +77,9 @@ def bench_sampling(
         torch.randn(1, 4, frames, *grid, device=device),
         torch.randn(1, 4, 1, *grid, device=device),
     )
-    text = torch.randn(1, TEXT_TOKENS, TOKEN_CHANNELS, device=device).repeat(2, 1, 1)
-    tokens = Tokens(text, torch.randn(2, IMAGE_TOKENS, TOKEN_CHANNELS, device=device))
+    width_of_tokens = unet.config.cross_attention_dim
+    text = torch.randn(1, TEXT_TOKENS, width_of_tokens, device=device).repeat(2, 1, 1)
+    tokens = Tokens(text, torch.randn(2, IMAGE_TOKENS, width_of_tokens, device=device))
     windows = uniform_windows(frames, context=CONTEXT, overlap=OVERLAP, offset=0)
     timestep = torch.tensor(500, device=device)
     controls = [Control(c.controlnet, c.scaled(range(frames), c.value_range, latents)) for c in conditions]

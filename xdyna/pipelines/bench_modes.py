@@ -5,6 +5,7 @@ differs. Memory is what is alive in tensors at a time, weights not counted (`Liv
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from xdyna.checkpoints.build import build_controlnet
 from xdyna.config.infer import InferConfig
-from xdyna.config.loader import compose
+from xdyna.config.loader import compose, load_model
 from xdyna.core.atomic import write_file
 from xdyna.core.manifest import versions
 from xdyna.core.resources import resource
@@ -27,12 +28,15 @@ from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.animate import sample
+from xdyna.pipelines.bench import fill_zeros
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.denoise import predict_noise
+from xdyna.pipelines.folder import save_pipeline
 from xdyna.pipelines.memory import PARTS, LiveBytes, peak_bytes, split_feed_forward
 from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.plan import Plan, Request, plan_animation
 from xdyna.pipelines.residuals import EMBEDDED_FRAMES, Condition, ControlResidualCache
+from xdyna.pipelines.untrained import build_pipeline
 from xdyna.pipelines.xdyna import CONTROL_CHUNK, to_uint8
 
 MODES = ("exact", "fast", "preview", "lowmem")
@@ -41,8 +45,27 @@ DISTILLED = {"xdyna-tiny": "few_step"}
 SHOWN = 6  # frames of a mode in the image
 
 
+def bench_random(sizes: str, **options: Any) -> list[dict[str, Any]]:
+    """`bench_modes` of a model of these sizes with random weights, which is written to a temporary folder.
+
+    Args:
+        sizes: name in `configs/model`.
+        options: of `bench_modes`.
+
+    Returns:
+        list: as there. Distances are those of images without meaning.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = build_pipeline(load_model(sizes), seed=0)
+        for net in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet):
+            fill_zeros(net)
+        save_pipeline(pipeline, Path(folder) / sizes, untrained=True)
+        del pipeline
+        return bench_modes(str(Path(folder) / sizes), **options, label=f"random weights, {sizes}")
+
+
 def bench_modes(
-    checkpoint: str, *, frames: int, rounds: int, device: str, dtype: str, out: Path
+    checkpoint: str, *, frames: int, rounds: int, device: str, dtype: str, out: Path, label: str | None = None
 ) -> list[dict[str, Any]]:
     """Animate the demo's puppet in every mode, and write a table, a plot and an image.
 
@@ -53,6 +76,7 @@ def bench_modes(
         device: see `InferConfig`.
         dtype: see `InferConfig`.
         out: folder for modes.json, modes.md and modes.png.
+        label: of the checkpoint in these; None takes its name.
 
     Returns:
         list: a row per mode, as in modes.json.
@@ -85,7 +109,7 @@ def bench_modes(
         rows.append({**row, "psnr_to_exact": None if mode == "exact" else round(min(distance, 100.0), 2)})
     out.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {
-        "checkpoint": checkpoint,
+        "checkpoint": label or checkpoint,
         "frames": frames,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
