@@ -83,6 +83,15 @@ def missing_value(schema: Any, key: str) -> ConfigError:
     return ConfigError(f"{key} must be given{f' ({told})' if told else ''}: add {example}")
 
 
+def chosen_twice(group: str, first: str, other: str) -> ConfigError:
+    """The error for a group chosen twice: Hydra would take the last alone. Args: group; first, other: as given."""
+    both = ",".join(word.partition("=")[2].strip("[]") for word in (first, other))
+    return ConfigError(
+        f"{first} and {other}: the last alone would hold; for both give {group}=[{both}], where the later one's values "
+        "come before the first's, or leave one out"
+    )
+
+
 def check_keys(schema: Any, tree: Any, where: str = "", prefix: str = "") -> None:
     """See that a schema has every key of a tree; free dictionaries hold what they like.
 

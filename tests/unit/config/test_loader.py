@@ -194,6 +194,15 @@ def test_wrong_overrides(override: str, expected: str) -> None:
     assert expected in message(override)
 
 
+def test_two_presets() -> None:
+    """Both hold where they are given as a list; one after the other, Hydra would drop the first without a word."""
+    both = compose(InferConfig, "infer", ["preset=[few_step,puppet_face]"]).config
+    assert (both.scheduler, both.face_source) == ("lcm", "xdyna.puppets.actor.PuppetFaces")
+    with pytest.raises(ConfigError, match=r"the last alone would hold; for both give preset=\[few_step,puppet_face\]"):
+        compose(InferConfig, "infer", ["preset=few_step", "preset=puppet_face"])
+    assert compose(InferConfig, "infer", ["preset=fast", "preset=fast"]).config.scheduler == "dpmsolver++"
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
