@@ -72,6 +72,8 @@ def install_xdyna(extra: str = "") -> str:
 def restore_xdyna() -> str:
     """The command that puts the files back that xdyna was installed with, or says what to do."""
     if (root := checkout()) is not None:
+        if not (root / ".git").exists():  # an archive, or a container's copy
+            return f"copy the folder pretrained of this release over '{root / 'pretrained'}'"
         return f'git -C "{root}" checkout -- pretrained'
     if url := came_from():
         return pip(f'--force-reinstall --no-deps "xdyna @ {url}"')

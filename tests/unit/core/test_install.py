@@ -29,6 +29,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
 
     def install_from(entry: object) -> None:
         class Installed:
+            version = "9.8"
+
             def read_text(self, name: str) -> str | None:
                 assert name == "direct_url.json"
                 return entry and json.dumps(entry)
@@ -44,7 +46,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
 def test_a_checkout_is_completed_from_itself(extra):
     named = f"[{extra}]" if extra else ""
     assert install.install_xdyna(extra) == f'{PIP} -e "{checkout()}{named}" -c "{checkout()}/constraints.txt"'
-    assert install.restore_xdyna() == f'git -C "{checkout()}" checkout -- pretrained'
+    root = checkout()
+    assert root is not None
+    assert install.restore_xdyna() == f'git -C "{root}" checkout -- pretrained'
+
+
+def test_a_checkout_without_its_history_says_so(tmp_path, monkeypatch):
+    """An archive, or a container's copy."""
+    monkeypatch.setattr(install, "checkout", lambda: tmp_path)
+    assert install.restore_xdyna() == f"copy the folder pretrained of this release over '{tmp_path / 'pretrained'}'"
 
 
 def test_a_package_is_completed_from_where_it_came(installed, tmp_path):
@@ -99,7 +109,6 @@ def test_the_build_that_is_put_back_fits_numpy(installed, monkeypatch, version, 
     """Below Python 3.13 mediapipe takes numpy back to 1.26, which OpenCV 4.12 and above does not know."""
     installed(None)
     monkeypatch.setattr(sys, "version_info", (*version, 0))
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.8")
     assert install.headless_command(after="perception") == f"{AWAY} && {PIP} --force-reinstall --no-deps {build}"
     assert install.headless_command().endswith("--no-deps opencv-contrib-python-headless==9.8")
 
