@@ -114,3 +114,43 @@ def came_from() -> str:
     if url.startswith("file:") and not Path(unquote(urlparse(url).path)).exists():
         return ""
     return url
+
+
+_NOT_BUILT = re.compile(r"Failed building (?:wheel|editable) for ([\w.-]+)|Failed to build '?([\w.-]+)")
+_NOT_FOUND = re.compile(r"No matching distribution found for ([^\s;(]+)")
+_NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|Connection refused|ReadTimeout")
+    r"NewConnectionError|ConnectTimeoutError|NameResolutionError|Connection refused|ReadTimeoutError"
+)
+
+
+def explain_pip(log: str) -> str:
+    """One sentence about why pip did not install xdyna.
+
+    Args:
+        log: what `pip --log` wrote.
+
+    Returns:
+        The sentence; it names the package, where one is to blame.
+    """
+    version = ".".join(map(str, sys.version_info[:2]))
+    other = "another Python: make venv PYTHON=python3.13 (3.11 to 3.14)"
+    if "No space left on device" in log:
+        return (
+            "the disk is full; with PyTorch for GPUs .venv takes 7 GB, for CPUs 3 GB: "
+            'make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
+        )
+    if found := _NOT_BUILT.search(log):
+        name = found[1] or found[2]
+        return f"{name} has no wheel for Python {version} on this machine, and building it failed; use {other}"
+    found = _NOT_FOUND.search(log)
+    if found and _NO_INDEX.search(log):
+        return (
+            "the package index cannot be reached; mind HTTPS_PROXY and pip's settings (pip config list)"
+        )
+    if found:
+        return f"the package index has no {found[1]} for Python {version} on this machine; use {other}"
+    return "pip failed, its message stands above"
+
+
+if __name__ == "__main__":  # of the Makefile, before xdyna is installed: LOG of pip
+    sys.exit(f"error: {explain_pip(Path(sys.argv[1]).read_text(errors='replace'))}")
