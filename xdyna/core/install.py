@@ -119,8 +119,6 @@ def came_from() -> str:
 _NOT_BUILT = re.compile(r"Failed building (?:wheel|editable) for ([\w.-]+)|Failed to build '?([\w.-]+)")
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\s;(]+)")
 _NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|Connection refused|ReadTimeout")
-    r"NewConnectionError|ConnectTimeoutError|NameResolutionError|Connection refused|ReadTimeoutError"
-)
 
 
 def explain_pip(log: str) -> str:
@@ -144,9 +142,7 @@ def explain_pip(log: str) -> str:
         return f"{name} has no wheel for Python {version} on this machine, and building it failed; use {other}"
     found = _NOT_FOUND.search(log)
     if found and _NO_INDEX.search(log):
-        return (
-            "the package index cannot be reached; mind HTTPS_PROXY and pip's settings (pip config list)"
-        )
+        return "the package index cannot be reached; mind HTTPS_PROXY and pip's settings (pip config list)"
     if found:
         return f"the package index has no {found[1]} for Python {version} on this machine; use {other}"
     return "pip failed, its message stands above"
