@@ -18,6 +18,9 @@ PYTHON ?=
 PIP_ARGS ?=
 WORKERS ?= 2
 ROUNDS ?= 20
+# Whatever pip says when it fails, the last line is one sentence.
+pip = echo 'pip install $(1)'; $(BIN)/python -m pip --log $(VENV)/pip.log install $(1) || \
+  { PYTHONPATH=. $(BIN)/python -m xdyna.core.install $(VENV)/pip.log; exit 1; }
 ENDS ?= tests/unit/data tests/unit/evaluation tests/process/test_loader_ends.py
 ARGS ?=
 
@@ -54,12 +57,13 @@ $(STAMP): pyproject.toml constraints.txt
 	  rm -rf $(VENV); "$$python" -m venv $(VENV); \
 	fi
 # PyTorch first and alone: the build that is asked for by PIP_ARGS is then in place before any other package asks for torch.
-	$(BIN)/python -m pip install $(PIP_ARGS) "$(TORCH)" -c constraints.txt
-	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[$(EXTRAS)]" -c constraints.txt
+	@rm -f $(VENV)/pip.log
+	@$(call pip,$(PIP_ARGS) "$(TORCH)" -c constraints.txt)
+	@$(call pip,$(PIP_ARGS) -e ".[$(EXTRAS)]" -c constraints.txt)
 # mediapipe and insightface bring builds of OpenCV that need a desktop's libraries; all builds share one folder, so the
 # build without them is put back in their place.
-	$(BIN)/python -m pip uninstall -q -y opencv-python opencv-contrib-python $(HEADLESS)
-	$(BIN)/python -m pip install $(PIP_ARGS) -q --no-deps $(HEADLESS) -c constraints.txt
+	@$(BIN)/python -m pip uninstall -q -y opencv-python opencv-contrib-python $(HEADLESS)
+	@$(call pip,$(PIP_ARGS) -q --no-deps $(HEADLESS) -c constraints.txt)
 	@touch $(STAMP)
 
 constraints: ## make constraints.txt anew: the newest versions that go together for every supported Python and all extras

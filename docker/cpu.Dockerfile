@@ -1,6 +1,7 @@
 # xdyna on CPUs. From the top of a checkout:
 #
 #   docker build -f docker/cpu.Dockerfile -t xdyna:cpu .
+#   mkdir -p outputs    # else Docker makes it, as root
 #   docker run --rm -v "$PWD/outputs:/home/user/xdyna/outputs" xdyna:cpu make demo
 #
 # The image itself is unbuilt: no Docker was at hand. Its steps are those that `make` takes on a minimal Debian 13 as an ordinary user.
@@ -11,6 +12,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home user
 USER user
+# Made here, since WORKDIR makes it as root with some builders.
+RUN mkdir /home/user/xdyna
 WORKDIR /home/user/xdyna
 COPY --chown=user:user . .
 RUN make venv PIP_ARGS="--no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu"

@@ -1,6 +1,7 @@
 # xdyna on NVIDIA GPUs. From the top of a checkout; the host needs the driver and the NVIDIA Container Toolkit:
 #
 #   docker build -f docker/cuda.Dockerfile -t xdyna:cuda .
+#   mkdir -p outputs    # else Docker makes it, as root
 #   docker run --rm --gpus all -v "$PWD/outputs:/home/user/xdyna/outputs" -v "$PWD/pretrained/xdyna:/home/user/xdyna/pretrained/xdyna" \
 #     xdyna:cuda .venv/bin/xdyna animate --ref assets/demo/reference.png --drive assets/demo/driving.npz
 #
@@ -14,6 +15,8 @@ RUN apt-get update \
 RUN useradd --create-home user
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics
 USER user
+# Made here, since WORKDIR makes it as root with some builders.
+RUN mkdir /home/user/xdyna
 WORKDIR /home/user/xdyna
 COPY --chown=user:user . .
 RUN make venv PIP_ARGS="--no-cache-dir"

@@ -27,6 +27,7 @@ from xdyna import __version__
 from xdyna.core.atomic import atomic_output
 from xdyna.core.errors import DownloadError
 from xdyna.core.files import SPARE_BYTES
+from xdyna.core.install import install_xdyna
 from xdyna.core.progress import Watch
 
 MEGA = 1_000_000
@@ -323,7 +324,7 @@ def _opened_s3(address: str, shown: str) -> Iterator[_Stream]:
         system, inner = fsspec.core.url_to_fs(address, config_kwargs=patience, skip_instance_cache=True)
     except ImportError as error:
         raise DownloadError(
-            f"{shown}: s3:// needs a package that is not installed ({error}); run: pip install 'xdyna[s3]', {_BY_HAND}"
+            f"{shown}: s3:// needs a package that is not installed ({error}); run: {install_xdyna('s3')}, {_BY_HAND}"
         ) from error
     with _explained_s3(shown):
         size = system.size(inner)

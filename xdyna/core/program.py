@@ -1,11 +1,8 @@
 """How programs end: one clear message instead of a traceback, exit code 2 for wrong usage and 1 for failure."""
 
-import contextlib
 import errno
 import importlib
-import importlib.metadata
 import os
-import re
 import signal
 import stat
 import sys
@@ -13,26 +10,13 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from xdyna.core.errors import UsageError
+from xdyna.core.install import DESKTOP, headless_command
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 _LONGEST = 2000  # letters of a message
 FULL_MEMORY = "error: the memory is full; use a smaller --size or fewer --frames"
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Lets PyTorch ask Linux for large pages for tensors on the CPU; read at its first allocation. 0: without them."""
-DESKTOP = re.compile(r"lib(GL|gthread|glib|SM|X\w*|xcb)\b[\w.-]*\.so")
-"""Libraries that builds of OpenCV ask for which are made for desktops."""
-
-
-def headless_command() -> str:
-    """What puts the build of OpenCV without a desktop's libraries in the place of others, in this environment.
-
-    All builds share one folder, so the others go first. The release stays the one that fits the other packages.
-    """
-    pip, package = f"{sys.executable} -m pip", "opencv-contrib-python-headless"
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        package = f"{package}=={importlib.metadata.version(package)}"
-    gone = f"{pip} uninstall -y opencv-python opencv-contrib-python"
-    return f"{gone} && {pip} install --force-reinstall --no-deps {package}"
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:

@@ -16,6 +16,7 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName as Backend
 
 from xdyna.core.errors import UsageError
+from xdyna.core.install import install_xdyna
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Kernel:
         backend: its name in diffusers' dispatcher.
         exact: False where values are rounded on the way.
         package: what must be installed beside PyTorch, as it is imported; None for nothing.
-        install: how.
+        install: how; "" where an extra of xdyna of the same name brings it.
         cuda: runs on CUDA GPUs alone.
         half: of the 16-bit dtypes alone, on a GPU.
         candidate: whether `attention=auto` tries it where it can run.
@@ -53,7 +54,7 @@ KERNELS: dict[str, Kernel] = {
     ),
     # Without torch.compile it makes the whole matrix of scores: no candidate.
     "flex": Kernel(Backend.FLEX, candidate=False),
-    "xformers": Kernel(Backend.XFORMERS, package="xformers", install='pip install "xdyna[xformers]"', cuda=True),
+    "xformers": Kernel(Backend.XFORMERS, package="xformers", cuda=True),
     "sage": Kernel(
         Backend.SAGE,
         exact=False,
@@ -80,7 +81,8 @@ def obstacle(name: str, device: torch.device | None = None, dtype: torch.dtype |
     """
     kernel = KERNELS[name]
     if kernel.package is not None and importlib.util.find_spec(kernel.package) is None:
-        return f"the package {kernel.package.replace('_', '-')} is not installed ({kernel.install})"
+        how = kernel.install or install_xdyna(kernel.package)
+        return f"the package {kernel.package.replace('_', '-')} is not installed ({how})"
     if kernel.package is not None or kernel.backend == Backend.FLEX:
         try:
             attention_dispatch._check_attention_backend_requirements(kernel.backend)

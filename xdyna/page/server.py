@@ -16,6 +16,7 @@ from typing import Any
 from xdyna.config.live import LiveConfig
 from xdyna.config.page import PageConfig
 from xdyna.core.errors import FileError, UsageError
+from xdyna.core.install import install_xdyna
 from xdyna.core.resources import resource
 
 try:
@@ -216,7 +217,7 @@ def _import_gradio() -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"the page needs Gradio ({error}); run: pip install 'xdyna[demo]'") from error
+        raise UsageError(f"the page needs Gradio ({error}); run: {install_xdyna('demo')}") from error
 
 
 def _launch(

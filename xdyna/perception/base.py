@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from xdyna.core.install import install_xdyna
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.types import Person
 
@@ -138,12 +139,12 @@ def get_face_backend(name: str = "insightface", *, models_dir: str | os.PathLike
     return _make(_FACE_BACKENDS, name, what="face backend", models_dir=models_dir)
 
 
-def require(package: str, *, install: str, backend: str) -> Any:
+def require(package: str, *, extra: str, backend: str) -> Any:
     """Import the package behind a backend.
 
     Args:
         package: name to import.
-        install: arguments of `pip install` that bring it.
+        extra: of xdyna that brings it.
         backend: for the message.
 
     Returns:
@@ -157,7 +158,7 @@ def require(package: str, *, install: str, backend: str) -> Any:
     except ImportError as error:
         raise PerceptionError(
             f"perception backend '{backend}' needs the package '{package}', which cannot be imported ({error}); "
-            f"run: pip install {install}"
+            f"run: {install_xdyna(extra)}"
         ) from error
 
 

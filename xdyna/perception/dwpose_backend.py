@@ -39,7 +39,6 @@ DETECTOR_FILE = "yolox_l.onnx"
 POSE_FILE = "dw-ll_ucoco_384.onnx"
 FOLDER_VARIABLE = "XDYNA_DWPOSE"
 DEVICE_VARIABLE = "XDYNA_DWPOSE_DEVICE"
-INSTALL = "'xdyna[dwpose]'"
 _FILES = (DETECTOR_FILE, POSE_FILE)
 _CUDA = "CUDAExecutionProvider"
 _RULES = 1  # raise when the code below changes the numbers: cached keypoints are then detected again
@@ -123,8 +122,8 @@ class DWPoseBackend:
     name = "dwpose"
 
     def __init__(self, *, models_dir: Path | None = None, device: str | None = None) -> None:
-        rtmlib = require("rtmlib", install=INSTALL, backend=self.name)
-        runtime = require("onnxruntime", install=INSTALL, backend=self.name)
+        rtmlib = require("rtmlib", extra="dwpose", backend=self.name)
+        runtime = require("onnxruntime", extra="dwpose", backend=self.name)
         folder = models_folder() or fetch_models() if models_dir is None else Path(models_dir)
         if missing := _lacking(folder):  # rtmlib would download what it does not find
             raise PerceptionError(

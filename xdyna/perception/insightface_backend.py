@@ -15,7 +15,6 @@ from xdyna.perception.base import Face, check_frame, require
 from xdyna.perception.errors import PerceptionError
 
 DEFAULT_DIR = weights_folder() / "insightface"
-_INSTALL = '"xdyna[perception]"'
 _DETECTION, _RECOGNITION = "detection", "recognition"
 
 
@@ -46,8 +45,8 @@ class InsightFaceBackend:
                 f"face backend 'insightface' found no .onnx file in '{folder}'; put the files of a model pack there "
                 f"(for instance buffalo_l: det_10g.onnx, w600k_r50.onnx)"
             )
-        insightface = require("insightface", install=_INSTALL, backend=self.name)
-        self._face_type = require("insightface.app.common", install=_INSTALL, backend=self.name).Face
+        insightface = require("insightface", extra="perception", backend=self.name)
+        self._face_type = require("insightface.app.common", extra="perception", backend=self.name).Face
         self._models: dict[str, Any] = {}
         for file in files:
             model = _load(file)
@@ -98,7 +97,7 @@ class InsightFaceBackend:
 
 def _load(file: Path) -> Any:
     """A model of insightface, or None for a file it does not know."""
-    model_zoo = require("insightface.model_zoo", install=_INSTALL, backend="insightface")
+    model_zoo = require("insightface.model_zoo", extra="perception", backend="insightface")
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # older releases print
             return model_zoo.get_model(str(file.resolve()), providers=["CPUExecutionProvider"])

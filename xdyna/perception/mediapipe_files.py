@@ -15,6 +15,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from xdyna.core.errors import WeightsError
 from xdyna.core.hub import fetch, load_registry
+from xdyna.core.install import pip
 from xdyna.core.resources import weights_folder
 from xdyna.perception.errors import PerceptionError
 
@@ -59,7 +60,7 @@ def model(name: str) -> bytes:
     if not path.is_file():
         raise PerceptionError(
             f"mediapipe {mediapipe.__version__} lacks its model '{name}'; expected 0.10.21: "
-            'pip install --force-reinstall "xdyna[perception]"'
+            + pip("--force-reinstall --no-deps mediapipe==0.10.21")
         )
     return path.read_bytes()
 

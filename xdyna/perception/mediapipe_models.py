@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from xdyna.core.install import install_xdyna
 from xdyna.perception.base import require
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.mediapipe_files import bundle, find_models, has_solutions, model
@@ -31,7 +32,6 @@ _T = TypeVar("_T")
 _MAX_PEOPLE = 5
 _MIN_FACE, _MIN_FULL_FACE = 0.3, 0.5  # least scores of faces in a crop and in the whole frame
 _PROCESSORS = Path("/sys/devices/system/cpu/possible")
-_INSTALL = '"xdyna[perception]"'
 
 
 @contextlib.contextmanager
@@ -74,11 +74,11 @@ def import_mediapipe() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mediapipe = require("mediapipe", install=_INSTALL, backend="mediapipe")
+        mediapipe = require("mediapipe", extra="perception", backend="mediapipe")
     version = str(getattr(mediapipe, "__version__", "?"))
     if not hasattr(mediapipe, "solutions") and _number(version) < (1, 2):
         raise PerceptionError(
-            f"mediapipe {version} contains no models; expected 0.10.21, or 1.2 and above: pip install {_INSTALL}"
+            f"mediapipe {version} contains no models; expected 0.10.21, or 1.2 and above: {install_xdyna('perception')}"
         )
     return mediapipe
 

@@ -19,6 +19,7 @@ from xdyna.checkpoints.build import build_controlnet
 from xdyna.config.infer import InferConfig
 from xdyna.config.loader import compose, load_model
 from xdyna.core.atomic import write_file
+from xdyna.core.install import install_xdyna
 from xdyna.core.manifest import versions
 from xdyna.core.resources import resource
 from xdyna.media.frame_metrics import psnr
@@ -181,7 +182,7 @@ def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("note: no plot without matplotlib: pip install 'xdyna[eval]'")
+        print(f"note: no plot without matplotlib: {install_xdyna('eval')}")
         return
 
     figure = Figure(figsize=(6, 3), layout="constrained")

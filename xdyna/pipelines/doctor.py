@@ -23,8 +23,9 @@ from typing import Any
 
 from xdyna.core.errors import XDynaWarning
 from xdyna.core.files import file_sha256
-from xdyna.core.resources import cache_folder, checkout, resource, weights_folder
-from xdyna.pipelines.mending import PACKAGES, install_all, install_module, mend_import, mend_library, pip
+from xdyna.core.install import install_xdyna, pip, python, restore_xdyna
+from xdyna.core.resources import cache_folder, resource, weights_folder
+from xdyna.pipelines.mending import PACKAGES, install_module, mend_import, mend_library
 
 SUPPORTED = ((3, 11), (3, 14))
 GIB = 2**30
@@ -81,7 +82,7 @@ def _run(name: str, check: Callable[[], str | tuple[str, str, str]]) -> Line:
     except (ValueError, OSError) as error:
         return Line(name, "fail", _first(error), "do what the message says, then run `xdyna doctor` again")
     except Exception as error:  # whatever it is, the other lines must still be told
-        return Line(name, "fail", f"{type(error).__name__}: {_first(error)}", install_all())
+        return Line(name, "fail", f"{type(error).__name__}: {_first(error)}", install_xdyna())
     return Line(name, "pass", found) if isinstance(found, str) else Line(name, *found)
 
 
@@ -118,11 +119,11 @@ def check_packages() -> str | tuple[str, str, str]:
             broken.append(f"{module} ({_first(error)})")
     if missing:
         names = [install_module(name) for name in missing]
-        mend = names[0] if len(names) == 1 else install_all()
+        mend = names[0] if len(names) == 1 else install_xdyna()
         return "fail", f"not installed: {', '.join(missing)}", mend
     if broken:
         text = "; ".join(broken)
-        return "fail", f"installed but broken: {text}", mend_library(text) or install_all()
+        return "fail", f"installed but broken: {text}", mend_library(text) or install_xdyna()
     return f"{len(PACKAGES)} of {len(PACKAGES)} can be imported"
 
 
@@ -182,7 +183,7 @@ def check_attention() -> str | tuple[str, str, str]:
     try:
         importlib.import_module("xformers.ops")
     except (ImportError, OSError) as error:
-        return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", install_all("xformers")
+        return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", install_xdyna("xformers")
     return "sdpa, xformers"
 
 
@@ -226,11 +227,11 @@ def check_detectors() -> str | tuple[str, str, str]:
     dwpose = _dwpose()
     if importlib.util.find_spec("mediapipe") is None:
         text = "mediapipe is not installed: keypoints and pose videos drive, videos of people do not"
-        return "warn", f"{text}; {dwpose}", install_all("perception")
+        return "warn", f"{text}; {dwpose}", install_xdyna("perception")
     try:
         _try_detector("mediapipe")
     except (PerceptionError, OSError) as error:
-        mend = mend_library(str(error)) or install_all("perception")
+        mend = mend_library(str(error)) or install_xdyna("perception")
         return "fail", f"mediapipe: {_first(error)}", mend
     return f"mediapipe {importlib.metadata.version('mediapipe')} with its models; {dwpose}"
 
@@ -245,9 +246,9 @@ def _dwpose() -> str:
     from xdyna.perception.errors import PerceptionError
 
     if importlib.util.find_spec("rtmlib") is None:
-        return f"dwpose is not installed (optional: {install_all('dwpose')})"
+        return f"dwpose is not installed (optional: {install_xdyna('dwpose')})"
     if importlib.util.find_spec("onnxruntime") is None:
-        raise _Problem("warn", "dwpose: rtmlib is installed, onnxruntime is not", install_all("dwpose"))
+        raise _Problem("warn", "dwpose: rtmlib is installed, onnxruntime is not", install_xdyna("dwpose"))
     try:
         if (folder := models_folder()) is None:
             return "dwpose is installed, its models (351 MB) are fetched at first use"
@@ -277,7 +278,6 @@ def check_weights() -> str | tuple[str, str, str]:
 
     root = resource(*CHECKSUMS).parent
     entries = [line.split(maxsplit=1) for line in resource(*CHECKSUMS).read_text().splitlines()]
-    mend = "git checkout -- pretrained" if checkout() else pip("--force-reinstall --no-deps xdyna")
     wrong = []
     for digest, name in entries:
         path = root / name.strip()
@@ -286,11 +286,12 @@ def check_weights() -> str | tuple[str, str, str]:
         elif file_sha256(path) != digest:
             wrong.append(f"{name} ({path.stat().st_size:,} bytes) has other bytes than it was shipped with")
     if wrong:
-        return "fail", "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""), mend
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return "fail", "; ".join(wrong[:3]) + more, restore_xdyna()
     shipped = sum((root / name.strip()).stat().st_size for _, name in entries)
     text = f"{len(entries)} shipped files, {shipped / 1e6:.1f} MB, hashes right (xdyna-tiny at {TINY})"
     if not OFFICIAL.is_dir():
-        return "warn", f"{text}; the published weights are not here", f"{sys.executable} -m xdyna convert --download"
+        return "warn", f"{text}; the published weights are not here", f"{python()} -m xdyna convert --download"
     return f"{text}; published weights: {_folder_of_weights(OFFICIAL)}"
 
 
@@ -304,7 +305,7 @@ def _folder_of_weights(folder: Path) -> str:
             with safe_open(path, "pt") as tensors:
                 list(tensors.keys())
         except (SafetensorError, OSError) as error:
-            mend = f"rm -r '{folder}' && {sys.executable} -m xdyna convert --download"
+            mend = f"rm -r '{folder}' && {python()} -m xdyna convert --download"
             raise _Problem("fail", f"{path} cannot be opened: {_first(error)}", mend) from error
         total += path.stat().st_size
     unet = next((path for path in files if path.parent.name == "unet"), None)

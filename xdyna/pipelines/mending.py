@@ -1,14 +1,9 @@
 """Commands that mend what `xdyna.pipelines.doctor` finds; each can be carried out as it is."""
 
 import importlib.metadata
-import json
 import re
-import sys
-from pathlib import Path
-from urllib.parse import unquote, urlparse
 
-from xdyna.core.program import DESKTOP, headless_command
-from xdyna.core.resources import checkout
+from xdyna.core.install import DESKTOP, headless_command, install_xdyna, pip, requirements
 
 SYSTEM = "as root: apt-get update && apt-get install -y libegl1 libgles2 (Debian, Ubuntu)"
 """Brings the libraries of the system that MediaPipe asks for above Python 3.12."""
@@ -21,40 +16,11 @@ PACKAGES = {
 }  # fmt: skip
 
 
-def pip(what: str) -> str:
-    """A command of this environment's pip."""
-    return f"{sys.executable} -m pip install {what}"
-
-
-def install_all(extra: str = "") -> str:
-    """The command that installs xdyna with what it needs: from where it came, since no index need have it."""
-    extra = f"[{extra}]" if extra else ""
-    if (root := checkout()) is not None:
-        return pip(f'-e "{root}{extra}" -c "{root / "constraints.txt"}"')
-    url = _came_from()
-    return pip(f'"xdyna{extra} @ {url}"' if url else f'"xdyna{extra}"')
-
-
-def _came_from() -> str:
-    """URL of the wheel, archive or folder that xdyna was installed from; "" where that was an index, or is gone."""
-    try:
-        told = importlib.metadata.distribution("xdyna").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    entry = json.loads(told) if told else {}
-    url = str(entry.get("url", ""))
-    if "vcs_info" in entry:
-        return f"{entry['vcs_info'].get('vcs', 'git')}+{url}"
-    if url.startswith("file:") and not Path(unquote(urlparse(url).path)).exists():
-        return ""
-    return url
-
-
 def mend_import(error: ImportError) -> str:
     """What mends a module that cannot be imported: it is missing, or a library of the system is."""
     if isinstance(error, ModuleNotFoundError):
         return install_module(error.name)
-    return mend_library(str(error)) or install_all()
+    return mend_library(str(error)) or install_xdyna()
 
 
 def mend_library(text: str) -> str:
@@ -70,18 +36,14 @@ def install_module(module: str | None) -> str:
     """The command that installs a module's package in a version that fits."""
     package = PACKAGES.get((module or "").partition(".")[0])
     if package is None:
-        return install_all()
+        return install_xdyna()
     if package == PACKAGES["cv2"]:  # it may be there in name, its files gone with another build's
         return headless_command()
     try:
         return pip(f"--force-reinstall --no-deps {package}=={importlib.metadata.version(package)}")  # files are gone
     except importlib.metadata.PackageNotFoundError:
         pass
-    try:
-        needs = importlib.metadata.requires("xdyna") or []
-    except importlib.metadata.PackageNotFoundError:
-        needs = []
-    for need in needs:
+    for need in requirements():
         wanted = need.partition(";")[0].strip()
         if re.match(r"[\w.-]+", wanted)[0].lower() == package.lower():  # type: ignore[index]
             return pip(f'"{wanted}"')

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 
 from xdyna.config.data import DataError
+from xdyna.core.install import install_xdyna
 from xdyna.preprocess.engines import RETRIES, Failure, Result, Task, available_cores, died, failure
 
 
@@ -37,7 +38,7 @@ class RayEngine:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise DataError("the engine 'ray' needs the package ray; install it: pip install 'xdyna[ray]'") from error
+            raise DataError(f"the engine 'ray' needs the package ray; run: {install_xdyna('ray')}") from error
         if (workers is not None and workers < 1) or retries < 0:
             raise DataError(f"workers and retries: got {workers} and {retries}, expected 1 and 0 or more")
         self._ray: Any = ray

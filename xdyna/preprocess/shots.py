@@ -10,6 +10,7 @@ import numpy as np
 
 from xdyna.config.data import DataError
 from xdyna.config.preprocess import PreprocessOptions
+from xdyna.core.install import install_xdyna
 
 _ANY_RATE = 25.0  # frames are numbered here; the detector asks for a rate all the same
 
@@ -46,7 +47,7 @@ class CutFinder:
         try:
             import scenedetect
         except ImportError as error:
-            raise DataError(f'cutting shots needs scenedetect ({error}); run: pip install "xdyna[data]"') from error
+            raise DataError(f"cutting shots needs scenedetect ({error}); run: {install_xdyna('data')}") from error
         self._timecode = scenedetect.FrameTimecode
         # A length of 1: every cut counts. The detector's own least length would leave cuts inside of shots.
         self._detector = scenedetect.AdaptiveDetector(

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xdyna.config.data import DataError
+from xdyna.core.install import install_xdyna
 
 COLUMNS = ("id", "path", "kind", "caption", "license", "group")
 VIDEO_SUFFIXES = (
@@ -151,7 +152,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"list '{path}' needs pyarrow ({error}); run: pip install \"xdyna[data]\"") from error
+        raise DataError(f"list '{path}' needs pyarrow ({error}); run: {install_xdyna('data')}") from error
     try:
         return pyarrow.parquet.ParquetFile(path).read().to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from xdyna.core.atomic import write_file
+from xdyna.core.install import install_xdyna
 from xdyna.training.errors import TrainingError
 
 TRACKERS = ("none", "wandb", "tensorboard")
@@ -58,8 +59,8 @@ def open_tracker(kind: str, run_dir: Path, *, name: str, config: dict[str, Any],
         return _TensorBoard(run_dir, config=config, resume_step=resume_step)
     except ImportError as error:
         raise TrainingError(
-            f"tracker {kind!r} needs the package {kind}, which cannot be imported ({error}); install it with "
-            "`pip install -e '.[train]'`, or use tracker none"
+            f"tracker {kind!r} needs the package {kind}, which cannot be imported ({error}); run: "
+            f"{install_xdyna('train')}, or use tracker none"
         ) from error
 
 

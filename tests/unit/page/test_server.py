@@ -10,6 +10,7 @@ import pytest
 
 from xdyna.cli.page import main
 from xdyna.core.errors import UsageError
+from xdyna.core.install import install_xdyna
 from xdyna.core.program import run
 from xdyna.page import server
 
@@ -110,5 +111,5 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert run(main, ["port=0"]) == 2
-    assert "run: pip install 'xdyna[demo]'" in capsys.readouterr().err
+    assert f"run: {install_xdyna('demo')}" in capsys.readouterr().err
     assert list(temporary.iterdir()) == []

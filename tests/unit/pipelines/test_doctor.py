@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from xdyna.cli.main import main
-from xdyna.core.program import headless_command, run
+from xdyna.core.install import headless_command, install_xdyna
+from xdyna.core.program import run
 from xdyna.core.resources import checkout, resource
 from xdyna.pipelines import doctor, mending
 from xdyna.pipelines.doctor import CHECKS, Line, _run
@@ -199,7 +200,7 @@ def test_detectors(monkeypatch):
     found = line("detectors")
     assert found.level == "warn"
     assert "keypoints and pose videos drive" in found.text
-    assert found.mend.endswith(f'pip install -e "{checkout()}[perception]" -c "{checkout()}/constraints.txt"')
+    assert found.mend == install_xdyna("perception")
 
 
 def _has_mediapipe() -> bool:
@@ -228,7 +229,7 @@ def test_weights(weights):
     found = line("weights")
     assert found.level == "fail"
     assert f"xdyna-tiny/vae/{path.name} ({len(content):,} bytes) has other bytes than it was shipped with" in found.text
-    assert found.mend == "git checkout -- pretrained"
+    assert found.mend == f'git -C "{checkout()}" checkout -- pretrained'
     path.unlink()
     assert f"{path.name} is missing" in line("weights").text
 
@@ -334,31 +335,6 @@ def test_the_program(three, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found[2] == {"name": "c", "level": "fail", "text": "broken", "mend": "do that"}
     assert run("xdyna.cli.doctor", ["--json"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("told", "source"),
-    [
-        ('{"url": "file://WHEEL", "archive_info": {}}', " @ file://WHEEL"),
-        ('{"url": "file:///gone/xdyna.whl", "archive_info": {}}', ""),
-        ('{"url": "https://a.b/x.git", "vcs_info": {"vcs": "git", "commit_id": "1"}}', " @ git+https://a.b/x.git"),
-        (None, ""),
-    ],
-)
-def test_an_installed_package_is_completed_from_where_it_came(monkeypatch, tmp_path, told, source):
-    """No index need have xdyna."""
-    wheel = tmp_path / "xdyna-1-py3-none-any.whl"
-    wheel.touch()
-    told, source = (text and text.replace("WHEEL", str(wheel)) for text in (told, source))
-
-    class Installed:
-        def read_text(self, name: str) -> str | None:
-            assert name == "direct_url.json"
-            return told
-
-    monkeypatch.setattr(mending, "checkout", lambda: None)
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
-    assert mending.install_all("train") == f'{sys.executable} -m pip install "xdyna[train]{source}"'
 
 
 @pytest.mark.parametrize(

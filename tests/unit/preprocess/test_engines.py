@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from tests.unit.preprocess import jobs
 from xdyna.config.data import DataError
+from xdyna.core.install import install_xdyna
 from xdyna.preprocess.engine_ray import RayEngine, _call
 from xdyna.preprocess.engines import Engine, Failure, LocalEngine
 
@@ -104,7 +106,7 @@ def test_bad_numbers(make) -> None:
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"pip install 'xdyna\[ray\]'"):
+    with pytest.raises(DataError, match=re.escape(f"run: {install_xdyna('ray')}")):
         RayEngine()
 
 
