@@ -8,7 +8,8 @@ import pytest
 
 from xdyna.media import read_frames
 from xdyna.perception import PerceptionError, get_backend
-from xdyna.perception.mediapipe_backend import square_crop, tiles
+from xdyna.perception.crowd import tiles
+from xdyna.perception.mediapipe_backend import square_crop
 from xdyna.perception.topology import MEDIAPIPE_TO_IBUG68
 
 pytestmark = pytest.mark.usefixtures("detector")

@@ -9,7 +9,7 @@ import pytest
 from xdyna.media import frame_times
 from xdyna.perception import OneEuro, PerceptionError, PerceptionWarning, track_person
 from xdyna.perception.cache import default_cache_dir
-from xdyna.perception.track import follow
+from xdyna.perception.follow import follow
 
 RED, GREEN, BLUE = 0, 1, 2
 
