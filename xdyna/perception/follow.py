@@ -89,11 +89,13 @@ def _start(frames: list[list[Person]], person: int, witness: Witness | None) -> 
 
 @dataclass
 class _Path:
-    """Where somebody was: the last boxes and their rows, the latest at the end; and what they wear, if it is known."""
+    """Where somebody was: the last boxes and their rows, the latest at the end; what they wear, if that is known; and
+    the row in which they were first seen."""
 
     boxes: list[np.ndarray]
     rows: list[int]
     colors: np.ndarray | None = None
+    since: int = 0
 
     def expected(self, row: int) -> np.ndarray:
         """The box in a row, if the motion of the last frames goes on; two who cross are told apart by it."""
@@ -119,7 +121,8 @@ class _Follower:
         self._looked = start
 
     def _begun(self, person: Person, row: int) -> _Path:
-        return _Path([person.box], [row], None if self._witness is None else self._witness.colors(row, person))
+        colors = None if self._witness is None else self._witness.colors(row, person)
+        return _Path([person.box], [row], colors, since=row)
 
     def go(self, rows: range, result: list[Person | None]) -> None:
         """Follow through `rows`, writing to `result`."""
@@ -152,18 +155,28 @@ class _Follower:
         return bool(met) and sum(_overlap(one.box, expected) > 0 for one in self._frames[row]) < 1 + met
 
     def _taken_up(self, row: int) -> Person | None:
-        """Who is followed when the person was not seen for long: who wears the same, else the N-th largest."""
+        """Who is followed when the person was not seen for long: who wears the same, else, after a cut, the N-th
+        largest. Those who were there before the person went are no cut."""
         people = self._frames[row]
         apart = [self._unlike(self._path, one, row) for one in people]
         known = [(value, k) for k, value in enumerate(apart) if value is not None]
         if len(known) > 1 and min(known)[0] < _OTHERS:
             one = people[min(known)[1]]
-            self._path = _Path([one.box], [row], self._path.colors)
+            self._path = _Path([one.box], [row], self._path.colors, since=row)
             return one
-        if len(people) <= self._person:
+        if len(people) <= self._person or all(self._was_there(one, row) for one in people):
             return None
         self._path = self._begun(people[self._person], row)
         return people[self._person]
+
+    def _was_there(self, one: Person, row: int) -> bool:
+        """Whether somebody was seen beside the person before that one was lost; unknown without a witness."""
+        return any(
+            abs(row - other.since) > self._misses
+            and _overlap(one.box, other.expected(row)) > 0
+            and (1.0 if (apart := self._unlike(other, one, row)) is None else apart) < _OTHERS
+            for other in self._others
+        )
 
     def _chosen(self, row: int) -> Person | None:
         """The one who goes on along the path, or None."""
