@@ -53,7 +53,7 @@ class CrowdBackend(PoseBackend, Protocol):
             frame: (H, W, 3) uint8 RGB.
 
         Returns:
-            People, largest box first; those of `detect` with the same numbers.
+            People, largest box first; as `detect` if that finds as many.
         """
         ...
 

@@ -18,6 +18,7 @@ from xdyna.perception.types import Person
 _ALIKE = 0.5  # mean distance of two poses' landmarks, in torsos of the larger one, below which they are one person
 _WITHIN = 0.8  # share of a pose's box that lies in another's ...
 _PART = 0.6  # ... and its height over the other's, below which it is taken for a part of the other (a leg, a shadow)
+_COVERED = 0.6  # share of a square in somebody's box above which nobody else has room in it
 _BINS = (4, 8, 8)  # lightness, and the two axes of colour
 _LEAST = 16  # px of a torso below which nothing is said about its colours
 
@@ -63,6 +64,17 @@ def distinct(poses: Iterable[np.ndarray], *, known: Iterable[np.ndarray] = ()) -
         if not any(_same(pose, other) for other in [*before, *kept]):
             kept.append(pose)
     return kept
+
+
+def covered(square: tuple[int, int, int], poses: Iterable[np.ndarray]) -> bool:
+    """Whether a square shows little but one person who is known. Args: square: (left, top, side) px; poses: (33, 3)."""
+    left, top, side = square
+    for pose in poses:
+        low, high = _box(pose)
+        common = (np.minimum(high, (left + side, top + side)) - np.maximum(low, (left, top))).clip(0)
+        if float(np.prod(common)) > _COVERED * side**2:
+            return True
+    return False
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> bool:

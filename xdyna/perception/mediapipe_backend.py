@@ -17,7 +17,7 @@ import numpy as np
 
 from xdyna.perception import mediapipe_models as models
 from xdyna.perception.base import check_frame
-from xdyna.perception.crowd import distinct, tiles, torso
+from xdyna.perception.crowd import covered, distinct, tiles, torso
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import (
     LEFT_ELBOW,
@@ -40,7 +40,8 @@ _HAND_EXTENT = (0.2, 1.2)  # plausible diagonal of a hand, in forearm lengths
 _HAND_REACH = 0.5  # farthest a hand's wrist may be from the body's wrist, in forearm lengths
 _LONGEST_STRIP = 12  # sides; of a longer one there would be hundreds of tiles, in which nobody has room
 _TILES = ((1.0, 0.5), (0.6, 0.4))  # side and distance of the tiles searched where nobody is found, in shorter sides
-_SMALL_TILES = (0.35, 0.25)  # searched beside those where everybody is looked for
+_SMALL_TILES = (0.35, 0.25)  # searched as well where everybody is looked for
+_SMALLEST = 1.5  # side of the last tiles, in heights of the tallest person: who is a sixth as tall as a tile is found
 _SURE = 0.9  # least mean visibility of somebody found in a tile: enlarged furniture looks like people now and then
 _FACE_CROPS = (2.5, 4.0)  # sides of the crop around the head, in head sizes
 _HANDS = (  # elbow, wrist (OpenPose-18); knuckles of little finger and index (MediaPipe Pose)
@@ -94,7 +95,8 @@ class MediaPipeBackend:
     def detect_everybody(self, frame: np.ndarray) -> list[Person]:
         """Find all people in a frame: those of `detect`, and who is found in squares of the frame beside them.
 
-        Squares show small people larger; people of below about a tenth of the shorter side are not found.
+        Squares show small people larger. Found are people who are seen whole (of the others those of `detect`), down to
+        about a quarter of the tallest one's height.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
@@ -106,8 +108,7 @@ class MediaPipeBackend:
             PerceptionError: not such a frame.
         """
         frame = check_frame(frame)
-        poses = self._poses(frame)
-        return self._people(frame, poses + self._poses_beside(frame, poses))
+        return self._people(frame, self._everybody(frame))
 
     def _people(self, frame: np.ndarray, poses: list[np.ndarray]) -> list[Person]:
         """Everything about the bodies of a frame, or about a face that fills it, largest first."""
@@ -211,19 +212,30 @@ class MediaPipeBackend:
                 return kept
         return []
 
-    def _poses_beside(self, frame: np.ndarray, known: list[np.ndarray]) -> list[np.ndarray]:
-        """People in squares of the frame who are none of those known; only such as are seen surely."""
+    def _everybody(self, frame: np.ndarray) -> list[np.ndarray]:
+        """(33, 3) px and visibility of each person, of those in squares of the frame, too, where they are seen surely.
+
+        The squares become smaller until people of a quarter of the tallest one's height would be found. If that adds
+        nobody, the result is that of `_poses`; else surer poses replace unsure ones.
+        """
+        known = self._poses(frame)
         if max(frame.shape[:2]) > _LONGEST_STRIP * min(frame.shape[:2]):
-            return []
-        added: list[np.ndarray] = []
+            return known
+        firm, added = [pose for pose in known if _sure(pose)], list[np.ndarray]()
         for side, step in (*_TILES, _SMALL_TILES):
             found: list[np.ndarray] = []
-            for left, top, size in tiles(frame.shape[:2], side=side, step=step):
-                found += self._poses_in(frame[top : top + size, left : left + size], left=left, top=top)
-            sure = [pose for pose in found if pose[:, 2].mean() >= _SURE]
-            new = [self._closer(frame, pose) for pose in distinct(sure, known=known + added)]
-            added += distinct(new, known=known + added)
-        return added
+            squares = tiles(frame.shape[:2], side=side, step=step)
+            for left, top, size in squares:
+                if not covered((left, top, size), known + added):
+                    found += self._poses_in(frame[top : top + size, left : left + size], left=left, top=top)
+            new = [self._closer(frame, pose) for pose in distinct(filter(_sure, found), known=firm + added)]
+            added += distinct(filter(_sure, new), known=firm + added)
+            tallest = max((float(np.ptp(pose[:, 1])) for pose in known + added), default=0.0)
+            if squares and squares[0][2] < _SMALLEST * tallest:
+                break
+        if not distinct(added, known=known):
+            return known
+        return firm + added + distinct([pose for pose in known if not _sure(pose)], known=firm + added)
 
     def _closer(self, frame: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """The person again, seen in a square of its own: a tile may have cut through it."""
@@ -315,6 +327,10 @@ class MediaPipeBackend:
             if np.linalg.norm(points[27:36].mean(axis=0) - center) < size:
                 return np.column_stack([points, np.ones(68)])
         return None
+
+
+def _sure(pose: np.ndarray) -> bool:
+    return float(pose[:, 2].mean()) >= _SURE
 
 
 def square_crop(frame: np.ndarray, *, center: np.ndarray, side: float, size: int = _CROP) -> np.ndarray | None:
