@@ -22,6 +22,8 @@ _SAME = 0.5  # overlap from which on two boxes are one person found twice
 _PATIENCE = 8  # frames without the person after which whoever is N-th largest is followed (the scene was cut)
 _AGAIN = 4  # frames after which company is looked at again, so that everybody's motion is known where two meet
 _SURE = 0.5  # overlap with where somebody is expected from which on nobody asks whether it is them
+_LEARNED = 0.2  # weight of what somebody wears in one frame in the mean of all
+_TELLING = 0.5  # difference of the colours of two people from which on these tell them apart
 _DECISIVE = 0.2  # difference of differences of colours that outweighs the place of somebody seen too shortly
 _OTHERS = 0.75  # difference of colours above which somebody is another person whatever their place
 _STARTS = 16  # frames searched for so many people where no frame shows them at once
@@ -135,7 +137,7 @@ class _Follower:
             if chosen is None and self._misses >= _PATIENCE:
                 chosen = self._taken_up(row)
             elif chosen is not None:
-                self._path.goes_on(chosen, row)
+                self._goes_on(self._path, chosen, row)
             self._misses = 0 if chosen is not None else self._misses + 1
             result[row] = chosen
             self._follow_others([one for one in self._frames[row] if one is not chosen], row)
@@ -181,29 +183,27 @@ class _Follower:
     def _chosen(self, row: int) -> Person | None:
         """The one who goes on along the path, or None."""
         expected = self._path.expected(row)
-        near = [one for one in self._frames[row] if _within_reach(one, self._path)]
-        near = [one for one in near if not self._is_another(one, row)]
-        if len(near) < 2:
-            return near[0] if near else None
-        unlikeness = [self._unlike(self._path, one, row) or 0.0 for one in near]
-        ranks = [
-            (_overlap(one.box, expected) - apart, -_distance(one.box, expected))
-            for one, apart in zip(near, unlikeness, strict=True)
-        ]
-        return near[ranks.index(max(ranks))]
+        near = [one for one in self._frames[row] if _within_reach(one, self._path) and not self._is_another(one, row)]
+        return max(near, key=lambda one: (_overlap(one.box, expected), -_distance(one.box, expected)), default=None)
 
     def _is_another(self, one: Person, row: int) -> bool:
-        """Whether somebody is one of the others: by place and, where that is near both, by colours."""
+        """Whether somebody is one of the others: by place and, where the two are dressed differently, by colours."""
         ours = _overlap(one.box, self._path.expected(row))
         for other in self._others:
             theirs = _overlap(one.box, other.expected(row))
             if theirs <= 0:
                 continue
-            to_other, to_us = self._unlike(other, one, row), self._unlike(self._path, one, row)
-            lead = 0.0 if to_other is None or to_us is None else to_us - to_other
+            lead = self._lead(other, one, row)
             if (theirs - ours + lead > 0) if len(other.rows) == _MOTION else lead > _DECISIVE:
                 return True
         return self._company and ours < _SURE and (self._unlike(self._path, one, row) or 0.0) > _OTHERS
+
+    def _lead(self, other: _Path, one: Person, row: int) -> float:
+        """How much more somebody looks like another than like the person; 0 where colours do not tell these apart."""
+        if self._path.colors is None or other.colors is None or unlike(self._path.colors, other.colors) < _TELLING:
+            return 0.0
+        to_other, to_us = self._unlike(other, one, row), self._unlike(self._path, one, row)
+        return 0.0 if to_other is None or to_us is None else to_us - to_other
 
     def _unlike(self, path: _Path, one: Person, row: int) -> float | None:
         """How unlike somebody's colours are to those of a path, in [0, 1]; None where that is not known."""
@@ -212,13 +212,23 @@ class _Follower:
         colors = self._witness.colors(row, one)
         return None if colors is None else unlike(path.colors, colors)
 
+    def _goes_on(self, path: _Path, one: Person, row: int) -> None:
+        """A path goes on with somebody; of one who stands alone in a frame that was looked at, colours are learned."""
+        path.goes_on(one, row)
+        if self._witness is None or self._looked != row or path.colors is None:
+            return
+        if all(_overlap(one.box, other.box) <= 0 for other in self._frames[row] if other is not one):
+            colors = self._witness.colors(row, one)
+            if colors is not None:
+                path.colors = (1 - _LEARNED) * path.colors + _LEARNED * colors
+
     def _follow_others(self, people: Sequence[Person], row: int) -> None:
         """The paths of the others after a row; who was not seen for long is forgotten."""
         self._others = [other for other in self._others if abs(row - other.rows[-1]) <= _PATIENCE]
         for one in people:
             near = max(self._others, key=lambda other: _overlap(one.box, other.expected(row)), default=None)
             if near is not None and near.rows[-1] != row and _overlap(one.box, near.expected(row)) > 0:
-                near.goes_on(one, row)
+                self._goes_on(near, one, row)
             elif _overlap(one.box, self._path.boxes[-1]) < _SAME:  # else the same person, found twice
                 self._others.append(self._begun(one, row))
 
