@@ -188,7 +188,7 @@ def reached(script: str) -> set[str]:
 @pytest.mark.parametrize(
     ("script", "never", "most"),
     [
-        ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 105),
+        ("scripts/infer.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 107),
         ("scripts/train.py", {"preprocess", "puppets"}, 144),
         ("xdyna/cli/page.py", {"evaluation", "training", "preprocess", "puppets", "data"}, 120),
     ],
