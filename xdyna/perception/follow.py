@@ -23,7 +23,8 @@ _PATIENCE = 8  # frames without the person after which whoever is N-th largest i
 _AGAIN = 4  # frames after which company is looked at again, so that everybody's motion is known where two meet
 _SURE = 0.5  # overlap with where somebody is expected from which on nobody asks whether it is them
 _LEARNED = 0.2  # weight of what somebody wears in one frame in the mean of all
-_TELLING = 0.5  # difference of the colours of two people from which on these tell them apart
+_TELLING = 0.35  # difference of the colours of two people from which on these tell them apart
+_HIDDEN = 0.1  # overlap that a path has to have more than another for each frame more in which it was not seen
 _DECISIVE = 0.2  # difference of differences of colours that outweighs the place of somebody seen too shortly
 _OTHERS = 0.75  # difference of colours above which somebody is another person whatever their place
 _STARTS = 16  # frames searched for so many people where no frame shows them at once
@@ -107,6 +108,10 @@ class _Path:
         motion = (_center(self.boxes[-1]) - _center(self.boxes[0])) / span * (row - self.rows[-1])
         return self.boxes[-1] + np.tile(motion, 2)
 
+    def missed(self, row: int) -> int:
+        """Rows before this one in which they were not seen."""
+        return abs(row - self.rows[-1]) - 1
+
     def goes_on(self, person: Person, row: int) -> None:
         self.boxes, self.rows = [*self.boxes[1 - _MOTION :], person.box], [*self.rows[1 - _MOTION :], row]
 
@@ -183,7 +188,11 @@ class _Follower:
     def _chosen(self, row: int) -> Person | None:
         """The one who goes on along the path, or None."""
         expected = self._path.expected(row)
-        near = [one for one in self._frames[row] if _within_reach(one, self._path) and not self._is_another(one, row)]
+        near = [
+            one
+            for one in self._frames[row]
+            if _within_reach(one, self._path, expected) and not self._is_another(one, row)
+        ]
         return max(near, key=lambda one: (_overlap(one.box, expected), -_distance(one.box, expected)), default=None)
 
     def _is_another(self, one: Person, row: int) -> bool:
@@ -191,16 +200,35 @@ class _Follower:
         ours = _overlap(one.box, self._path.expected(row))
         for other in self._others:
             theirs = _overlap(one.box, other.expected(row))
-            if theirs <= 0:
+            if theirs <= 0 or self._has_a_better(other, one, row):
                 continue
-            lead = self._lead(other, one, row)
+            # Who was hidden of late stays hidden, rather than that who was seen a frame ago vanishes in their favour.
+            hidden = other.missed(row) - self._path.missed(row)
+            lead = self._lead(other, one, row) - _HIDDEN * hidden
             if (theirs - ours + lead > 0) if len(other.rows) == _MOTION else lead > _DECISIVE:
                 return True
         return self._company and ours < _SURE and (self._unlike(self._path, one, row) or 0.0) > _OTHERS
 
+    def _has_a_better(self, other: _Path, one: Person, row: int) -> bool:
+        """Whether another path goes on with somebody else in this frame (not with the same person, found twice)."""
+        if self._witness is None:
+            return False
+        expected, tell = other.expected(row), self._colors_tell(other)
+
+        def fit(each: Person) -> float:
+            return _overlap(each.box, expected) - ((self._unlike(other, each, row) or 0.0) if tell else 0.0)
+
+        rivals = [each for each in self._frames[row] if each is not one and _overlap(each.box, one.box) < _SAME]
+        return bool(rivals) and max(fit(each) for each in rivals) > fit(one)
+
+    def _colors_tell(self, other: _Path) -> bool:
+        """Whether the person and another are dressed so differently that colours tell them apart."""
+        ours = self._path.colors
+        return ours is not None and other.colors is not None and unlike(ours, other.colors) >= _TELLING
+
     def _lead(self, other: _Path, one: Person, row: int) -> float:
         """How much more somebody looks like another than like the person; 0 where colours do not tell these apart."""
-        if self._path.colors is None or other.colors is None or unlike(self._path.colors, other.colors) < _TELLING:
+        if not self._colors_tell(other):
             return 0.0
         to_other, to_us = self._unlike(other, one, row), self._unlike(self._path, one, row)
         return 0.0 if to_other is None or to_us is None else to_us - to_other
@@ -233,13 +261,13 @@ class _Follower:
                 self._others.append(self._begun(one, row))
 
 
-def _within_reach(one: Person, path: _Path) -> bool:
-    """Whether somebody is near and of the size of where a path ended."""
+def _within_reach(one: Person, path: _Path, expected: np.ndarray) -> bool:
+    """Whether somebody is of the size of where a path ended, and near that place or where its motion leads."""
     last = path.boxes[-1]
     diagonals = sorted([_diagonal(one.box), _diagonal(last)])
     if diagonals[1] > _GROWTH * diagonals[0]:
         return False
-    return (_overlap(one.box, last), -_distance(one.box, last) / diagonals[1]) > (0.0, -_REACH)
+    return any(_overlap(one.box, at) > 0 or _distance(one.box, at) < _REACH * diagonals[1] for at in (last, expected))
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> float:
