@@ -253,11 +253,12 @@ FILES: dict[str, Callable[[Sandbox, Path], None]] = {
     "me.png": _picture,
     "person.jpg": _picture,
     "dance.mp4": _video,
-    "person.mp4": _video,
+    "person.mp4": _video,  # a puppet, of whom people's detectors see half: blocks that align to it say --force
     "footage": _footage,
     "clips/": _footage,
     "videos": _small_videos,
     "outputs": _small_videos,
+    "results": _small_videos,  # where an earlier block of the page made `outputs`
     "datasets/humans": _data_set,
     "datasets/mine": _data_set,
     "datasets/three": _data_set,

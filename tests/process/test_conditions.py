@@ -299,6 +299,8 @@ def test_driving_images_go_through_the_same_crop(asked, tmp_path):
         ({"smooth": True}, {"smooth": OneEuro(), "max_gap": 8, "person": 0, "backend": "mediapipe"}),
         ({"max_gap": 3, "person": 2}, {"smooth": None, "max_gap": 3, "person": 2, "backend": "mediapipe"}),
         ({"pose_backend": "dwpose"}, {"smooth": None, "max_gap": 8, "person": 0, "backend": "dwpose"}),
+        ({}, {"crowd": "auto"}),
+        ({"crowd": "all"}, {"crowd": "all"}),
     ],
 )
 def test_settings_reach_perception(video, asked, change, expected):

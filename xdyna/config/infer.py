@@ -29,6 +29,7 @@ ALIGNMENTS = ("none", "auto", "global", "bones", "face")
 DRIVE_KINDS = ("auto", "video", "pose", "keypoints")
 SAVES = ("mp4", "ffv1", "frames")
 DECODERS = ("vae", "tiny", "auto")
+CROWDS = ("auto", "all", "off")
 CROPS = ("published", "person", "none")
 
 
@@ -62,6 +63,8 @@ class InferConfig:
         face: use the face ControlNet; None: when the checkpoint has one and the driving shows faces.
         pose_backend: what finds keypoints: "mediapipe" or "dwpose".
         person: which person of a crowd; 0 is the largest.
+        crowd: where everybody in the driving video is searched for, which takes several times as long as a look: "auto"
+            in the first frame, where the person is lost, and while others are there; "all" frames; or "off".
         smooth: filter keypoints over time (one-euro filter).
         max_gap: fill gaps of missing keypoints up to so many frames.
         align: "global" scales and moves the driving person so that it fits the one in the reference image (not
@@ -118,6 +121,7 @@ class InferConfig:
     face: bool | None = None
     pose_backend: str = setting("mediapipe", choices=POSE_BACKENDS)
     person: int = setting(0, low=0)
+    crowd: str = setting("auto", choices=CROWDS)
     smooth: bool = False
     max_gap: int = setting(8, low=0)
     align: str = setting("none", choices=ALIGNMENTS, bare="auto")

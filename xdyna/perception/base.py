@@ -44,6 +44,22 @@ class PoseBackend(Protocol):
 
 
 @runtime_checkable
+class CrowdBackend(PoseBackend, Protocol):
+    """A pose backend whose `detect` is brief and misses people in a crowd, and that can also search for everybody."""
+
+    def detect_everybody(self, frame: np.ndarray) -> list[Person]:
+        """Find all people in a frame; takes several times as long as `detect`, which this adds to.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            People, largest box first; as `detect` if that finds as many.
+        """
+        ...
+
+
+@runtime_checkable
 class MaskBackend(Protocol):
     """Tells people from the scene."""
 
@@ -121,6 +137,19 @@ def get_backend(name: str = "mediapipe", *, models_dir: str | os.PathLike[str] |
         PerceptionError: unknown name, package not installed, or models missing.
     """
     return _make(_POSE_BACKENDS, name, what="pose backend", models_dir=models_dir)
+
+
+def everybody(backend: PoseBackend, frame: np.ndarray) -> list[Person]:
+    """All people in a frame, as far as a backend can find them.
+
+    Args:
+        backend: finds people.
+        frame: (H, W, 3) uint8 RGB.
+
+    Returns:
+        People, largest box first.
+    """
+    return backend.detect_everybody(frame) if isinstance(backend, CrowdBackend) else backend.detect(frame)
 
 
 def get_face_backend(name: str = "insightface", *, models_dir: str | os.PathLike[str] | None = None) -> FaceBackend:

@@ -17,6 +17,7 @@ import numpy as np
 
 from xdyna.perception import mediapipe_models as models
 from xdyna.perception.base import check_frame
+from xdyna.perception.crowd import covered, distinct, tiles, torso
 from xdyna.perception.errors import PerceptionError
 from xdyna.perception.topology import (
     LEFT_ELBOW,
@@ -39,6 +40,8 @@ _HAND_EXTENT = (0.2, 1.2)  # plausible diagonal of a hand, in forearm lengths
 _HAND_REACH = 0.5  # farthest a hand's wrist may be from the body's wrist, in forearm lengths
 _LONGEST_STRIP = 12  # sides; of a longer one there would be hundreds of tiles, in which nobody has room
 _TILES = ((1.0, 0.5), (0.6, 0.4))  # side and distance of the tiles searched where nobody is found, in shorter sides
+_SMALL_TILES = (0.35, 0.25)  # searched as well where everybody is looked for
+_SMALLEST = 1.5  # side of the last tiles, in heights of the tallest person: who is a sixth as tall as a tile is found
 _SURE = 0.9  # least mean visibility of somebody found in a tile: enlarged furniture looks like people now and then
 _FACE_CROPS = (2.5, 4.0)  # sides of the crop around the head, in head sizes
 _HANDS = (  # elbow, wrist (OpenPose-18); knuckles of little finger and index (MediaPipe Pose)
@@ -87,7 +90,28 @@ class MediaPipeBackend:
             PerceptionError: not such a frame.
         """
         frame = check_frame(frame)
-        poses = self._poses(frame)
+        return self._people(frame, self._poses(frame))
+
+    def detect_everybody(self, frame: np.ndarray) -> list[Person]:
+        """Find all people in a frame: those of `detect`, and who is found in squares of the frame beside them.
+
+        Squares show small people larger. Found are people who are seen whole (of the others those of `detect`), down to
+        about a quarter of the tallest one's height.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            People, largest box first.
+
+        Raises:
+            PerceptionError: not such a frame.
+        """
+        frame = check_frame(frame)
+        return self._people(frame, self._everybody(frame))
+
+    def _people(self, frame: np.ndarray, poses: list[np.ndarray]) -> list[Person]:
+        """Everything about the bodies of a frame, or about a face that fills it, largest first."""
         people = [person for pose in poses if (person := self._person(frame, pose)) is not None]
         if not people and (face := self._face(frame, _whole(frame))) is not None:
             people = [_face_only(face)]
@@ -182,11 +206,36 @@ class MediaPipeBackend:
             for pose in sorted(found, key=lambda pose: -pose[:, 2].mean()):
                 pose = self._closer(frame, pose)
                 apart = [np.linalg.norm(pose[:, :2] - other[:, :2], axis=1).mean() for other in kept]
-                if pose[:, 2].mean() >= _SURE and all(distance > 0.5 * _torso(pose) for distance in apart):
+                if pose[:, 2].mean() >= _SURE and all(distance > 0.5 * torso(pose) for distance in apart):
                     kept.append(pose)
             if kept:
                 return kept
         return []
+
+    def _everybody(self, frame: np.ndarray) -> list[np.ndarray]:
+        """(33, 3) px and visibility of each person, of those in squares of the frame, too, where they are seen surely.
+
+        The squares become smaller until people of a quarter of the tallest one's height would be found. If that adds
+        nobody, the result is that of `_poses`; else surer poses replace unsure ones.
+        """
+        known = self._poses(frame)
+        if max(frame.shape[:2]) > _LONGEST_STRIP * min(frame.shape[:2]):
+            return known
+        firm, added = [pose for pose in known if _sure(pose)], list[np.ndarray]()
+        for side, step in (*_TILES, _SMALL_TILES):
+            found: list[np.ndarray] = []
+            squares = tiles(frame.shape[:2], side=side, step=step)
+            for left, top, size in squares:
+                if not covered((left, top, size), known + added):
+                    found += self._poses_in(frame[top : top + size, left : left + size], left=left, top=top)
+            new = [self._closer(frame, pose) for pose in distinct(filter(_sure, found), known=firm + added)]
+            added += distinct(filter(_sure, new), known=firm + added)
+            tallest = max((float(np.ptp(pose[:, 1])) for pose in known + added), default=0.0)
+            if squares and squares[0][2] < _SMALLEST * tallest:
+                break
+        if not distinct(added, known=known):
+            return known
+        return firm + added + distinct([pose for pose in known if not _sure(pose)], known=firm + added)
 
     def _closer(self, frame: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """The person again, seen in a square of its own: a tile may have cut through it."""
@@ -232,7 +281,7 @@ class MediaPipeBackend:
         hands, distances, forearms = np.zeros((2, 21, 3)), np.full(2, np.inf), np.ones(2)
         for side, (elbow, wrist, knuckles) in enumerate(_HANDS):
             # A forearm pointing at the camera looks short, the hand does not.
-            forearms[side] = max(np.linalg.norm(body[elbow, :2] - body[wrist, :2]), 0.3 * _torso(pose), 1.0)
+            forearms[side] = max(np.linalg.norm(body[elbow, :2] - body[wrist, :2]), 0.3 * torso(pose), 1.0)
             center = 0.4 * body[wrist, :2] + 0.6 * pose[list(knuckles), :2].mean(axis=0)
             found = self._hand(frame, center, wrist=body[wrist, :2], forearm=forearms[side])
             if found is not None:
@@ -280,23 +329,8 @@ class MediaPipeBackend:
         return None
 
 
-def tiles(frame_hw: tuple[int, ...], *, side: float, step: float) -> list[tuple[int, int, int]]:
-    """Squares that cover a frame, evenly spread and overlapping.
-
-    Args:
-        frame_hw: (H, W) px.
-        side: of the squares, in shorter sides of the frame, at most 1.
-        step: largest distance between neighbours, in the same unit.
-
-    Returns:
-        (left, top, side) px of each; none where one square would be the whole frame.
-    """
-    size = round(side * min(frame_hw))
-    rows, columns = (
-        np.linspace(0, length - size, 1 + int(np.ceil((length - size) / (step * min(frame_hw))))).astype(int).tolist()
-        for length in frame_hw[:2]
-    )
-    return [(left, top, size) for top in rows for left in columns] if max(frame_hw) > size else []
+def _sure(pose: np.ndarray) -> bool:
+    return float(pose[:, 2].mean()) >= _SURE
 
 
 def square_crop(frame: np.ndarray, *, center: np.ndarray, side: float, size: int = _CROP) -> np.ndarray | None:
@@ -340,17 +374,12 @@ def _from_crop(points: np.ndarray, *, center: np.ndarray, side: float) -> np.nda
     return points * side + center - side / 2
 
 
-def _torso(pose: np.ndarray) -> float:
-    """Length from the middle of the shoulders to the middle of the hips, px."""
-    return float(np.linalg.norm(pose[[11, 12], :2].mean(axis=0) - pose[[23, 24], :2].mean(axis=0)))
-
-
 def _head(body: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, float]:
     """Centre and size (px) of the head from the 11 head landmarks of MediaPipe Pose."""
     points = pose[:11, :2]
     extent = float(np.ptp(points, axis=0).max())
     center = 0.5 * (points.mean(axis=0) + body[NOSE, :2])
-    return center, max(extent, 0.15 * _torso(pose), 1.0)
+    return center, max(extent, 0.15 * torso(pose), 1.0)
 
 
 def _whole(frame: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,20 +1,27 @@
-"""A driving video to one person's keypoints: detect (or read from the cache), follow one person, fill short gaps."""
+"""A driving video to one person's keypoints: detect (or read from the cache), follow one person, fill short gaps.
+
+A detector looks at a frame briefly, or for everybody (`CrowdBackend`), which takes several times as long; `crowd` says
+which frames are worth it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from xdyna.config.infer import CROWDS
 from xdyna.core.files import path_sha256
 from xdyna.media import frame_times, probe, read_frames
-from xdyna.perception.base import PoseBackend, get_backend
+from xdyna.perception.base import CrowdBackend, PoseBackend, everybody, get_backend
 from xdyna.perception.cache import DetectionCache, default_cache_dir
+from xdyna.perception.crowd import torso_colors
 from xdyna.perception.draw import CONFIDENCE
 from xdyna.perception.errors import PerceptionError
+from xdyna.perception.follow import follow
 from xdyna.perception.smooth import OneEuro, fill_gaps, one_euro
 from xdyna.perception.topology import LEFT_WRIST, RIGHT_WRIST
 from xdyna.perception.types import PerceptionSummary, Person, PoseTrack, missing_points
@@ -23,11 +30,6 @@ Progress = Callable[[int, int], None]
 """Called with (frames looked at, frames to look at) while frames are detected."""
 
 _SAVE_EVERY = 200  # frames; an interrupted run of a long video loses no more
-_REACH = 0.6  # farthest a person may move between two frames, in diagonals of the box
-_GROWTH = 2.0  # largest change of the box's diagonal between two frames
-_MOTION = 4  # boxes that somebody's motion is taken from
-_SAME = 0.5  # overlap from which on two boxes are one person found twice
-_PATIENCE = 8  # frames without the person after which whoever is N-th largest is followed (the scene was cut)
 
 
 def track_person(
@@ -36,6 +38,7 @@ def track_person(
     frame_indices: Sequence[int] | np.ndarray | None = None,
     backend: str | PoseBackend = "mediapipe",
     person: int = 0,
+    crowd: str = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     smooth: OneEuro | None = None,
@@ -44,14 +47,17 @@ def track_person(
 ) -> PoseTrack:
     """Read one person's keypoints from a video.
 
-    The person is the N-th largest of the first frame that has so many, and is followed by place and size, so that
-    passers-by do not take over. Gaps of up to `max_gap` of the given frames are filled (see `fill_gaps`).
+    The person is the N-th largest of the first frame that has so many, and is followed by place, size and, where two
+    meet, colours, so that passers-by do not take over. Gaps of up to `max_gap` of the given frames are filled (see
+    `fill_gaps`).
 
     Args:
         path: the video.
         frame_indices: (T,) frame numbers, ascending, may repeat; None: all frames.
         backend: name (see `get_backend`), or a backend.
         person: 0 for the largest person, 1 for the next, ...
+        crowd: where everybody is searched for: "auto" in the first frame, where the person is lost, and while others
+            are there; "all" in every frame; "off" nowhere.
         cache_dir: folder of cached detections; None: `default_cache_dir()`.
         progress: called as frames are detected; frames from the cache are not counted.
         smooth: filter for body, hands and face; None: no filter.
@@ -62,8 +68,8 @@ def track_person(
         The track of T frames in px of the video's frames, with `summary`.
 
     Raises:
-        PerceptionError: nobody in any frame, fewer people than `person` asks for, frame numbers that do not fit, or an
-            unusable backend.
+        PerceptionError: nobody in any frame, fewer people than `person` asks for, frame numbers that do not fit,
+            another `crowd`, or an unusable backend.
         xdyna.media.MediaError: the video cannot be read.
 
     Warns:
@@ -72,6 +78,8 @@ def track_person(
     path = Path(path)
     if person < 0 or max_gap < 0:
         raise PerceptionError(f"person is {person} and max_gap {max_gap}; both must be 0 or more")
+    if crowd not in CROWDS:
+        raise PerceptionError(f"crowd is '{crowd}'; expected one of {', '.join(CROWDS)}")
     info = probe(path, fps=fps)
     times = frame_times(path, fps=fps)
     asked = _check_indices(frame_indices, count=len(times))
@@ -79,13 +87,10 @@ def track_person(
     if isinstance(backend, str):
         backend = get_backend(backend)
 
-    found = detect_frames(
-        path, rows=rows, backend=backend, size=(info.height, info.width), cache_dir=cache_dir, progress=progress
-    )
-    people = follow(found, person=person)
+    frames = _Frames(path, rows, backend, size=(info.height, info.width), cache_dir=cache_dir)
+    people = _one_person(frames, person=person, crowd=crowd, progress=progress)
     if all(entry is None for entry in people):
-        most = max(len(entry) for entry in found)
-        raise PerceptionError(_nobody(path, frames=len(rows), backend=backend.name, person=person, most=most))
+        raise PerceptionError(_nobody(path, frames=len(rows), backend=backend.name, person=person, most=frames.most()))
     track = PoseTrack(
         body=_stacked(people, "body", (18,)),
         hands=_stacked(people, "hands", (2, 21)),
@@ -118,6 +123,7 @@ def detect_frames(
     size: tuple[int, int],
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    search: bool = False,
 ) -> list[list[Person]]:
     """The people of some frames of a video, from the cache where they were detected before.
 
@@ -128,6 +134,7 @@ def detect_frames(
         size: (H, W) of the frames, px.
         cache_dir: folder of cached detections; None: `default_cache_dir()`.
         progress: called with (done, total) of the frames that are not in the cache.
+        search: look for everybody, however long it takes.
 
     Returns:
         For each of the N frames its people, largest first.
@@ -135,49 +142,126 @@ def detect_frames(
     Raises:
         xdyna.media.MediaError: the video cannot be read.
     """
-    folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    cache = DetectionCache(
-        folder, video_sha256=path_sha256(path), backend=backend.name, version=backend.version, size=size
-    )
-    wanted = [int(row) for row in rows if int(row) not in cache.frames]
-    saved, writable = 0, True
-    try:
-        for done, (row, frame) in enumerate(
-            zip(wanted, read_frames(path, wanted) if wanted else (), strict=True), start=1
-        ):
-            cache.frames[row] = backend.detect(frame)
-            if progress is not None:
-                progress(done, len(wanted))
-            if writable and done - saved >= _SAVE_EVERY:
-                writable, saved = cache.save(), done
-    finally:  # Ctrl-C too: what was detected is kept
-        if writable and wanted and wanted[saved:] and any(row in cache.frames for row in wanted[saved:]):
-            cache.save()
-    return [cache.frames[int(row)] for row in rows]
+    frames = _Frames(path, rows, backend, size=size, cache_dir=cache_dir)
+    return frames.detect(progress=progress, search=search)
 
 
-def follow(found: Sequence[Sequence[Person]], *, person: int = 0) -> list[Person | None]:
-    """Pick the same person in every frame.
-
-    Starts with the N-th largest of the first frame with so many people and goes from there to both ends. In each frame
-    the one whose box overlaps most with where the last frames' motion leads is taken, else the nearest within reach;
-    nobody if all are too far, of another size, or go on along the way of somebody else.
+class _Frames:
+    """Some frames of a video: the people in them, kept in the cache, and their pixels. Rows count from 0 to N - 1.
 
     Args:
-        found: people of each frame, largest first.
-        person: N, 0 for the largest.
-
-    Returns:
-        For each frame the person or None; all None if no frame has so many people.
+        path: the video.
+        rows: (N,) frame numbers, ascending without repeats.
+        backend: finds people.
+        size: (H, W) of the frames, px.
+        cache_dir: folder of cached detections; None: `default_cache_dir()`.
     """
-    result: list[Person | None] = [None] * len(found)
-    start = next((row for row, people in enumerate(found) if len(people) > person), None)
-    if start is None:
-        return result
-    result[start] = found[start][person]
-    for rows in (range(start + 1, len(found)), range(start - 1, -1, -1)):
-        _follow_from(found, result, rows=rows, last=found[start][person], person=person)
-    return result
+
+    def __init__(
+        self,
+        path: Path,
+        rows: np.ndarray,
+        backend: PoseBackend,
+        *,
+        size: tuple[int, int],
+        cache_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        self.rows, self._path, self._backend, self._size = rows, path, backend, size
+        self._folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
+        self._open: Iterator[np.ndarray] = iter(())
+        self._next = len(rows)  # the row that `_open` gives next
+        self._last: tuple[int, np.ndarray] | None = None
+        self._colors: dict[tuple[int, bytes], np.ndarray | None] = {}
+        self._caches: dict[bool, DetectionCache] = {}
+        self._unsaved = 0
+        self.looked: Callable[[], None] = lambda: None
+
+    def _cache(self, *, search: bool) -> DetectionCache:
+        """What was found briefly, or by a search for everybody; the same where the backend has no such search."""
+        search = search and isinstance(self._backend, CrowdBackend)
+        if search not in self._caches:
+            self._caches[search] = DetectionCache(
+                self._folder,
+                video_sha256=path_sha256(self._path),
+                backend=self._backend.name,
+                version=f"{self._backend.version}-everybody" if search else self._backend.version,
+                size=self._size,
+            )
+        return self._caches[search]
+
+    def detect(self, *, progress: Progress | None, search: bool) -> list[list[Person]]:
+        """The people of all frames; see `detect_frames`."""
+        cache = self._cache(search=search)
+        wanted = [int(row) for row in self.rows if int(row) not in cache.frames]
+        saved, writable = 0, True
+        try:
+            for done, (row, frame) in enumerate(
+                zip(wanted, read_frames(self._path, wanted) if wanted else (), strict=True), start=1
+            ):
+                cache.frames[row] = everybody(self._backend, frame) if search else self._backend.detect(frame)
+                if progress is not None:
+                    progress(done, len(wanted))
+                if writable and done - saved >= _SAVE_EVERY:
+                    writable, saved = cache.save(), done
+        finally:  # Ctrl-C too: what was detected is kept
+            if writable and wanted and wanted[saved:] and any(row in cache.frames for row in wanted[saved:]):
+                cache.save()
+        return [cache.frames[int(row)] for row in self.rows]
+
+    def everybody(self, row: int) -> list[Person]:
+        """All people of one frame, however long it takes."""
+        cache, number = self._cache(search=True), int(self.rows[row])
+        if number not in cache.frames:
+            cache.frames[number] = everybody(self._backend, self.pixels(row))
+            self._unsaved += 1
+            self.looked()
+            if self._unsaved >= _SAVE_EVERY:
+                self.save()
+        return cache.frames[number]
+
+    def save(self) -> None:
+        """Keep what `everybody` found."""
+        if self._unsaved:
+            self._cache(search=True).save()
+        self._unsaved = 0
+
+    def most(self) -> int:
+        """People in the fullest of the frames that were looked at."""
+        rows = {int(row) for row in self.rows}
+        return max(len(people) for cache in self._caches.values() for n, people in cache.frames.items() if n in rows)
+
+    def pixels(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of one frame; rows that ascend are read in one go."""
+        if self._last is not None and self._last[0] == row:
+            return self._last[1]
+        if row < self._next:
+            self._open, self._next = read_frames(self._path, self.rows[row:].tolist()), row
+        for frame in self._open:
+            self._next += 1
+            if self._next > row:
+                self._last = row, frame
+                return frame
+        raise AssertionError("fewer frames than were asked for")
+
+    def colors(self, row: int, person: Person) -> np.ndarray | None:
+        """What somebody in a frame wears, as `torso_colors`."""
+        key = row, person.body.tobytes()
+        if key not in self._colors:
+            self._colors[key] = torso_colors(self.pixels(row), person)
+        return self._colors[key]
+
+
+def _one_person(frames: _Frames, *, person: int, crowd: str, progress: Progress | None) -> list[Person | None]:
+    """The person in each frame, or None."""
+    found = frames.detect(progress=progress, search=crowd == "all")
+    if crowd == "off":
+        return follow(found, person=person)
+    if progress is not None:  # a sign of life: nobody knows how many frames will be looked at again
+        frames.looked = lambda: progress(len(found), len(found))
+    try:
+        return follow(found, person=person, witness=frames)
+    finally:
+        frames.save()
 
 
 def smooth_track(track: PoseTrack, settings: OneEuro) -> PoseTrack:
@@ -196,100 +280,6 @@ def smooth_track(track: PoseTrack, settings: OneEuro) -> PoseTrack:
         return one_euro(flat, times=track.times, height=track.size[0], settings=settings).reshape(points.shape)
 
     return replace(track, body=filtered(track.body), hands=filtered(track.hands), face=filtered(track.face))
-
-
-@dataclass
-class _Path:
-    """Where somebody was: the last boxes and their rows, the latest at the end."""
-
-    boxes: list[np.ndarray]
-    rows: list[int]
-
-    def expected(self, row: int) -> np.ndarray:
-        """The box in a row, if the motion of the last frames goes on; two who cross are told apart by it."""
-        span = self.rows[-1] - self.rows[0]
-        if not span:
-            return self.boxes[-1]
-        motion = (_center(self.boxes[-1]) - _center(self.boxes[0])) / span * (row - self.rows[-1])
-        return self.boxes[-1] + np.tile(motion, 2)
-
-    def goes_on(self, person: Person, row: int) -> None:
-        self.boxes, self.rows = [*self.boxes[1 - _MOTION :], person.box], [*self.rows[1 - _MOTION :], row]
-
-
-def _follow_from(
-    found: Sequence[Sequence[Person]], result: list[Person | None], *, rows: range, last: Person, person: int
-) -> None:
-    """Follow `last` through `rows`, writing to `result`; others are followed as well, so that nobody takes over."""
-    misses = 0
-    before = rows.start - rows.step
-    path = _Path([last.box], [before])
-    others = [_Path([other.box], [before]) for other in found[before] if other is not last]
-    for row in rows:
-        known = [other for other in others if len(other.rows) == _MOTION]
-        candidates = [one for one in found[row] if not _belongs_to_others(one, path, known, row)]
-        chosen = _continuation(candidates, path, row)
-        if chosen is None and misses >= _PATIENCE and len(found[row]) > person:
-            chosen = found[row][person]
-            path = _Path([chosen.box], [row])
-        elif chosen is not None:
-            path.goes_on(chosen, row)
-        misses = 0 if chosen is not None else misses + 1
-        result[row] = chosen
-        others = _followed(others, [one for one in found[row] if one is not chosen], path, row)
-
-
-def _belongs_to_others(one: Person, path: _Path, others: Sequence[_Path], row: int) -> bool:
-    ours = _overlap(one.box, path.expected(row))
-    return any(_overlap(one.box, other.expected(row)) > ours for other in others)
-
-
-def _followed(others: list[_Path], people: Sequence[Person], path: _Path, row: int) -> list[_Path]:
-    """The paths of the others after a row; who was not seen for long is forgotten."""
-    kept = [other for other in others if abs(row - other.rows[-1]) <= _PATIENCE]
-    for one in people:
-        near = max(kept, key=lambda other: _overlap(one.box, other.expected(row)), default=None)
-        if near is not None and near.rows[-1] != row and _overlap(one.box, near.expected(row)) > 0:
-            near.goes_on(one, row)
-        elif _overlap(one.box, path.boxes[-1]) < _SAME:  # else the same person, found twice
-            kept.append(_Path([one.box], [row]))
-    return kept
-
-
-def _continuation(people: Sequence[Person], path: _Path, row: int) -> Person | None:
-    """The one who goes on along a path, or None."""
-    best, best_rank = None, (-1.0, 0.0)
-    last, expected = path.boxes[-1], path.expected(row)
-    for candidate in people:
-        diagonals = sorted([_diagonal(candidate.box), _diagonal(last)])
-        if diagonals[1] > _GROWTH * diagonals[0]:
-            continue
-        if (_overlap(candidate.box, last), -_distance(candidate.box, last) / diagonals[1]) <= (0.0, -_REACH):
-            continue
-        rank = (_overlap(candidate.box, expected), -_distance(candidate.box, expected))
-        if rank > best_rank:
-            best, best_rank = candidate, rank
-    return best
-
-
-def _distance(first: np.ndarray, second: np.ndarray) -> float:
-    return float(np.linalg.norm(_center(first) - _center(second)))
-
-
-def _center(box: np.ndarray) -> np.ndarray:
-    return (box[:2] + box[2:]) / 2
-
-
-def _diagonal(box: np.ndarray) -> float:
-    return max(float(np.linalg.norm(box[2:] - box[:2])), 1.0)
-
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two boxes."""
-    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    common = float(np.prod(sides.clip(0)))
-    union = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - common
-    return common / union if union > 0 else 0.0
 
 
 def _stacked(people: Sequence[Person | None], name: str, shape: tuple[int, ...]) -> np.ndarray:

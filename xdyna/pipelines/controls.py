@@ -185,6 +185,7 @@ def perceive(plan: Plan, *, cache_dir: Path | None = None, watch: Watch | None =
         frame_indices=rows,
         backend=settings.pose_backend,
         person=settings.person,
+        crowd=settings.crowd,
         cache_dir=cache_dir,
         progress=lambda done, total: watch.step("finding the person", done, total),
         smooth=OneEuro() if settings.smooth else None,

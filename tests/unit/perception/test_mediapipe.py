@@ -8,7 +8,9 @@ import pytest
 
 from xdyna.media import read_frames
 from xdyna.perception import PerceptionError, get_backend
-from xdyna.perception.mediapipe_backend import square_crop, tiles
+from xdyna.perception.base import CrowdBackend
+from xdyna.perception.crowd import tiles
+from xdyna.perception.mediapipe_backend import square_crop
 from xdyna.perception.topology import MEDIAPIPE_TO_IBUG68
 
 pytestmark = pytest.mark.usefixtures("detector")
@@ -114,6 +116,65 @@ def test_several_people_largest_first(backend, astronaut):
     assert people[0].area > people[1].area
     assert people[0].body[0, 0] < 300 < 600 < people[1].body[0, 0]
     assert people[1].face[0, 2] == 1
+
+
+def equal(people: list, others: list) -> bool:
+    names = ("body", "hands", "face", "box")
+    pairs = zip(people, others, strict=True)
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for a, b in pairs for name in names)
+
+
+def test_a_search_for_one_person_gives_the_same_numbers(backend, astronaut):
+    assert isinstance(backend, CrowdBackend)
+    assert equal(backend.detect_everybody(astronaut), backend.detect(astronaut))
+    assert backend.detect_everybody(np.zeros((240, 320, 3), np.uint8)) == []
+
+
+def test_a_search_of_dancers_gives_the_same_numbers(backend, shared_dir):
+    for name in ("dance_1", "dance_2"):
+        for frame in read_frames(shared_dir / f"data/{name}.mp4", [0, 60]):
+            assert equal(backend.detect_everybody(frame), backend.detect(frame)), name
+
+
+def test_everybody_of_a_crowd_is_found_once(backend, shared_dir):
+    """Eight dancers beside each other, as in docs/perception.md."""
+    from tests.crowds import crowd, matched
+
+    frames = list(read_frames(shared_dir / "data/dance_1.mp4", range(0, 48, 6)))
+    scene, corners = crowd(frames, 8, 270)
+    expected = [backend.detect(frame)[0].body.copy() for frame in frames]
+    for body, corner in zip(expected, corners, strict=True):
+        body[:, :2] = body[:, :2] * 270 / 896 + corner
+    assert matched(backend.detect(scene), expected, 270)[0] < 4
+    people = backend.detect_everybody(scene)
+    assert matched(people, expected, 270) == (8, 0)
+    assert [one.area for one in people] == sorted((one.area for one in people), reverse=True)
+
+
+def test_squares_are_searched_down_to_the_size_of_small_people(backend, monkeypatch: pytest.MonkeyPatch):
+    """Beside somebody tall nobody small is looked for, and nothing within a square that they fill."""
+    looked: list[tuple[int, int, int]] = []
+    pose = np.column_stack([np.linspace(300, 420, 33), np.linspace(0, 1, 33), np.full(33, 0.95)])
+
+    def searched(top: float, bottom: float) -> set[int]:
+        looked.clear()
+        tall = pose * [1, bottom - top, 1] + [0, top, 0]
+        monkeypatch.setattr(type(backend), "_poses", lambda self, frame: [tall])
+        monkeypatch.setattr(
+            type(backend), "_poses_in", lambda self, part, *, left, top: (looked.append((left, top, len(part))), [])[1]
+        )
+        assert len(backend.detect_everybody(np.zeros((720, 1280, 3), np.uint8))) == 1
+        return {side for _, _, side in looked}
+
+    monkeypatch.setattr(type(backend), "_both_hands", lambda self, frame, body, pose: np.zeros((2, 21, 3)))
+    monkeypatch.setattr(type(backend), "_face", lambda self, frame, head: None)
+    assert searched(100, 690) == {720}
+    assert searched(300, 690) == {720, 432}
+    assert searched(500, 690) == {720, 432, 252}
+    assert (0, 0, 252) in looked
+    pose[:, 0] = np.linspace(200, 700, 33)
+    searched(300, 480)
+    assert not [at for at in looked if at[2] == 252 and 200 <= at[0] <= 448 and at[1] == 312], "filled by the person"
 
 
 @pytest.mark.parametrize("size", [(720, 1280), (896, 512), (300, 310), (33, 500)])

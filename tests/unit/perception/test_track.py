@@ -9,7 +9,6 @@ import pytest
 from xdyna.media import frame_times
 from xdyna.perception import OneEuro, PerceptionError, PerceptionWarning, track_person
 from xdyna.perception.cache import default_cache_dir
-from xdyna.perception.track import follow
 
 RED, GREEN, BLUE = 0, 1, 2
 
@@ -208,35 +207,78 @@ def test_person_n(make_video, color_backend, tmp_path: Path):
         track_person(path, backend=color_backend, cache_dir=tmp_path, person=2)
 
 
-@pytest.mark.parametrize("hidden", [0, 8, 16], ids=lambda px: f"hidden below {px} px")
-@pytest.mark.parametrize("speed", [2, 4, 8, 12])
-@pytest.mark.parametrize("person", [0, 1])
-def test_two_who_cross_are_not_exchanged(make_people, person, speed, hidden):
-    """They walk through each other; where they meet the smaller one may hide the other for some frames."""
-    boxes = []
-    for k in range(60):
-        first, second = 20 + speed * k, 20 + speed * (59 - k)
-        both = [(first, 40, first + 42, 140), (second, 40, second + 38, 140)]
-        boxes.append(both[1:] if abs(first - second) < hidden else both)
-    found = [[make_people(*box) for box in row] for row in boxes]
-    widths = [round(float(one.box[2] - one.box[0])) for one in follow(found, person=person) if one]
-    assert len(widths) >= 60 - (0 if person else 2 * hidden // (2 * speed) + 1) * (hidden > 0)
-    assert set(widths) == {(42, 38)[person]}
+class Searching:
+    """A backend of which a look misses the green one, and a search does not. Counts both."""
+
+    name, version = "searching", "1"
+
+    def __init__(self, backend) -> None:
+        self._backend, self.looks, self.searches = backend, 0, 0
+
+    def detect(self, frame: np.ndarray) -> list:
+        self.looks += 1
+        return self._backend.detect(frame * np.array([1, 0, 1], np.uint8))
+
+    def detect_everybody(self, frame: np.ndarray) -> list:
+        self.searches += 1
+        return self._backend.detect(frame)
 
 
-def test_follow_does_not_jump_in_a_gap(make_people):
-    dancer, other = make_people(20, 20, 60, 120), make_people(180, 25, 215, 110)
-    found = [[dancer, other], [other], [other], [dancer, other], []]
-    assert follow(found) == [dancer, None, None, dancer, None]
-    assert follow(found, person=1) == [other, other, other, other, None]
-    assert follow([[], []]) == [None, None]
+def test_where_everybody_is_searched_for(make_video, color_backend, tmp_path: Path):
+    """`auto`: the first frame of one alone; all frames where only a search finds the person. All are remembered."""
+    both = make_video(merged(walk(6), walk(6, color=GREEN, start=150, step=3, height=60)))
+    alone = make_video(walk(6), name="alone.mp4")
+    backend = Searching(color_backend)
+    for crowd, searches in (("off", 0), ("auto", 1), ("all", 5)):
+        backend.searches = 0
+        track = track_person(alone, backend=backend, cache_dir=tmp_path, crowd=crowd)
+        assert backend.searches == searches, crowd
+        np.testing.assert_allclose(center_x(track), 59.5 + 4 * np.arange(6), atol=1.5)
+    assert backend.looks == 6, "a look and a search are kept apart, and each is kept"
+    with pytest.raises(PerceptionError, match="person 1 was asked for, but at most 1"):
+        track_person(both, backend=backend, cache_dir=tmp_path, person=1, crowd="off")
+    backend.searches = 0
+    for crowd in ("auto", "all", "auto"):
+        track = track_person(both, backend=backend, cache_dir=tmp_path, person=1, crowd=crowd)
+        np.testing.assert_allclose(center_x(track), 169.5 + 3 * np.arange(6), atol=1.5)
+        assert track.summary.found == 6
+    assert backend.searches == 6
+    with pytest.raises(PerceptionError, match="person 2 was asked for, but at most 2 people"):
+        track_person(both, backend=backend, cache_dir=tmp_path, person=2)
+    with pytest.raises(PerceptionError, match="crowd is 'some'; expected one of auto, all, off"):
+        track_person(both, backend=backend, cache_dir=tmp_path, crowd="some")
 
 
-def test_follow_goes_to_both_ends_and_over_cuts(make_people):
-    dancer, other = make_people(20, 20, 60, 120), make_people(180, 25, 215, 110)
-    assert follow([[other], [dancer, other]], person=1) == [other, other]
-    cut = [[dancer]] * 2 + [[other]] * 12
-    assert follow(cut) == [dancer] * 2 + [None] * 8 + [other] * 4
+def test_a_search_is_kept_when_the_next_one_fails(make_video, color_backend, tmp_path: Path):
+    backend = Searching(color_backend)
+    path = make_video(merged(walk(6), walk(6, color=GREEN, start=150, step=3, height=60)))
+    plain = backend.detect_everybody
+
+    def failing(frame: np.ndarray) -> list:
+        if backend.searches == 3:
+            raise KeyboardInterrupt
+        return plain(frame)
+
+    backend.detect_everybody = failing
+    with pytest.raises(KeyboardInterrupt):
+        track_person(path, backend=backend, cache_dir=tmp_path, person=1)
+    backend.detect_everybody = plain
+    track_person(path, backend=backend, cache_dir=tmp_path, person=1)
+    assert backend.searches == 6
+
+
+def test_who_meets_and_goes_back_stays_who_they_are(make_video, color_backend, tmp_path: Path):
+    """From the pixels of a video: red and green go behind something from both sides, and come back where they went."""
+    way = [8 * min(k, 20 - k) for k in range(21)]
+    frames = [[(RED, 20 + x, 40, 60 + x, 130), (GREEN, 182 - x, 42, 222 - x, 130)] for x in way]
+    frames[8:13] = [[]] * 5
+    path = make_video(frames)
+    for person, places in enumerate(([40 + x for x in way], [202 - x for x in way])):
+        track = track_person(path, backend=color_backend, cache_dir=tmp_path, person=person)
+        seen = np.r_[:8, 13:21]
+        np.testing.assert_allclose(center_x(track)[seen], np.array(places)[seen] - 0.5, atol=2)
+        track = track_person(path, backend=color_backend, cache_dir=tmp_path, person=person, crowd="off")
+        assert abs(center_x(track)[-1] - places[-1]) > 100, "place alone exchanges them"
 
 
 def test_smooth_is_off_by_default(make_video, color_backend, tmp_path: Path):

@@ -13,7 +13,7 @@ from xdyna.perception.align import align_track
 from xdyna.perception.draw import draw_styled
 from xdyna.perception.errors import NoFaceError
 from xdyna.perception.face_patch import Box, face_box, filled_landmarks, global_patch, local_patch
-from xdyna.perception.track import follow
+from xdyna.perception.follow import follow
 from xdyna.perception.types import Person, PoseTrack, missing_points
 from xdyna.pipelines.controls import Placement, face_source, placed_body
 from xdyna.pipelines.crop import published_crop
