@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from xdyna.core.errors import FileError, writing_error
 
+_SPECIAL = (
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_DEVICES = ("/dev", "/dev/fd")  # but not /dev/shm, which is a folder like others
 PART = ".part"  # how temporary names end
 _LONGEST_NAME = 255  # bytes; of ext4, xfs, btrfs, apfs and ntfs alike
 # What file systems without hard links (FAT, some network and user-space ones) answer to a link.
@@ -61,6 +70,46 @@ def _check_name(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_output(path: str | os.PathLike[str]) -> None:
+    """See whether something may be written under a name, or in it: a new name, a plain file or a folder.
+
+    Args:
+        path: as it was given, before any ending is added.
+
+    Raises:
+        FileError: it is a device, a pipe or a socket (or a link to one), or would lie among the devices.
+    """
+    advice = "give the name of a file or folder, for example 'outputs/out'"
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError):  # it is not there, or is no possible name: other checks tell
+        kind = stat.S_IFREG
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        what = next((word for test, word in _SPECIAL if test(kind)), "no plain file")
+        raise FileError(f"output '{path}' is {what}, which would be replaced or left unused; {advice}")
+    if os.path.dirname(os.path.abspath(path)) in _DEVICES:
+        raise FileError(f"output '{path}' would lie among the devices of this machine; {advice}")
+
+
+def output_path(text: str) -> Path:
+    """`type=` of flags that name an output.
+
+    Args:
+        text: as it was given.
+
+    Returns:
+        The path.
+
+    Raises:
+        argparse.ArgumentTypeError: see `check_output`; the program ends with wrong usage.
+    """
+    try:
+        check_output(text)
+    except FileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def _shortened(name: str, length: int) -> str:
     """As many whole characters of `name` as fit into `length` bytes."""
     while len(os.fsencode(name)) > length:
@@ -80,9 +129,10 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         FileError: the name is empty or longer than 255 bytes; the target exists and `overwrite` is false, is a folder
-            or a broken link; or its folder cannot be made or written to.
+            or a broken link, or no plain file (`check_output`); or its folder cannot be made or written to.
     """
     path = _check_name(path)
+    check_output(path)
     if os.path.isdir(path):
         raise FileError(f"output '{path}' is a folder; give a file name, for example '{path / 'out.mp4'}'")
     if os.path.islink(path) and not os.path.exists(path):
@@ -220,8 +270,10 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a file, complete or not at all; an existing one is replaced, its folder is made.
 
     Raises:
+        FileError: what is there is no plain file (`check_output`).
         OSError: the folder cannot be written to, or the disk is full; the former file stays.
     """
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
