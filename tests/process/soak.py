@@ -131,7 +131,7 @@ class Soak:
                 tell(f"killed {sum(tally.kills.values())} times, ended {tally.ended} times")
             if self._is_finished():
                 self._finish(wanted)
-        while not self._is_finished() and len(tally.problems) < 3:
+        while self.out.exists() and not self._is_finished() and len(tally.problems) < 3:
             self._once(None, None)
             if not self._is_finished():
                 tally.problems.append(f"it does not come to its end: {self._last_words()}")
