@@ -123,11 +123,13 @@ def _run(command: Sequence[str], log: str, modules: str) -> int:
 def main() -> None:
     """Fork what is asked for until the input ends."""
     sys.path.insert(0, os.getcwd())
+    tried: set[str] = set()
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         if os.path.exists(asked["modules"]):
             for name in json.loads(Path(asked["modules"]).read_text()):
-                if not name.startswith("__"):
+                if not name.startswith("__") and name not in tried:
+                    tried.add(name)
                     with contextlib.suppress(BaseException):  # some are made by others, and have no file
                         importlib.import_module(name)
         pid = os.fork()
