@@ -38,11 +38,11 @@ class Forked:
             line = self.nursery.answer(timeout)
             if line is None:
                 raise subprocess.TimeoutExpired("a forked program", timeout or 0)
-            self.returncode = os.waitstatus_to_exitcode(int(line))
+            self.returncode = int(line)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal."""
+        """Send a signal. The parent keeps the number of an ended process until the next one: no other gets the signal."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -124,6 +124,7 @@ def main() -> None:
     """Fork what is asked for until the input ends."""
     sys.path.insert(0, os.getcwd())
     tried: set[str] = set()
+    pid = 0
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         if os.path.exists(asked["modules"]):
@@ -132,11 +133,15 @@ def main() -> None:
                     tried.add(name)
                     with contextlib.suppress(BaseException):  # some are made by others, and have no file
                         importlib.import_module(name)
+        if pid:
+            os.waitpid(pid, 0)
         pid = os.fork()
         if pid == 0:
             os._exit(_run(**asked))
         print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        print(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status, flush=True)
 
 
 if __name__ == "__main__":
