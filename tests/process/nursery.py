@@ -42,7 +42,7 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal. The parent keeps the number of an ended process until the next one: no other gets the signal."""
+        """Send a signal; the parent keeps an ended process's number until the next one, so that no other gets it."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
