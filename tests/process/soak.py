@@ -14,6 +14,7 @@ work; `--to-the-end`: each killed run goes on to its end, instead of being kille
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,11 +48,11 @@ class Tally:
     """What became of a program.
 
     Attributes:
-        seconds: of the undisturbed run.
+        seconds: of the processor, of the undisturbed run.
         work: the same without its start-up.
         kills: by signal.
         ended: runs that came to their end, and were compared.
-        lost: seconds of work that each SIGKILL cost: since what is kept was written, or the start-up was over.
+        lost: seconds of the processor that each SIGKILL cost: since what is kept was written, or start-up was over.
         twice: window-steps and frames that each SIGKILL cost: shown as made, and not kept.
         parts: window-steps and frames of a whole run.
         problems: sentences.
@@ -86,7 +87,7 @@ class Soak:
         self.to_the_end = to_the_end
         self.random = random.Random(f"{name} {seed}")
         self.tally = Tally()
-        self.working_since = 0.0
+        self.before = self.used = self.used_when_kept = 0.0  # s of the processor: start-up, work, work that is kept
         self.log = scratch / "log.txt"
         self.environment = {
             **os.environ,
@@ -110,10 +111,8 @@ class Soak:
         if self.nursery is not None:  # once with the imports
             self._once(None, None)
             self._clear()
-        start = time.monotonic()
         code = self._once(None, None)
-        tally.seconds = time.monotonic() - start
-        tally.work = time.time() - self.working_since if self.program.begun else tally.seconds
+        tally.seconds, tally.work = self.before + self.used, self.used
         if code != 0 or not self._is_finished():
             tally.problems.append(f"undisturbed it ended with {code}: {self._last_words()}")
             return tally
@@ -153,50 +152,62 @@ class Soak:
             )
             try:
                 self._wait_for_work(process)
-                code = process.wait(self.program.seconds if seconds is None else seconds)
-                if code != 0:
-                    self.tally.problems.append(f"it failed by itself with {code}: {self._last_words()}")
-                return code
-            except subprocess.TimeoutExpired:
-                family = _family(process.pid)
+                code = self._work(process, seconds)
+                if code is not None:
+                    if code != 0:
+                        self.tally.problems.append(f"it failed by itself with {code}: {self._last_words()}")
+                    return code
                 if number is None:
-                    process.kill()
                     self.tally.problems.append(f"it did not end within {self.program.seconds} s: {self._last_words()}")
                     return 1
+                family = _family(process.pid)
                 process.send_signal(number)
                 if self.program.kept and number is signal.SIGKILL:  # the other one keeps everything
-                    self.tally.lost.append(time.time() - max(self.working_since, self._kept()))
+                    self.tally.lost.append(self.used - self.used_when_kept)
                     self.tally.twice.append(self._parts_lost())
-                try:
-                    code = process.wait(60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                code = _end(process, 60)
+                if code is None:
                     self.tally.problems.append(f"{number.name} did not end it within 60 s: {self._last_words()}")
                     return None
             finally:
+                process.kill()
                 process.wait()
         if code not in CODES:
             self.tally.problems.append(f"{number.name} ended it with {code}: {self._last_words()}")
-        _, left = psutil.wait_procs(family, timeout=GRACE)
-        for child in left:
+        for _ in naps(GRACE):
+            family = psutil.wait_procs(family, timeout=0.1)[1]
+            if not family:
+                break
+        for child in family:
             self.tally.problems.append(f"process {' '.join(child.cmdline()[:4])} outlived it")
             child.kill()
         return 0 if code == 0 and number is signal.SIGKILL else None  # the signal came too late
 
     def _wait_for_work(self, process: subprocess.Popen[bytes] | Forked) -> None:
-        end = time.monotonic() + self.program.seconds
-        while self.program.begun not in self.log.read_text(errors="replace") and time.monotonic() < end:
-            if process.poll() is not None:
+        for _ in naps(self.program.seconds):
+            if self.program.begun in self.log.read_text(errors="replace") or process.poll() is not None:
                 break
-            time.sleep(0.02)
-        self.working_since = time.time()
+        self.before = _used(process.pid) if self.program.begun else 0.0
+        self.used = self.used_when_kept = 0.0
+
+    def _work(self, process: subprocess.Popen[bytes] | Forked, seconds: float | None) -> int | None:
+        """Wait until it ends, or has worked for so many seconds of the processor; those of a clock pass on a machine
+        that stands still, too. Returns: exit code; None: it runs."""
+        kept = self._kept()
+        for _ in naps(self.program.seconds):
+            if (code := process.poll()) is not None:
+                return code
+            self.used = max(self.used, _used(process.pid) - self.before)
+            if self._kept() != kept:
+                kept, self.used_when_kept = self._kept(), self.used
+            if seconds is not None and self.used >= seconds:
+                break
+        return None
 
     def _kept(self) -> float:
-        """When what is kept was written, as `time.time` has it; 0 where nothing is."""
-        try:
-            return (self.out / self.program.kept).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+        """When what is kept was written; 0 where nothing is."""
+        path = self.out / self.program.kept
+        return path.stat().st_mtime if self.program.kept and path.exists() else 0.0
 
     def _shown(self) -> tuple[int, int]:
         """Window-steps and frames that the bars have shown last; a run that goes on shows those of its own steps."""
@@ -239,6 +250,37 @@ class Soak:
         return " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])[-500:]
 
 
+def naps(seconds: float) -> Iterator[None]:
+    """Naps that last so long together; a machine that stands still meanwhile costs one of them."""
+    left = seconds
+    while left > 0:
+        start = time.monotonic()
+        yield
+        time.sleep(0.03)  # looking costs some milliseconds
+        left -= min(time.monotonic() - start, 1.0)
+
+
+def _end(process: subprocess.Popen[bytes] | Forked, seconds: float) -> int | None:
+    """How it ends within some seconds; None: not at all."""
+    for _ in naps(seconds):
+        if (code := process.poll()) is not None:
+            return code
+    return None
+
+
+def _used(pid: int) -> float:
+    """Seconds of the processor of a process and of all that it has started; 0: it has ended."""
+    total = 0.0
+    try:
+        whole = psutil.Process(pid)
+        for process in (whole, *whole.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += sum(process.cpu_times()[:4])
+    except psutil.NoSuchProcess:
+        return 0.0
+    return total
+
+
 def _family(pid: int) -> list[psutil.Process]:
     """What a process has started."""
     try:
@@ -268,8 +310,8 @@ def main() -> int:
             soak = Soak(name, inputs, scratch, args.seed, signals=args.signals, forked=args.forked,
                         to_the_end=args.to_the_end)  # fmt: skip
             tallies[name] = soak.run(args.kills, lambda text, name=name: print(f"{name}: {text}", flush=True))
-    heads = ("program", "undisturbed", "of it work", *SIGNALS, "ended and compared", "work lost a SIGKILL",
-             "window-steps and frames made twice, of", "problems")  # fmt: skip
+    heads = ("program", "processor time undisturbed", "of it work", *SIGNALS, "ended and compared",
+             "work lost a SIGKILL", "window-steps and frames made twice, of", "problems")  # fmt: skip
     print("\n| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     for name, tally in tallies.items():
         cells = [

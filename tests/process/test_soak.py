@@ -24,22 +24,34 @@ def test_killed_programs_end_with_the_same_bytes(inputs: Path, tmp_path: Path, n
     assert tally.ended >= 1
 
 
-CARELESS = """
+WORK = """
+def work(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+"""
+CARELESS = (
+    WORK
+    + """
 import os, pathlib, sys, time
 out = pathlib.Path(sys.argv[1])
 known = (out / "begun").exists()
 (out / "begun").touch()
-time.sleep(1)
+work(0.6)
 (out / "result").write_text("again" if known else "at once")
 """
-DEAF = """
+)
+DEAF = (
+    WORK
+    + """
 import pathlib, signal, subprocess, sys, time
 if not pathlib.Path(sys.argv[1], "begun").exists():
     pathlib.Path(sys.argv[1], "begun").touch()
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    time.sleep(SECONDS)
+    work(SECONDS)
 pathlib.Path(sys.argv[1], "result").touch()
 """
+)
 
 
 @pytest.mark.long
@@ -63,22 +75,25 @@ def test_processes_left_behind_are_seen(tmp_path: Path, monkeypatch: pytest.Monk
     assert any("outlived it" in problem for problem in tally.problems)
 
 
-COUNTS = """
+COUNTS = (
+    WORK
+    + """
 import json, pathlib, sys, time
 sys.stderr.write("denoising:  0%|   | 0/8 [00:00<?, ?window/s]\\n")
 out = pathlib.Path(sys.argv[1])
 kept = json.loads((out / "kept").read_text()) if (out / "kept").exists() else {"steps": 0, "parts": []}
 last = 4 * kept["steps"] + len(kept["parts"])
 for number in range(last, 8):
-    time.sleep(0.1)
+    work(0.1)
     if number == 4:
         (out / "kept").write_text(json.dumps({"steps": 1, "parts": [], "frames": 0}))
     done, of = number + 1 - 4 * kept["steps"], 8 - 4 * kept["steps"]
     sys.stderr.write(f"\\rdenoising: 10%|#  | {done}/{of} [00:00<00:09, 1.0window/s]")
     sys.stderr.flush()
-    time.sleep(0.1)
+    work(0.1)
 (out / "result").touch()
 """
+)
 
 
 @pytest.mark.long
