@@ -92,7 +92,8 @@ def input_case(option: str, name: str, path: Path_) -> Case:
 
     program = {"--generated": "eval", "preprocess": "preprocess"}.get(option, "infer")
     fine = ("sound" in name and option == "--ref") or option == "preprocess"  # whose dry run tells what is no video
-    return Case("path", f"{option} {name}", make, program=f"xdyna.cli.{program}", works=fine)
+    asked = name == "a URL" and option in ("--ref", "--drive", "--ref-keypoints")
+    return Case("path", f"{option} {name}", make, program=f"xdyna.cli.{program}", works=fine, fetches=asked)
 
 
 def _kept(place: Place) -> str:

@@ -77,7 +77,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
         path: as it was given, before any ending is added.
 
     Raises:
-        FileError: it is a device, a pipe or a socket (or a link to one), or would lie among the devices.
+        FileError: it is a device, a pipe or a socket (or a link to one), or would lie among the devices or in a file.
     """
     advice = "give the name of a file or folder, for example 'outputs/out'"
     try:
@@ -89,6 +89,10 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise FileError(f"output '{path}' is {what}, which would be replaced or left unused; {advice}")
     if os.path.dirname(os.path.abspath(path)) in _DEVICES:
         raise FileError(f"output '{path}' would lie among the devices of this machine; {advice}")
+    parents = Path(path).parents
+    blocking = next((folder for folder in parents if os.path.lexists(folder)), None)
+    if blocking is not None and not os.path.isdir(blocking):
+        raise FileError(f"output '{path}' cannot be written: '{blocking}' is a file, not a folder; choose a folder")
 
 
 def output_path(text: str) -> Path:
@@ -129,7 +133,7 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         FileError: the name is empty or longer than 255 bytes; the target exists and `overwrite` is false, is a folder
-            or a broken link, or no plain file (`check_output`); or its folder cannot be made or written to.
+            or a broken link, or may not be one (`check_output`); or its folder cannot be made or written to.
     """
     path = _check_name(path)
     check_output(path)
@@ -142,9 +146,6 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         )
     if os.path.lexists(path) and not overwrite:
         raise FileError(f"output '{path}' exists already; choose another name or allow overwriting (--overwrite)")
-    blocking = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
-    if os.path.lexists(blocking) and not os.path.isdir(blocking):
-        raise FileError(f"output '{path}' cannot be written: '{blocking}' is a file, not a folder; choose a folder")
     ending = f".{os.getpid()}-{secrets.token_hex(4)}.part"
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= 80 else ""
     temporary = path.with_name(f".{_shortened(path.stem, 80)}{ending}{suffix}")
@@ -270,10 +271,10 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a file, complete or not at all; an existing one is replaced, its folder is made.
 
     Raises:
-        FileError: what is there is no plain file (`check_output`).
-        OSError: the folder cannot be written to, or the disk is full; the former file stays.
+        OSError: the folder cannot be written to, the disk is full, or what is there is no plain file; it stays.
     """
-    check_output(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no plain file, and nothing is put in its place", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:

@@ -155,10 +155,13 @@ def test_what_is_no_plain_file_is_never_replaced(tmp_path, kind, linked):
     message = re.escape(f"output '{path}' is {kind}, which would be replaced or left unused; give the name of a file")
     writers = [lambda: check_output(path)]
     if kind != "a device":  # if it fails, it must not cost the machine its /dev/null
-        writers += [lambda: prepare_output(path, overwrite=True), lambda: write_file(Path(path), b"x")]
+        writers.append(lambda: prepare_output(path, overwrite=True))
     for write in writers:
         with pytest.raises(FileError, match=message):
             write()
+    if kind != "a device":
+        with pytest.raises(OSError, match="it is no plain file, and nothing is put in its place"):
+            write_file(Path(path), b"x")
     assert (os.lstat(path), names(tmp_path)) == before
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         output_path(str(path))
@@ -168,6 +171,14 @@ def test_what_is_no_plain_file_is_never_replaced(tmp_path, kind, linked):
 def test_nothing_is_written_among_devices(path):
     with pytest.raises(FileError, match="would lie among the devices of this machine"):
         check_output(path)
+
+
+def test_nothing_is_written_in_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=f"cannot be written: '{tmp_path}/file' is a file, not a folder"):
+        check_output(tmp_path / "file" / "folder" / "out")
+    with pytest.raises(OSError):
+        write_file(tmp_path / "file" / "out", b"x")
 
 
 def test_other_names_are_outputs(tmp_path):
