@@ -69,6 +69,7 @@ class Case:
         program: dotted module whose `main` takes them.
         works: whether it may also end well, with a right result.
         names: text that the message must hold: what was given.
+        fetches: whether an address is given, which the program may ask.
     """
 
     kind: str
@@ -77,6 +78,7 @@ class Case:
     program: str = "xdyna.cli.infer"
     works: bool = False
     names: str = ""
+    fetches: bool = False
 
     @property
     def id(self) -> str:

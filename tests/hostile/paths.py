@@ -92,7 +92,8 @@ def input_case(option: str, name: str, path: Path_) -> Case:
 
     program = {"--generated": "eval", "preprocess": "preprocess"}.get(option, "infer")
     fine = ("sound" in name and option == "--ref") or option == "preprocess"  # whose dry run tells what is no video
-    return Case("path", f"{option} {name}", make, program=f"xdyna.cli.{program}", works=fine)
+    asked = name == "a URL" and option in ("--ref", "--drive", "--ref-keypoints")
+    return Case("path", f"{option} {name}", make, program=f"xdyna.cli.{program}", works=fine, fetches=asked)
 
 
 def _kept(place: Place) -> str:
@@ -119,12 +120,28 @@ OUTPUTS: dict[str, Path_] = {
     "a broken link": lambda place: link(place.out / "broken.mp4", "nowhere"),
     "a file as a folder": lambda place: str(place.shared / "ref.png" / "out.mp4"),
     "an input that is there": _onto_input,
+    "a device": lambda place: "/dev/null",
+    "among devices": lambda place: "/dev/xdyna-hostile.mp4",
+    "a pipe": _fifo,
+    "a link to a device": lambda place: link(place.given / "to_null", "/dev/null"),
+}
+OTHERS: dict[str, tuple[str, ...]] = {
+    "eval": ("--generated", "SHARED/poses.mp4", "--metrics", "flicker", "--out"),
+    "preprocess": ("SHARED", "--workers", "1", "--out"),
+    "convert": ("--pipeline", "SHARED/pipeline", "--out"),
 }
 
 
-def output_case(name: str, path: Path_) -> Case:
+def output_case(name: str, path: Path_, *, program: str = "infer") -> Case:
     """A path for an output."""
-    return Case("path", f"--out {name}", lambda place: infer(place, out=path(place)))
+
+    def make(place: Place) -> Sequence[str]:
+        if program == "infer":
+            return infer(place, out=path(place))
+        return [*(word.replace("SHARED", str(place.shared)) for word in OTHERS[program]), path(place)]
+
+    before = "" if program == "infer" else f"{program} "
+    return Case("path", f"{before}--out {name}", make, program=f"xdyna.cli.{program}")
 
 
 def list_case(name: str, content: Any, *, program: str = "infer", ending: str = "json", works: bool = False) -> Case:
@@ -203,6 +220,8 @@ def cases() -> Iterator[Case]:
                 yield input_case(option, name, path)
     for name, path in OUTPUTS.items():
         yield output_case(name, path)
+        for program in OTHERS if "device" in name or "pipe" in name or name == "a file as a folder" else ():
+            yield output_case(name, path, program=program)
     for name, content in LISTS.items():
         yield list_case(name, content)
     for number, text in enumerate(ROWS):

@@ -42,12 +42,14 @@ class Watcher:
         place: of the running case; None: nothing is watched.
         free: folders that may be written.
         may_read: whether the case may read the secret.
+        may_connect: whether it may ask an address.
         seen: sentences.
     """
 
     place: Place | None = None
     free: tuple[str, ...] = ()
     may_read: bool = False
+    may_connect: bool = False
     seen: list[str] = field(default_factory=list)
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
@@ -65,7 +67,7 @@ class Watcher:
                     self._written(os.fsdecode(path), event)
         elif event in _STARTS and os.path.basename(str(args[0])) not in _LOOKUPS:
             self.seen.append(f"it started a process: {str(args)[:100]}")
-        elif event == "socket.connect":
+        elif event == "socket.connect" and not self.may_connect:
             self.seen.append(f"it connected to {str(args[1:])[:100]}")
         elif event == "pickle.find_class":
             name = f"{args[0]}.{args[1]}"
@@ -81,7 +83,8 @@ class Watcher:
 
     def _written(self, path: str, event: str) -> None:
         real = _real(path)
-        if real.startswith("/proc") or real == "/dev/null" or any(real.startswith(f) for f in self.free):
+        nowhere = real.startswith("/proc") or (real == "/dev/null" and event == "open")  # but nothing in its place
+        if nowhere or any(real.startswith(f) for f in self.free):
             return
         self.seen.append(f"it wrote outside ({event} {path})")
 

@@ -76,6 +76,7 @@ def run_case(case: Case, scratch: Path, shared: Path, base: int) -> dict[str, An
     free = tuple(str(os.path.realpath(f)) for f in (place.out, *(scratch / n for n in ("home", "tmp", "cache"))))
     may_read = case.kind == "path" or str(place.secret) in "".join(argv) or case.name in MAY_READ
     watch.HOOK.seen, watch.HOOK.free, watch.HOOK.may_read = [], (*free, str(scratch / "said")), may_read
+    watch.HOOK.may_connect = case.fetches
     watch.forget_peak()
     used, start = watch.memory("VmRSS"), time.process_time()
     watch.HOOK.place = place

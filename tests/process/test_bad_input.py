@@ -309,9 +309,12 @@ def test_checkpoint_naming_another_library(fails, copied):
 # --- output -------------------------------------------------------------------------------------------------------
 
 
-def test_output_folder_cannot_be_made(fails, tmp_path):
+def test_output_folder_cannot_be_made(infer, capsys, tmp_path):
     (tmp_path / "file").touch()
-    assert "'file' is a file, not a folder" in fails(1, "--out", "file/out.mp4")
+    with pytest.raises(SystemExit) as ended:
+        infer("--out", "file/out.mp4")
+    assert ended.value.code == 2
+    assert "output 'file/out.mp4' cannot be written: 'file' is a file, not a folder" in capsys.readouterr().err
 
 
 def test_output_folder_cannot_be_written(fails):

@@ -2,12 +2,14 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from xdyna.cli.main import main as cli
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.pipelines.outputs import OutputFiles, free_names, output_names, reserve
@@ -135,3 +137,57 @@ def test_a_partial_result_that_cannot_be_written_does_not_end_the_run(infer, tmp
     assert infer("--out", "a.mp4") == 0
     assert "warning: the partial result could not be written" in capsys.readouterr().err
     assert (tmp_path / "a.mp4").exists()
+
+
+PROGRAMS = {
+    "animate": ("--ref", "me.png", "--drive", "dance.npz", "--out"),
+    "eval": ("--generated", "me.mp4", "--out"),
+    "eval, cache": ("--generated", "me.mp4", "--cache"),
+    "preprocess": ("footage", "--out"),
+    "preprocess, shards": ("--out", "set", "--shards"),
+    "convert": ("--pipeline", "here", "--out"),
+    "demo": ("--out",),
+    "demo, webp": ("--webp",),
+    "bench sampling": ("--json",),
+    "bench window": ("--json",),
+    "bench live": ("--json",),
+    "puppets report": ("--out",),
+    "puppets report, card": ("--card",),
+    "puppets report, doc": ("--doc",),
+    "puppets alignment": ("--image",),
+    "puppets alignment, doc": ("--doc",),
+    "puppets few-steps": ("--lora", "x", "--out"),
+    "puppets faces": ("--out",),
+    "puppets long": ("--out",),
+    "puppets sensitivity": ("--out",),
+    "puppets sensitivity, work": ("--work",),
+    "puppets train-extractors": ("--out",),
+    "puppets train-segmenter": ("--out",),
+    "puppets train-reader": ("--out",),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_output_that_is_no_plain_file_is_wrong_usage(name, tmp_path, monkeypatch, capsys):
+    """As root `--out /dev/null` made /dev/null.mp4, and other programs put a file in the place of the device."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    monkeypatch.setattr("sys.argv", ["xdyna"])
+    with pytest.raises(SystemExit) as ended:
+        cli([*name.partition(",")[0].split(), *PROGRAMS[name], "pipe"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {PROGRAMS[name][-1]}: output 'pipe' is a pipe, which would be replaced" in said
+    assert "Traceback" not in said
+    assert os.listdir(tmp_path) == ["pipe"]
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files")
+@pytest.mark.parametrize("save", ["mp4", "ffv1", "frames"])
+def test_an_output_of_the_library_that_is_no_plain_file_is_refused(save, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe' is a pipe, which would be replaced or left unused"):
+        next(output_names(tmp_path / "pipe", save=save, **names(tmp_path)))
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -10,6 +10,7 @@ from xdyna.cli.arguments import Command, Program
 from xdyna.config.bench import BenchConfig
 from xdyna.config.live import LiveConfig
 from xdyna.config.train import CHECKPOINTING, TrainConfig
+from xdyna.core.atomic import output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
@@ -66,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
     program = _program(name, f"Measure: {description} Others: {others}.")
     parser = program.parser()
     if name == "sampling":
-        parser.add_argument("--json", metavar="FILE", type=Path, help="write the result here, and a plot beside it")
+        parser.add_argument(
+            "--json", metavar="FILE", type=output_path, help="write the result here, and a plot beside it"
+        )
     if name == "modes":
         parser.add_argument("--random", metavar="MODEL", help=f"{RANDOM}, e.g. proxy")
     return program.main(parser, words, work, prepare=_split_names if name == "metrics" else None)
@@ -110,7 +113,7 @@ def _window_parser() -> argparse.ArgumentParser:
         "--sizes", default="sd15", metavar="MODEL", help="of the networks: sd15 (published), tiny (%(default)s)"
     )
     p.add_argument("--ways", default="naive,eager,regional,compiled,graph", metavar="NAME,...", help="(%(default)s)")
-    p.add_argument("--json", metavar="FILE", type=Path, help="write the rows here")
+    p.add_argument("--json", metavar="FILE", type=output_path, help="write the rows here")
     return p
 
 
@@ -211,7 +214,7 @@ def _live_parser() -> argparse.ArgumentParser:
     p.add_argument("--repeats", type=int, default=5, help="timed windows of each (%(default)s)")
     p.add_argument("--checkpoint", type=Path, default=Path("xdyna-tiny"), metavar="DIR", help="pipeline folder")
     p.add_argument("--random", metavar="MODEL", help=RANDOM)
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    p.add_argument("--json", type=output_path, metavar="FILE", help="write the rows")
     return p
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.convert import PARTS, ConvertConfig
+from xdyna.core.atomic import output_path
 from xdyna.core.errors import UsageError
 
 PROGRAM = Program(
@@ -30,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     for part in PARTS:
         optional = "" if part.required else ", optional"
         p.add_argument("--" + part.option.replace("_", "-"), type=Path, metavar="PATH", help=part.what + optional)
-    p.add_argument("--out", type=Path, metavar="DIR", help="pipeline folder to write (default: below pretrained/)")
+    p.add_argument(
+        "--out", type=output_path, metavar="DIR", help="pipeline folder to write (default: below pretrained/)"
+    )
     p.add_argument(
         "--initial",
         action="store_true",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xdyna.cli.arguments import program_name
-from xdyna.core.atomic import unique_path
+from xdyna.core.atomic import output_path, unique_path
 from xdyna.core.resources import resource
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--frames", type=int, default=16, help="frames to make (%(default)s)")
     p.add_argument("--steps", type=int, metavar="N", help="denoising steps, undistilled (default: 2, distilled)")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the video (outputs/demo/demo.mp4)")
-    p.add_argument("--webp", type=Path, metavar="FILE", help="write the side-by-side video as an animated WebP, too")
+    p.add_argument("--out", type=output_path, metavar="FILE", help="the video (outputs/demo/demo.mp4)")
+    p.add_argument(
+        "--webp", type=output_path, metavar="FILE", help="write the side-by-side video as an animated WebP, too"
+    )
     p.add_argument("--render", action="store_true", help="only render the sample in assets/demo anew")
     return p

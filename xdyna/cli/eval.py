@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdyna.cli.arguments import Command, Program, quoted
 from xdyna.config.eval import EvalConfig
+from xdyna.core.atomic import output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
@@ -50,9 +51,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--metrics", metavar="NAME", help="as metrics=NAME; also a YAML file, or name,name")
     p.add_argument("--set", dest="overrides", action="override", metavar="KEY=VALUE", help="as KEY=VALUE alone")
     files = p.add_argument_group("files")
-    files.add_argument("--out", type=Path, default=Path("outputs/eval"), metavar="DIR", help="default: outputs/eval")
+    files.add_argument(
+        "--out", type=output_path, default=Path("outputs/eval"), metavar="DIR", help="default: outputs/eval"
+    )
     files.add_argument("--overwrite", action="store_true", help="replace the report in --out")
-    files.add_argument("--cache", type=Path, metavar="DIR", help="records and features (default: OUT/.work)")
+    files.add_argument("--cache", type=output_path, metavar="DIR", help="records and features (default: OUT/.work)")
     files.add_argument("--weights-dir", type=Path, metavar="DIR", help="weight files of metrics")
     files.add_argument("--download", action="store_true", help="fetch missing weight files into --weights-dir")
     files.add_argument("--allow-skipped", action="store_true", help="exit code 0 even if a metric was skipped")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.infer import DRIVE_KINDS, InferConfig, parse_size
+from xdyna.core.atomic import output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.files import is_address
 from xdyna.core.program import FAILURE
@@ -69,11 +70,13 @@ def parser() -> argparse.ArgumentParser:
         help="keypoints of the person in the image, for --align, for --crop person and for the warning about what a "
         "crop cuts (default: they are detected)",
     )
-    files.add_argument("--out", type=Path, metavar="MP4", help="default: outputs/REF_DRIVE.mp4, numbered if it exists")
+    files.add_argument(
+        "--out", type=output_path, metavar="MP4", help="default: outputs/REF_DRIVE.mp4, numbered if it exists"
+    )
     files.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     files.add_argument("--batch", type=Path, metavar="JSON", help="many pairs of ref and drive")
     files.add_argument("--checkpoint", type=Path, metavar="DIR", help="pipeline folder, or the name of a shipped one")
-    files.add_argument("--cache-dir", type=Path, metavar="DIR", help="where keypoints are kept")
+    files.add_argument("--cache-dir", type=output_path, metavar="DIR", help="where keypoints are kept")
     files.add_argument(
         "--preview",
         type=Path,

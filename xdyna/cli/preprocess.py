@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xdyna.cli.arguments import Command, Program
 from xdyna.config.preprocess import CacheConfig, PreprocessConfig
+from xdyna.core.atomic import output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.program import FAILURE
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser."""
     p = PROGRAM.parser()
     p.add_argument("inputs", nargs="*", metavar="INPUT", help="folder, glob, video, or list (CSV, JSONL, Parquet, txt)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="the data set; of --inspect: an .mp4 or .png")
+    p.add_argument("--out", type=output_path, metavar="DIR", help="the data set; of --inspect: an .mp4 or .png")
     p.add_argument("--set", dest="overrides", action="override", metavar="KEY=VALUE", help="as KEY=VALUE alone")
     p.add_argument("--dry-run", action="store_true", help="say how much there is to do, and do nothing")
     p.add_argument("--ray-address", metavar="A", help="of an existing cluster: auto, HOST:PORT or ray://HOST:PORT")
@@ -46,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--overwrite", action="store_true", help="--inspect may replace a file")
     other.add_argument("--check", type=Path, metavar="DATASET", help="look whether everything is there and fits")
     other.add_argument("--check-videos", action="store_true", help="with --check: compare the videos' bytes too")
-    other.add_argument("--shards", type=Path, metavar="OUT", help="export the data set --out as WebDataset tar files")
+    other.add_argument(
+        "--shards", type=output_path, metavar="OUT", help="export the data set --out as WebDataset tar files"
+    )
     other.add_argument("--clips-per-shard", type=int, default=256, metavar="N", help="(%(default)s)")
     return p
 
@@ -127,7 +130,7 @@ def _cache_parser() -> argparse.ArgumentParser:
     p = CACHE.parser()
     p.add_argument("--vae", type=Path, metavar="DIR", help="autoencoder or pipeline folder")
     p.add_argument("--tokens", action="store_true", help="keep the image tokens of every frame, too (--vae PIPELINE)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="the cache")
+    p.add_argument("--out", type=output_path, metavar="DIR", help="the cache")
     p.add_argument("--clips", type=int, metavar="N", help="number of clips, humans and scenes together")
     return p
 

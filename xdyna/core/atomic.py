@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from xdyna.core.errors import FileError, writing_error
 
+_SPECIAL = (
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_DEVICES = ("/dev", "/dev/fd")  # but not /dev/shm, which is a folder like others
 PART = ".part"  # how temporary names end
 _LONGEST_NAME = 255  # bytes; of ext4, xfs, btrfs, apfs and ntfs alike
 # What file systems without hard links (FAT, some network and user-space ones) answer to a link.
@@ -61,6 +70,50 @@ def _check_name(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_output(path: str | os.PathLike[str]) -> None:
+    """See whether something may be written under a name, or in it: a new name, a plain file or a folder.
+
+    Args:
+        path: as it was given, before any ending is added.
+
+    Raises:
+        FileError: it is a device, a pipe or a socket (or a link to one), or would lie among the devices or in a file.
+    """
+    advice = "give the name of a file or folder, for example 'outputs/out'"
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError):  # it is not there, or is no possible name: other checks tell
+        kind = stat.S_IFREG
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        what = next((word for test, word in _SPECIAL if test(kind)), "no plain file")
+        raise FileError(f"output '{path}' is {what}, which would be replaced or left unused; {advice}")
+    if os.path.dirname(os.path.abspath(path)) in _DEVICES:
+        raise FileError(f"output '{path}' would lie among the devices of this machine; {advice}")
+    parents = Path(path).parents
+    blocking = next((folder for folder in parents if os.path.lexists(folder)), None)
+    if blocking is not None and not os.path.isdir(blocking):
+        raise FileError(f"output '{path}' cannot be written: '{blocking}' is a file, not a folder; choose a folder")
+
+
+def output_path(text: str) -> Path:
+    """`type=` of flags that name an output.
+
+    Args:
+        text: as it was given.
+
+    Returns:
+        The path.
+
+    Raises:
+        argparse.ArgumentTypeError: see `check_output`; the program ends with wrong usage.
+    """
+    try:
+        check_output(text)
+    except FileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def _shortened(name: str, length: int) -> str:
     """As many whole characters of `name` as fit into `length` bytes."""
     while len(os.fsencode(name)) > length:
@@ -80,9 +133,10 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         FileError: the name is empty or longer than 255 bytes; the target exists and `overwrite` is false, is a folder
-            or a broken link; or its folder cannot be made or written to.
+            or a broken link, or may not be one (`check_output`); or its folder cannot be made or written to.
     """
     path = _check_name(path)
+    check_output(path)
     if os.path.isdir(path):
         raise FileError(f"output '{path}' is a folder; give a file name, for example '{path / 'out.mp4'}'")
     if os.path.islink(path) and not os.path.exists(path):
@@ -92,9 +146,6 @@ def prepare_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         )
     if os.path.lexists(path) and not overwrite:
         raise FileError(f"output '{path}' exists already; choose another name or allow overwriting (--overwrite)")
-    blocking = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
-    if os.path.lexists(blocking) and not os.path.isdir(blocking):
-        raise FileError(f"output '{path}' cannot be written: '{blocking}' is a file, not a folder; choose a folder")
     ending = f".{os.getpid()}-{secrets.token_hex(4)}.part"
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= 80 else ""
     temporary = path.with_name(f".{_shortened(path.stem, 80)}{ending}{suffix}")
@@ -220,8 +271,10 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a file, complete or not at all; an existing one is replaced, its folder is made.
 
     Raises:
-        OSError: the folder cannot be written to, or the disk is full; the former file stays.
+        OSError: the folder cannot be written to, the disk is full, or what is there is no plain file; it stays.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no plain file, and nothing is put in its place", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from xdyna.config.infer import POSE_BACKENDS
-from xdyna.core.atomic import write_file
+from xdyna.core.atomic import output_path, write_file
 from xdyna.core.errors import UsageError
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.base import PoseBackend, get_backend
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("videos", type=Path, nargs="+", metavar="VIDEO POSES", help="videos, each with its pose video")
     p.add_argument("--backend", choices=POSE_BACKENDS, default="mediapipe", help="what finds people (%(default)s)")
     p.add_argument("--frames", type=int, metavar="N", help="of each video, evenly spread (default: all)")
-    p.add_argument("--doc", type=Path, metavar="MD", help="put the table between its marks in this file")
+    p.add_argument("--doc", type=output_path, metavar="MD", help="put the table between its marks in this file")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     args = p.parse_args(argv)
     if len(args.videos) % 2:

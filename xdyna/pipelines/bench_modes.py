@@ -18,7 +18,7 @@ import torch
 from xdyna.checkpoints.build import build_controlnet
 from xdyna.config.infer import InferConfig
 from xdyna.config.loader import compose, load_model
-from xdyna.core.atomic import write_file
+from xdyna.core.atomic import check_output, write_file
 from xdyna.core.install import install_xdyna
 from xdyna.core.manifest import versions
 from xdyna.core.resources import resource
@@ -82,7 +82,13 @@ def bench_modes(
 
     Returns:
         list: a row per mode, as in modes.json.
+
+    Raises:
+        FileError: `out` is no folder that can be made.
+        OSError: the same.
     """
+    check_output(out)
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before minutes of work
     own = DISTILLED.get(Path(checkpoint).name)
     modes = (*MODES, own) if own else MODES
     runs = {mode: _Run(mode, checkpoint, frames=frames, device=device, dtype=dtype) for mode in modes}
@@ -110,7 +116,6 @@ def bench_modes(
         }
         row |= {"range": [round(min(ratios), 3), round(max(ratios), 3)], "tensor_bytes": peaks[mode]}
         rows.append({**row, "psnr_to_exact": None if mode == "exact" else round(min(distance, 100.0), 2)})
-    out.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {
         "checkpoint": label or checkpoint,
         "frames": frames,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, check_output
 from xdyna.core.errors import UsageError
 
 try:
@@ -39,7 +39,9 @@ class OutputFiles:
 
         Raises:
             UsageError: the name has the ending of another kind of file.
+            FileError: what is there is no plain file or folder.
         """
+        check_output(path)
         ending = ENDINGS[save]
         if path.suffix.lower() in _KINDS and path.suffix.lower() != ending:
             makes = f"{ending} files" if ending else "folders"

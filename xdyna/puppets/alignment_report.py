@@ -2,11 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.media.image import write_png
 from xdyna.media.sheet import contact_sheet
 from xdyna.perception.draw import draw_pose
@@ -78,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
     p = argparse.ArgumentParser(prog="xdyna puppets alignment", description=__doc__)
     p.add_argument("--pairs", type=int, default=PAIRS, help="how many (%(default)s)")
     p.add_argument("--first", type=int, help="seed of the first puppet and motion (default: of the test split)")
-    p.add_argument("--doc", type=Path, metavar="MD", help="put the table between its marks in this file")
-    p.add_argument("--image", type=Path, metavar="PNG", help="write the image; one that is there is replaced")
+    p.add_argument("--doc", type=output_path, metavar="MD", help="put the table between its marks in this file")
+    p.add_argument("--image", type=output_path, metavar="PNG", help="write the image; one that is there is replaced")
     args = p.parse_args(argv)
     first = {} if args.first is None else {"first": args.first}
     pairs = [make_pair(number, **first) for number in range(args.pairs)]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from xdyna import __version__
 from xdyna.config.infer import InferConfig
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
 from xdyna.core.quiet import quiet_libraries
@@ -276,8 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--own-steps", type=int, default=10, metavar="N", help="the first row's, undistilled (%(default)s)")
     p.add_argument("--clips", type=int, default=64, metavar="N", help="the first so many of the list (%(default)s)")
     p.add_argument("--seed", type=int, default=42, metavar="N", help="of the noise (%(default)s)")
-    p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
-    p.add_argument("--card", type=Path, metavar="FILE", help="model card whose tables are replaced")
+    p.add_argument("--out", type=output_path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--card", type=output_path, metavar="FILE", help="model card whose tables are replaced")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     p.add_argument("--debug", action="store_true", help="show tracebacks")

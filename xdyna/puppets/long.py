@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xdyna.config.infer import DTYPES, SCHEDULES, InferConfig
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.progress import Bars, Watch
 from xdyna.core.quiet import quiet_libraries
@@ -276,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--schedules", default=",".join(SCHEDULES), metavar="NAME,...", help="(%(default)s)")
     p.add_argument("--steps", type=int, default=10, metavar="N", help="denoising steps (%(default)s)")
     p.add_argument("--seed", type=int, default=42, metavar="N", help="of the noise (%(default)s)")
-    p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--out", type=output_path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto")
     p.add_argument("--dtype", default="auto", choices=DTYPES)
     p.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from xdyna import __version__
 from xdyna.config.loader import compose
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.device import pick_device, pick_dtype
 from xdyna.core.errors import UsageError
 from xdyna.core.quiet import quiet_libraries
@@ -312,9 +312,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K/N",
         help="make only the K-th of N parts of the results and no report; the next run without it takes them over",
     )
-    p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
-    p.add_argument("--doc", type=Path, metavar="FILE", help="the table of all metrics (OUT/eval_tiny.md)")
-    p.add_argument("--card", type=Path, metavar="FILE", help="model card whose tables are replaced")
+    p.add_argument("--out", type=output_path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--doc", type=output_path, metavar="FILE", help="the table of all metrics (OUT/eval_tiny.md)")
+    p.add_argument("--card", type=output_path, metavar="FILE", help="model card whose tables are replaced")
     p.add_argument("--allow-untrained", action="store_true", help="measure untrained weights, too")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto")
     p.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))

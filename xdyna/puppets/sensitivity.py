@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.errors import UsageError
 from xdyna.core.quiet import quiet_libraries
 from xdyna.core.resources import resource
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--people-clips", type=int, default=4, help="for metrics with a detector, which is slow; 0: none (%(default)s)"
     )
-    p.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
-    p.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="what was measured (%(default)s)")
+    p.add_argument("--out", type=output_path, default=OUT, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--work", type=output_path, default=WORK, metavar="FOLDER", help="what was measured (%(default)s)")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xdyna import __version__
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.resources import weights_folder
 from xdyna.evaluation.masks import BACKGROUND, FIGURE, FULL
 from xdyna.puppets.extractor_cards import dynamics_card, identity_card
@@ -414,7 +414,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--test-identities", type=int, default=400, help="to measure it on (%(default)s)")
     p.add_argument("--identity-epochs", type=int, default=12, help="passes over the heads (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="rendered clips, state (%(default)s)")
-    p.add_argument("--out", type=Path, default=weights_folder(), metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument(
+        "--work", type=output_path, default=WORK, metavar="FOLDER", help="rendered clips, state (%(default)s)"
+    )
+    p.add_argument(
+        "--out", type=output_path, default=weights_folder(), metavar="FOLDER", help="where to write (%(default)s)"
+    )
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p

@@ -6,7 +6,6 @@ accuracy is measured on blurred ones, too.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xdyna import __version__
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.resources import weights_folder
 from xdyna.puppets.expression import READINGS, SIDE, ExpressionReader, cut_face
 from xdyna.puppets.heldout import true_readings
@@ -215,6 +214,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--test-clips", type=int, default=300, help="rendered clips to measure on (%(default)s)")
     p.add_argument("--epochs", type=int, default=30, help="passes over the faces (%(default)s)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where to write (%(default)s)")
+    p.add_argument("--out", type=output_path, default=FOLDER, metavar="FOLDER", help="where to write (%(default)s)")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p

@@ -1,9 +1,13 @@
+import argparse
 import errno
 import os
+import re
+import socket
+from pathlib import Path
 
 import pytest
 
-from xdyna.core.atomic import atomic_output, prepare_output
+from xdyna.core.atomic import atomic_output, check_output, output_path, prepare_output, write_file
 from xdyna.core.errors import FileError
 from xdyna.media import unique_path
 
@@ -126,3 +130,67 @@ def test_broken_link_as_target(tmp_path, overwrite):
 def test_zero_character():
     with pytest.raises(FileError, match="zero character"):
         prepare_output("a\0b.mp4", overwrite=False)
+
+
+def special(folder, kind):
+    """Something that is neither a plain file nor a folder."""
+    path = folder / "special"
+    if kind == "a device":
+        return "/dev/null"
+    if kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    else:
+        os.mkfifo(path)
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files")
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["a device", "a pipe", "a socket"])
+def test_what_is_no_plain_file_is_never_replaced(tmp_path, kind, linked):
+    path = tmp_path / "link"
+    path = special(tmp_path, kind) if not linked else path.symlink_to(special(tmp_path, kind)) or path
+    before = os.lstat(path), names(tmp_path)
+    message = re.escape(f"output '{path}' is {kind}, which would be replaced or left unused; give the name of a file")
+    writers = [lambda: check_output(path)]
+    if kind != "a device":  # if it fails, it must not cost the machine its /dev/null
+        writers.append(lambda: prepare_output(path, overwrite=True))
+    for write in writers:
+        with pytest.raises(FileError, match=message):
+            write()
+    if kind != "a device":
+        with pytest.raises(OSError, match="it is no plain file, and nothing is put in its place"):
+            write_file(Path(path), b"x")
+    assert (os.lstat(path), names(tmp_path)) == before
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        output_path(str(path))
+
+
+@pytest.mark.parametrize("path", ["/dev/xdyna-made.mp4", "/dev/../dev/xdyna-made", "/dev/fd/77"])
+def test_nothing_is_written_among_devices(path):
+    with pytest.raises(FileError, match="would lie among the devices of this machine"):
+        check_output(path)
+
+
+def test_nothing_is_written_in_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=f"cannot be written: '{tmp_path}/file' is a file, not a folder"):
+        check_output(tmp_path / "file" / "folder" / "out")
+    with pytest.raises(OSError):
+        write_file(tmp_path / "file" / "out", b"x")
+
+
+def test_other_names_are_outputs(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in (
+        tmp_path,
+        tmp_path / "file",
+        tmp_path / "link",
+        tmp_path / "new" / "er",
+        "/dev/shm/new",
+        "a\0b",
+        "x" * 5000,
+    ):
+        assert output_path(str(name)) == Path(name)

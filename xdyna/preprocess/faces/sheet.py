@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from xdyna.core.atomic import atomic_output
+from xdyna.core.atomic import atomic_output, output_path
 from xdyna.core.errors import UsageError
 from xdyna.data.face_files import patch_boxes, seen
 from xdyna.evaluation.metrics.people import EXPRESSIONS, expression_coefficients
@@ -298,7 +298,7 @@ def _parser(rendered: bool) -> argparse.ArgumentParser:
     )
     p.add_argument("--driving", type=Path, nargs="+", default=[], metavar="VIDEO", help="whose expression is shown")
     p.add_argument("--other", type=Path, nargs="+", default=[], metavar="FILE", help="images or videos: whose face")
-    p.add_argument("--out", type=Path, required=True, metavar="PNG", help="the sheet")
+    p.add_argument("--out", type=output_path, required=True, metavar="PNG", help="the sheet")
     p.add_argument("--report", type=Path, metavar="JSON", help="where the measures are written")
     p.add_argument("--reenactor", default="mesh-warp", help="mesh-warp or liveportrait (%(default)s)")
     p.add_argument("--frames", type=int, default=48, metavar="N", help="frames of each video (%(default)s)")
