@@ -196,7 +196,11 @@ class XDynaUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             image_BSC=image_tokens,
             keys=keys,
             reference=reference_features,
-            downsampled=None if token_downsampling == 1 else TokenDownsampling(token_downsampling, sample.shape[3:]),
+            downsampled=(
+                TokenDownsampling(token_downsampling, (sample.shape[3], sample.shape[4]))
+                if token_downsampling > 1
+                else None
+            ),
         )
         x_ZCHW = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
         if self.position_in is not None:

@@ -59,6 +59,7 @@ def bench_random(sizes: str, **options: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = build_pipeline(load_model(sizes), seed=0)
         for net in (pipeline.unet, pipeline.pose_controlnet, pipeline.face_controlnet):
+            assert net is not None
             fill_zeros(net)
         save_pipeline(pipeline, Path(folder) / sizes, untrained=True)
         del pipeline
