@@ -133,6 +133,15 @@ NO_ROUTE = (
 )
 
 
+NO_COMPILER = """2026-11-29T14:15:00,436 Collecting einops
+2026-11-29T14:15:13,436 Collecting numpy<2 (from x)
+2026-11-29T14:15:20,630   Collecting meson-python>=0.18.0
+2026-11-29T14:15:35,223   ../meson.build:1:0: ERROR: Unknown compiler(s): [['cc'], ['gcc']]
+2026-11-29T14:15:35,607 ERROR: metadata generation failed
+2026-11-29T14:15:35,607 Exception information:
+"""
+
+
 @pytest.mark.parametrize(
     ("log", "told"),
     [
@@ -141,6 +150,8 @@ NO_ROUTE = (
             "psutil has no wheel for Python 3",
         ),
         ("ERROR: Failed to build 'numpy' when getting requirements to build wheel", "numpy has no wheel for Python 3"),
+        (NO_COMPILER, "numpy<2 has no wheel for Python 3"),
+        (NO_COMPILER.replace("ERROR: metadata", "metadata"), "pip failed, its message stands above"),
         ("ERROR: No matching distribution found for decord>=0.6", "the package index has no decord>=0.6 for Python 3"),
         (f"{NO_ROUTE}\nERROR: No matching distribution found for torch==2.13.0", "the package index cannot be reached"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
