@@ -132,7 +132,7 @@ def explain_pip(log: str) -> str:
         The sentence; it names the package, where one is to blame.
     """
     version = ".".join(map(str, sys.version_info[:2]))
-    other = "another Python: make venv PYTHON=python3.13 (3.11 to 3.14)"
+    other = "another Python of 3.11 to 3.14: make venv PYTHON=/path/to/python"
     if "No space left on device" in log:
         return (
             "the disk is full; with PyTorch for GPUs .venv takes 7 GB, for CPUs 3 GB: "
