@@ -117,6 +117,7 @@ def came_from() -> str:
 
 
 _NOT_BUILT = re.compile(r"Failed building (?:wheel|editable) for ([\w.-]+)|Failed to build '?([\w.-]+)")
+_COLLECTED = re.compile(r"^\S+ Collecting ([^\s;(]+)", re.MULTILINE)  # what a build asks for is indented
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\s;(]+)")
 _NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|Connection refused|ReadTimeout")
 
@@ -131,14 +132,15 @@ def explain_pip(log: str) -> str:
         The sentence; it names the package, where one is to blame.
     """
     version = ".".join(map(str, sys.version_info[:2]))
-    other = "another Python: make venv PYTHON=python3.13 (3.11 to 3.14)"
+    other = "another Python of 3.11 to 3.14: make venv PYTHON=/path/to/python"
     if "No space left on device" in log:
         return (
             "the disk is full; with PyTorch for GPUs .venv takes 7 GB, for CPUs 3 GB: "
             'make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
         )
-    if found := _NOT_BUILT.search(log):
-        name = found[1] or found[2]
+    unbuilt = _NOT_BUILT.search(log)
+    name = unbuilt[1] or unbuilt[2] if unbuilt else _collected_last(log)
+    if name is not None:
         return f"{name} has no wheel for Python {version} on this machine, and building it failed; use {other}"
     found = _NOT_FOUND.search(log)
     if found and _NO_INDEX.search(log):
@@ -146,6 +148,13 @@ def explain_pip(log: str) -> str:
     if found:
         return f"the package index has no {found[1]} for Python {version} on this machine; use {other}"
     return "pip failed, its message stands above"
+
+
+def _collected_last(log: str) -> str | None:
+    """The package whose metadata could not be made, which pip's message leaves out; None where they were."""
+    before, failed, _ = log.partition("ERROR: metadata generation failed")
+    names = _COLLECTED.findall(before)
+    return names[-1] if failed and names else None
 
 
 if __name__ == "__main__":  # of the Makefile, before xdyna is installed: LOG of pip

@@ -5,7 +5,7 @@ import re
 
 from xdyna.core.install import DESKTOP, headless_command, install_xdyna, pip, requirements
 
-SYSTEM = "as root: apt-get update && apt-get install -y libegl1 libgles2 (Debian, Ubuntu)"
+SYSTEM = "as root, on Debian and Ubuntu: apt-get update && apt-get install -y libegl1 libgles2"
 """Brings the libraries of the system that MediaPipe asks for above Python 3.12."""
 # Module -> the package that brings it.
 PACKAGES = {

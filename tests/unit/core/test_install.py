@@ -126,3 +126,43 @@ def test_no_message_sends_to_an_index():
     """`pip install xdyna[...]` finds nothing: the command is made by `install_xdyna` everywhere."""
     for path in sorted((Path(install.__file__).parents[1]).rglob("*.py")):
         assert path.name == "install.py" or "xdyna[" not in path.read_text().replace("``", ""), path
+
+
+NO_ROUTE = (
+    "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('...refused')': /simple/torch/"
+)
+
+
+NO_COMPILER = """2026-11-29T14:15:00,436 Collecting einops
+2026-11-29T14:15:13,436 Collecting numpy<2 (from x)
+2026-11-29T14:15:20,630   Collecting meson-python>=0.18.0
+2026-11-29T14:15:35,223   ../meson.build:1:0: ERROR: Unknown compiler(s): [['cc'], ['gcc']]
+2026-11-29T14:15:35,607 ERROR: metadata generation failed
+2026-11-29T14:15:35,607 Exception information:
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (
+            "  error: command 'gcc' failed\n  ERROR: Failed building wheel for psutil\n",
+            "psutil has no wheel for Python 3",
+        ),
+        ("ERROR: Failed to build 'numpy' when getting requirements to build wheel", "numpy has no wheel for Python 3"),
+        (NO_COMPILER, "numpy<2 has no wheel for Python 3"),
+        (NO_COMPILER.replace("ERROR: metadata", "metadata"), "pip failed, its message stands above"),
+        ("ERROR: No matching distribution found for decord>=0.6", "the package index has no decord>=0.6 for Python 3"),
+        (f"{NO_ROUTE}\nERROR: No matching distribution found for torch==2.13.0", "the package index cannot be reached"),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: Cannot install numpy<2 and numpy>2", "pip failed, its message stands above"),
+    ],
+)
+def test_what_pip_could_not_do_is_one_sentence(log, told, tmp_path):
+    found = install.explain_pip(log)
+    assert found.startswith(told)
+    assert "\n" not in found
+    (tmp_path / "log").write_text(log)
+    command = [sys.executable, "-m", "xdyna.core.install", str(tmp_path / "log")]
+    done = subprocess.run(command, cwd=Path(install.__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"error: {found}\n")
