@@ -21,8 +21,8 @@ from xdyna.core.errors import UsageError
 from xdyna.media.video import probe, read_frames
 from xdyna.perception.base import PoseBackend, get_backend
 from xdyna.perception.draw import CONFIDENCE
-from xdyna.perception.topology import BODY_COLORS, BODY_JOINTS, LEFT_HIP, NECK, NOSE, RIGHT_HIP
 from xdyna.perception.follow import follow
+from xdyna.perception.topology import BODY_COLORS, BODY_JOINTS, LEFT_HIP, NECK, NOSE, RIGHT_HIP
 from xdyna.perception.types import missing_points
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
