@@ -197,7 +197,13 @@ class _Follower:
             for one in self._frames[row]
             if _within_reach(one, self._path, expected) and not self._is_another(one, row)
         ]
-        return max(near, key=lambda one: (_overlap(one.box, expected), -_distance(one.box, expected)), default=None)
+        tell = len(near) > 1 and any(self._colors_tell(other) for other in self._others)
+
+        def rank(one: Person) -> tuple[float, float]:
+            unlikeness = (self._unlike(self._path, one, row) or 0.0) if tell else 0.0
+            return _overlap(one.box, expected) - unlikeness, -_distance(one.box, expected)
+
+        return max(near, key=rank, default=None)
 
     def _is_another(self, one: Person, row: int) -> bool:
         """Whether somebody is one of the others: by place and, where the two are dressed differently, by colours."""
