@@ -126,6 +126,7 @@ class _Follower:
         self._others = [self._begun(other, start) for other in frames[start] if other is not first]
         self._misses, self._company = 0, len(frames[start]) > 1
         self._looked = start
+        self._easy = False  # whether the person was found without a search: then an empty frame is empty
 
     def _begun(self, person: Person, row: int) -> _Path:
         colors = None if self._witness is None else self._witness.colors(row, person)
@@ -139,6 +140,7 @@ class _Follower:
                 self._frames[row] = list(self._witness.everybody(row))
                 self._company, self._looked = len(self._frames[row]) > 1, row
                 chosen = self._chosen(row)
+            self._easy |= chosen is not None and self._looked != row
             if chosen is None and self._misses >= _PATIENCE:
                 chosen = self._taken_up(row)
             elif chosen is not None:
@@ -150,6 +152,8 @@ class _Follower:
     def _doubtful(self, chosen: Person | None, row: int) -> bool:
         """Whether a row has to be looked at again."""
         if chosen is None:
+            if self._easy and not self._company and not self._frames[row]:
+                return False
             return self._misses < _PATIENCE or self._misses % _PATIENCE == 0
         if not self._company and len(self._frames[row]) < 2:
             return False
@@ -193,7 +197,13 @@ class _Follower:
             for one in self._frames[row]
             if _within_reach(one, self._path, expected) and not self._is_another(one, row)
         ]
-        return max(near, key=lambda one: (_overlap(one.box, expected), -_distance(one.box, expected)), default=None)
+        tell = len(near) > 1 and any(self._colors_tell(other) for other in self._others)
+
+        def rank(one: Person) -> tuple[float, float]:
+            unlikeness = (self._unlike(self._path, one, row) or 0.0) if tell else 0.0
+            return _overlap(one.box, expected) - unlikeness, -_distance(one.box, expected)
+
+        return max(near, key=rank, default=None)
 
     def _is_another(self, one: Person, row: int) -> bool:
         """Whether somebody is one of the others: by place and, where the two are dressed differently, by colours."""

@@ -130,7 +130,19 @@ def test_who_is_lost_is_searched_for_often_at_first(walk):
     gone = walk(a=[20.0] * 3 + [None] * 97)
     witness = Told(gone)
     assert names(follow(brief(gone), witness=witness), gone) == "aaa" + "-" * 97
-    assert 9 <= len(witness.looked) <= 1 + 8 + 97 // 8 + 1
+    assert witness.looked == [0], "frames without anybody are not searched for one who was found without"
+    witness = Told(gone)
+    assert names(follow(brief(gone, "a"), witness=witness), gone) == "aaa" + "-" * 97, "found by searches alone"
+    assert 3 + 8 <= len(witness.looked) <= 3 + 8 + 97 // 8 + 1
+
+
+def test_who_was_hidden_is_not_taken_for_who_was_there(walk):
+    """As at a crossing of two in the same clothes: the one who is hidden would be just where the other is, too."""
+    rows = walk(
+        a=[20 + 10.0 * k for k in range(24)], b=[250 - 10.0 * k if k < 8 or k > 15 else None for k in range(24)]
+    )
+    for person, expected in enumerate(("a" * 24, "b" * 8 + "-" * 8 + "b" * 8)):
+        assert names(follow(brief(rows), person=person, witness=Told(rows, colors=False)), rows) == expected
 
 
 def test_the_largest_of_a_crowd_is_the_largest_of_all(walk):
