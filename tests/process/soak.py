@@ -119,6 +119,7 @@ class Soak:
         wanted = self._digests()
         tally.parts = self._shown()
         self._clear()
+        told = 0
         while sum(tally.kills.values()) < kills and len(tally.problems) < 3:
             number = self.signals[sum(tally.kills.values()) % len(self.signals)]
             least = 0.0 if self.program.begun else 0.1
@@ -130,6 +131,9 @@ class Soak:
                 tell(f"killed {sum(tally.kills.values())} times, ended {tally.ended} times")
             if self._is_finished():
                 self._finish(wanted)
+            for problem in tally.problems[told:]:  # at once: a soak may be cut off, too
+                tell(problem)
+            told = len(tally.problems)
         while self.out.exists() and not self._is_finished() and len(tally.problems) < 3:
             self._once(None, None)
             if not self._is_finished():
