@@ -158,6 +158,17 @@ def test_after_a_long_absence_colours_say_who_is_back(walk):
     rows = [{name: row[name] for name in "bca" if name in row} for row in rows]
     followed = names(follow(brief(rows), person=0, witness=Told(rows)), rows)
     assert followed == "a" * 10 + "-" * 20 + "a" * 10
+    rows = walk(d=[None] * 30 + [350.0] * 10, a=[20.0] * 10 + [None] * 20 + [250.0] * 10, b=[150.0] * 40)
+    followed = names(follow(brief(rows), person=0, witness=Told(rows)), rows)
+    assert followed == "a" * 10 + "-" * 20 + "a" * 10, "not the newcomer, who is larger"
+
+
+def test_company_is_looked_at_again(walk):
+    """So that where they were going is known when two meet."""
+    rows = walk(a=[20.0] * 17, b=[400.0] * 17)
+    witness = Told(rows)
+    assert names(follow(brief(rows, "b"), witness=witness), rows) == "a" * 17
+    assert witness.looked == [0, 4, 8, 12, 16]
 
 
 def test_a_search_finds_so_many_people_where_a_look_does_not(walk):
