@@ -114,7 +114,6 @@ class Denoiser:
         pose_controlnet: C_P.
         face_controlnet: C_F; None where there is none.
         reference_net: of the ablation `w/RefNet`, for a UNet without the Dynamics-Adapter; else None.
-        token_downsampling: of the UNet's spatial self-attention, see `XDynaUNet.forward`; 1 is exact.
         text_encoder: CLIP text model; None where text tokens are given.
         tokenizer: its tokenizer.
         image_encoder: CLIP vision model; None where image tokens are given.
@@ -131,14 +130,11 @@ class Denoiser:
     feature_extractor: Any = None
     image_projection: ImageTokenResampler | None = None
     reference_net: ReferenceNet | None = None
-    token_downsampling: int = 1
 
     @staticmethod
-    def of(networks: Any, *, token_downsampling: int = 1) -> "Denoiser":
+    def of(networks: Any) -> "Denoiser":
         """The denoiser of a pipeline, or of anything else with networks of these names; they are shared."""
-        names = {entry.name for entry in fields(Denoiser)} - {"token_downsampling"}
-        parts = {name: getattr(networks, name) for name in names}
-        return Denoiser(**parts, token_downsampling=token_downsampling)
+        return Denoiser(**{entry.name: getattr(networks, entry.name) for entry in fields(Denoiser)})
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks that are there, by name."""
@@ -236,6 +232,7 @@ class Denoiser:
         features: Sequence[Tensor] = (),
         keys: CrossAttentionCache | None = None,
         deep: DeepFeatures | None = None,
+        token_downsampling: int = 1,
     ) -> Tensor:
         """The UNet's prediction for the generated frames.
 
@@ -248,6 +245,7 @@ class Denoiser:
             features: of `read_reference`.
             keys: of the video, kept from window to window and step to step; None for none.
             deep: what is kept of this window in an earlier step; the residuals are then as many as it reads.
+            token_downsampling: of spatial self-attention, see `XDynaUNet.forward`; 1 is exact.
 
         Returns:
             Tensor: (B, C, T, h, w).
@@ -262,7 +260,7 @@ class Denoiser:
             mid_residual=residuals.mid if residuals else None,
             reference_features=features,
             deep=deep,
-            token_downsampling=self.token_downsampling,
+            token_downsampling=token_downsampling,
         ).sample
         rows, noise = max(len(tokens.text), len(noisy_BCThw)), out[:, :, 1:]
         return noise if len(noise) == rows else noise.repeat(rows // len(noise), 1, 1, 1, 1)  # nothing tells them apart

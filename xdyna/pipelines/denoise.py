@@ -42,6 +42,7 @@ def predict_noise(
     deep: DeepReuse | None = None,
     step: int = 0,
     apart: bool = False,
+    token_downsampling: int = 1,
     on_window: Callable[[], Any] = lambda: None,
     store: ClipStore | None = None,
     batch: int = 1,
@@ -63,6 +64,7 @@ def predict_noise(
         deep: deep features kept between steps; None computes all of them.
         step: number of the step, for the store, and to decide whether they are computed anew.
         apart: the branches of guidance run one after the other, in less memory.
+        token_downsampling: of spatial self-attention, see `XDynaUNet.forward`; 1 is exact.
         on_window: called after each window (progress).
         store: where the predictions are kept, and the processes; None: in memory, one process.
         batch: windows per forward pass; 1 with `deep` or `apart`.
@@ -91,6 +93,7 @@ def predict_noise(
         made = _predict_windows(
             denoiser, latents, reference, timestep, [(windows[k], b) for k, b in shares[ranks.rank][turn:][:batch]],
             tokens=tokens, controls=controls, features=reference_features, reuse=reuse,
+            token_downsampling=token_downsampling,
         )  # fmt: skip
         for share, outputs in zip(shares, _collect(ranks, made, (batch, rows // len(branches), *window)), strict=False):
             for (k, branch), out in zip(share[turn:][:batch], outputs, strict=False):
@@ -126,6 +129,7 @@ def _predict_windows(
     controls: ControlResidualCache,
     features: Sequence[Tensor],
     reuse: DeepReuse,
+    token_downsampling: int,
 ) -> list[Tensor]:
     """Predictions of some windows in one forward pass, (B, 4, frames, h, w) float32 each; all of the same branches."""
     if not parts:
@@ -144,6 +148,7 @@ def _predict_windows(
             features=[feature[branch] for feature in features],
             keys=controls.keys(branch),
             deep=reuse.of(list(parts[0][0]), branch.start),
+            token_downsampling=token_downsampling,
         )
         return [out.float()]
 
@@ -168,6 +173,7 @@ def _predict_windows(
         else None,
         features=[feature[branch].repeat_interleave(count, 0) for feature in features],
         keys=controls.keys(branch, count),
+        token_downsampling=token_downsampling,
     )
     return list(rearrange(out.float(), "(b k) c t h w -> k b c t h w", k=count))
 
@@ -301,6 +307,7 @@ class VideoSampler:
             deep=self._deep,
             step=number,
             apart=self.savings.apart,
+            token_downsampling=self.savings.token_downsampling,
             on_window=on_window,
             store=store,
             batch=batch,

@@ -319,7 +319,7 @@ class PreparationMixin(EncodersMixin):
             starts.append(state if store.on_disk else state.to(self._execution_device))
             samplers.append(
                 VideoSampler(
-                    denoiser=Denoiser.of(self, token_downsampling=savings.token_downsampling),
+                    denoiser=Denoiser.of(self),
                     scheduler=copy.deepcopy(self.scheduler) if number else self.scheduler,
                     reference=reference,
                     conditions=conditions,

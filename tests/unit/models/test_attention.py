@@ -139,7 +139,7 @@ def test_heads_must_divide_channels():
 @pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
 def test_missing_xformers_is_told():
     layer = DynamicsAdapterAttention(C, heads=N)
-    with pytest.raises(ValueError, match=r"xformers is not installed.*xdyna\[xformers\]"):
+    with pytest.raises(ValueError, match=r"xformers is not installed.*\[xformers\]"):
         layer.set_use_memory_efficient_attention_xformers(True)
     layer.set_use_memory_efficient_attention_xformers(False)
     assert layer(torch.randn(F, L, C), num_frames=F).shape == (F, L, C)

@@ -104,7 +104,7 @@ class WindowDenoiser:
         assert settings.guidance is not None, "the checkpoint's own was put in"
         self.pipeline, self.settings, self.scale = pipeline, settings, settings.guidance
         self.device, self.dtype = pipeline._execution_device, pipeline.unet.dtype
-        self.denoiser = Denoiser.of(pipeline, token_downsampling=settings.token_downsampling)
+        self.denoiser = Denoiser.of(pipeline)
         networks: list[nn.Module] = [pipeline.unet, *self.denoiser.beside_unet()]
         use_channels_last(pipeline.vae, *networks)
         for network in networks:
@@ -162,6 +162,7 @@ class WindowDenoiser:
                 residuals=self._residuals(sample, t, controls),
                 features=self.features,
                 keys=self.keys,
+                token_downsampling=self.settings.token_downsampling,
             )
             x = self.scheduler.step(guide(prediction.float(), self.scale), t, x, return_dict=False, **extra)[0]
         if held is not None:
