@@ -109,7 +109,9 @@ def _run(command: Sequence[str], log: str, modules: str) -> int:
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        Path(modules).write_text(json.dumps(list(sys.modules)))
+        unfinished = Path(f"{modules}.{os.getpid()}")  # it may be killed here, too
+        unfinished.write_text(json.dumps(list(sys.modules)))
+        unfinished.replace(modules)
     except BaseException:
         traceback.print_exc()
     finally:
