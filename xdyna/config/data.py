@@ -87,7 +87,7 @@ class DataConfig:
     height: int = 128
     width: int = 128
     buckets: list[list[int]] = field(default_factory=list)
-    frames: int = setting(16, low=1)
+    frames: int = setting(16, low=1, high=10_000)
     fps: list[float] | None = None
     stride: list[int] | None = None
     reference: str = setting("any", choices=REFERENCES)
@@ -102,7 +102,7 @@ class DataConfig:
     pose_hands: bool = True
     pose_head: bool = False
     num_clips: int | None = setting(None, low=1)
-    video_frames: int = setting(48, low=1)
+    video_frames: int = setting(48, low=1, high=1_000_000)
     workers: int = setting(0, low=0)
     prefetch: int = setting(4, low=1)
 

@@ -250,7 +250,7 @@ def _unparsed(error: OverrideParseException) -> str:
     text = error.override
     if "=" not in text and not text.startswith("~"):
         return f"override {text!r}: expected key=value, for example steps=10"
-    told = re.sub(r"^\w+Exception: .*", "it ends too early, or holds a letter that needs quotes", _line(error))
+    told = re.sub(r"^\w+Exception:.*", "it ends too early, or holds a letter that needs quotes", _line(error))
     return f"override {text!r} is not in Hydra's grammar ({told}); put text into quotes: \"key='a, b'\""
 
 

@@ -185,6 +185,7 @@ def test_exponents_are_numbers_in_untyped_sections(tmp_path: Path) -> None:
         ("preset=preveiw", "preset=preveiw: there is no config preset/preveiw; did you mean preview?"),
         ("prompt=${nothing}", "prompt: Interpolation key 'nothing' not found"),
         ("prompt=${x", "is not in Hydra's grammar"),
+        ("\n=1", "is not in Hydra's grammar (it ends too early, or holds a letter that needs quotes)"),
         ("prompt={a", "put text into quotes"),
         ("steps", "override 'steps': expected key=value"),
         ("=3", "expected key=value"),
