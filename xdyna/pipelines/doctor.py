@@ -246,7 +246,7 @@ def _dwpose() -> str:
     from xdyna.perception.errors import PerceptionError
 
     if importlib.util.find_spec("rtmlib") is None:
-        return f"dwpose is not installed (optional: {install_xdyna('dwpose')})"
+        return "dwpose is not installed (optional: the extra dwpose)"
     if importlib.util.find_spec("onnxruntime") is None:
         raise _Problem("warn", "dwpose: rtmlib is installed, onnxruntime is not", install_xdyna("dwpose"))
     try:
