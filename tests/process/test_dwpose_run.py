@@ -81,5 +81,4 @@ def test_doctor_without_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rtmlib" else find(name))
     line = doctor._run("detectors", doctor.check_detectors)
     assert line.level == "pass"
-    assert "dwpose is not installed (optional: " in line.text
-    assert "[dwpose]" in line.text
+    assert line.text.endswith("dwpose is not installed (optional: the extra dwpose)")

@@ -143,7 +143,10 @@ def explain_pip(log: str) -> str:
     if name is not None:
         return f"{name} has no wheel for Python {version} on this machine, and building it failed; use {other}"
     found = _NOT_FOUND.search(log)
-    if found and _NO_INDEX.search(log):
+    nothing = found or "ResolutionImpossible" in log  # what it says where every index is silent
+    if nothing and "CERTIFICATE_VERIFY_FAILED" in log:
+        return "the package index's certificate is not trusted here; PIP_CERT=FILE names the certificates of a proxy"
+    if nothing and _NO_INDEX.search(log):
         return "the package index cannot be reached; mind HTTPS_PROXY and pip's settings (pip config list)"
     if found:
         return f"the package index has no {found[1]} for Python {version} on this machine; use {other}"

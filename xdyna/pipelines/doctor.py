@@ -25,7 +25,7 @@ from xdyna.core.errors import XDynaWarning
 from xdyna.core.files import file_sha256
 from xdyna.core.install import install_xdyna, pip, python, restore_xdyna
 from xdyna.core.resources import cache_folder, resource, weights_folder
-from xdyna.pipelines.mending import PACKAGES, install_module, mend_import, mend_library
+from xdyna.pipelines.mending import PACKAGES, install_modules, mend_import, mend_library
 
 SUPPORTED = ((3, 11), (3, 14))
 GIB = 2**30
@@ -109,21 +109,19 @@ def check_python() -> str | tuple[str, str, str]:
 
 def check_packages() -> str | tuple[str, str, str]:
     """Everything that xdyna cannot do without can be imported."""
-    missing, broken = [], []
+    missing, broken, mends = [], [], []
     for module in PACKAGES:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             missing.append(error.name or module)
-        except (ImportError, OSError) as error:  # a library of the system is missing
+        except (ImportError, OSError) as error:  # a library is missing, of the system or of its own
             broken.append(f"{module} ({_first(error)})")
+            mends.append(mend_library(str(error)) or install_modules([module]))
     if missing:
-        names = [install_module(name) for name in missing]
-        mend = names[0] if len(names) == 1 else install_xdyna()
-        return "fail", f"not installed: {', '.join(missing)}", mend
+        return "fail", f"not installed: {', '.join(missing)}", install_modules(missing)
     if broken:
-        text = "; ".join(broken)
-        return "fail", f"installed but broken: {text}", mend_library(text) or install_xdyna()
+        return "fail", f"installed but broken: {'; '.join(broken)}", " && ".join(dict.fromkeys(mends))
     return f"{len(PACKAGES)} of {len(PACKAGES)} can be imported"
 
 
@@ -246,7 +244,7 @@ def _dwpose() -> str:
     from xdyna.perception.errors import PerceptionError
 
     if importlib.util.find_spec("rtmlib") is None:
-        return f"dwpose is not installed (optional: {install_xdyna('dwpose')})"
+        return "dwpose is not installed (optional: the extra dwpose)"
     if importlib.util.find_spec("onnxruntime") is None:
         raise _Problem("warn", "dwpose: rtmlib is installed, onnxruntime is not", install_xdyna("dwpose"))
     try:

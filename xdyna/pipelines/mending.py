@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from collections.abc import Sequence
 
 from xdyna.core.install import DESKTOP, headless_command, install_xdyna, pip, requirements
 
@@ -17,34 +18,49 @@ PACKAGES = {
 
 
 def mend_import(error: ImportError) -> str:
-    """What mends a module that cannot be imported: it is missing, or a library of the system is."""
-    if isinstance(error, ModuleNotFoundError):
-        return install_module(error.name)
-    return mend_library(str(error)) or install_xdyna()
+    """What mends a module that cannot be imported: it is missing, a library of the system is, or one of its own."""
+    missing = isinstance(error, ModuleNotFoundError)
+    return ("" if missing else mend_library(str(error))) or install_modules([error.name])
 
 
 def mend_library(text: str) -> str:
-    """What mends a library of the system that an error names; "" where it names none."""
+    """What mends a library of the system that an error names; "" where it names none that is known."""
     if DESKTOP.search(text):
         return headless_command()
     if "mount -t sysfs" in text:
         return "as root: mount -t sysfs sysfs /sys"
-    return SYSTEM if ".so" in text else ""
+    return SYSTEM if re.search(r"lib(EGL|GLES)\w*\.so", text) else ""
 
 
-def install_module(module: str | None) -> str:
-    """The command that installs a module's package in a version that fits."""
-    package = PACKAGES.get((module or "").partition(".")[0])
-    if package is None:
+def install_modules(modules: Sequence[str | None]) -> str:
+    """The command that brings modules back, in versions that fit.
+
+    Args:
+        modules: names as in `import`, also of parts of packages; None: it is not known which.
+    """
+    packages = [PACKAGES.get((module or "").partition(".")[0]) for module in modules]
+    if None in packages:
         return install_xdyna()
-    if package == PACKAGES["cv2"]:  # it may be there in name, its files gone with another build's
-        return headless_command()
-    try:
-        return pip(f"--force-reinstall --no-deps {package}=={importlib.metadata.version(package)}")  # files are gone
-    except importlib.metadata.PackageNotFoundError:
-        pass
+    damaged, absent, commands = list[str](), list[str](), list[str]()
+    for package in filter(None, dict.fromkeys(packages)):
+        if package == PACKAGES["cv2"]:  # it may be there in name, its files gone with another build's
+            commands.append(headless_command())
+            continue
+        try:
+            damaged.append(f"{package}=={importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(f'"{_wanted(package)}"')
+    if absent:
+        commands.append(pip(" ".join(absent)))
+    if damaged:  # pip takes it for installed
+        commands.append(pip(f"--force-reinstall --no-deps --no-cache-dir {' '.join(damaged)}"))
+    return " && ".join(commands)
+
+
+def _wanted(package: str) -> str:
+    """What xdyna asks of a package."""
     for need in requirements():
         wanted = need.partition(";")[0].strip()
         if re.match(r"[\w.-]+", wanted)[0].lower() == package.lower():  # type: ignore[index]
-            return pip(f'"{wanted}"')
-    return pip(package)
+            return wanted
+    return package

@@ -67,7 +67,7 @@ def test_packages(block, monkeypatch):
     assert found.level == "fail"
     assert found.text == "not installed: einops"
     version = importlib.metadata.version("einops")  # it is there in name, so that plain `pip install` would do nothing
-    assert found.mend == f"{sys.executable} -m pip install --force-reinstall --no-deps einops=={version}"
+    assert found.mend == f"{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir einops=={version}"
     hide(monkeypatch, "einops")
     assert line("packages").mend == f'{sys.executable} -m pip install "einops>=0.8"'
 
@@ -84,11 +84,34 @@ def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(importlib.metadata, "version", version)
 
 
-def test_several_missing_packages_are_installed_by_one_command(block):
-    block("einops", "peft")
+def test_several_missing_packages_are_installed_by_one_line(block, monkeypatch):
+    block("einops", "peft", "tqdm")
+    hide(monkeypatch, "einops")
     found = line("packages")
-    assert found.text == "not installed: peft, einops"
-    assert found.mend == f'{sys.executable} -m pip install -e "{checkout()}" -c "{checkout()}/constraints.txt"'
+    assert found.text == "not installed: peft, einops, tqdm"
+    pip = f"{sys.executable} -m pip install"
+    damaged = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in ("peft", "tqdm"))
+    assert found.mend == f'{pip} "einops>=0.8" && {pip} --force-reinstall --no-deps --no-cache-dir {damaged}'
+
+
+def test_a_library_of_a_package_itself(monkeypatch):
+    """It comes with its package, not from the system."""
+    original = doctor.importlib.import_module
+
+    def broken(name: str, *args: Any) -> Any:
+        if name in ("av", "cv2"):
+            library = {"av": "libavcodec-d61378e8.so.63.1.102", "cv2": "libGL.so.1"}[name]
+            raise ImportError(f"{library}: cannot open shared object file: No such file or directory", name=name)
+        return original(name, *args)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    release = importlib.metadata.version("av")
+    mend = f"{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir av=={release}"
+    assert line("packages").mend == f"{mend} && {headless_command()}"
+    with pytest.raises(ImportError) as caught:
+        broken("av")
+    caught.value.name = "av._core"
+    assert mending.mend_import(caught.value) == mend
 
 
 def test_broken_packages(monkeypatch):
@@ -117,7 +140,7 @@ def test_a_check_without_its_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     found = line("torch")
     assert (found.level, found.text) == ("fail", "No module named 'torch'")
-    assert found.mend.startswith(f"{sys.executable} -m pip install --force-reinstall --no-deps torch==")
+    assert found.mend.startswith(f"{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir torch==")
     hide(monkeypatch, "torch")
     assert line("torch").mend == f'{sys.executable} -m pip install "torch>=2.4"'
 
@@ -346,6 +369,7 @@ def test_the_program(three, capsys):
         ("mediapipe needs the system library libEGL.so.1, which is missing", "libegl1"),
         ("mediapipe needs the system library libGLESv2.so.2, which is missing", "libegl1"),
         ("cannot be read here; mount /sys (mount -t sysfs sysfs /sys)", "mount -t sysfs sysfs /sys"),
+        ("libavcodec-d61378e8.so.63.1.102: cannot open shared object file", ""),
         ("nobody knows", ""),
     ],
 )
