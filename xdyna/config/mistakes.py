@@ -87,8 +87,8 @@ def chosen_twice(group: str, first: str, other: str) -> ConfigError:
     """The error for a group chosen twice: Hydra would take the last alone. Args: group; first, other: as given."""
     both = ",".join(word.partition("=")[2].strip("[]") for word in (first, other))
     return ConfigError(
-        f"{first} and {other}: the last alone would hold; for both give {group}=[{both}], where the later one's values "
-        "come before the first's, or leave one out"
+        f"{first} and {other}: the last alone would hold; for both give {group}=[{both}] (of two values for a key the "
+        "last one's is taken), or leave one out"
     )
 
 
