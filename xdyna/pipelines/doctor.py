@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from xdyna.core.errors import XDynaWarning
+from xdyna.core.errors import WeightsError, XDynaWarning
 from xdyna.core.files import file_sha256
 from xdyna.core.install import install_xdyna, pip, python, restore_xdyna
 from xdyna.core.resources import cache_folder, resource, weights_folder
@@ -372,8 +372,11 @@ def check_run() -> str | tuple[str, str, str]:
     start = time.perf_counter()
     # `native`: comparing kernels would take longer than the run.
     settings = InferConfig(steps=STEPS, frames=FRAMES, guidance=1.0, attention="native")
-    model = load(TINY, settings)
-    _ = model.pipeline  # loads
+    try:
+        model = load(TINY, settings)
+        _ = model.pipeline  # loads
+    except WeightsError as error:
+        raise _Problem("fail", _first(error), restore_xdyna()) from error
     loading = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="xdyna-doctor-") as folder:
         made = animate(

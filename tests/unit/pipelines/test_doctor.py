@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from xdyna.cli.main import main
-from xdyna.core.install import headless_command, install_xdyna
+from xdyna.core.install import headless_command, install_xdyna, restore_xdyna
 from xdyna.core.program import run
 from xdyna.core.resources import checkout, resource
 from xdyna.pipelines import doctor, mending
@@ -327,6 +327,14 @@ def test_the_trial_run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(animate, "animate", broken)
     assert line("run").text == "no room for this"
+    from xdyna.core.errors import WeightsError
+    from xdyna.pipelines import model
+
+    def damaged(*args: Any) -> None:
+        raise WeightsError("xdyna-tiny is incomplete")
+
+    monkeypatch.setattr(model, "load", damaged)
+    assert line("run") == Line("run", "fail", "xdyna-tiny is incomplete", restore_xdyna())
 
 
 def test_a_check_that_breaks_is_a_line():
