@@ -7,6 +7,7 @@ heavy is imported before its check runs: what is missing is a line, never a trac
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -178,10 +179,16 @@ def check_attention() -> str | tuple[str, str, str]:
         return "fail", f"PyTorch's attention is off by {off:.2g} on {device}", pip("--force-reinstall torch")
     if importlib.util.find_spec("xformers") is None:
         return "sdpa (xformers is not installed; it is of use with CUDA alone)"
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # what it would log is in the line
     try:
         importlib.import_module("xformers.ops")
     except (ImportError, OSError) as error:
         return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", install_xdyna("xformers")
+    # It is imported without its kernels where it was built for another PyTorch, which it tells its log alone.
+    unbuilt = getattr(sys.modules.get("xformers._cpp_lib"), "_cpp_library_load_exception", None)
+    if unbuilt is not None:
+        reason = " ".join(str(unbuilt).partition("Please")[0].split())
+        return "warn", f"sdpa; xformers has no kernels here: {reason}", f"{python()} -m pip uninstall -y xformers"
     return "sdpa, xformers"
 
 

@@ -10,6 +10,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,23 @@ def test_xformers_that_cannot_be_loaded_is_a_warning(monkeypatch):
     assert found.level == "warn"
     assert "xformers is installed but broken" in found.text
     assert "[xformers]" in found.mend
+
+
+def test_xformers_of_another_pytorch_is_a_warning(monkeypatch):
+    """It can be imported, and says only in its log that it has no kernels."""
+    reason = (
+        "xFormers can't load C++ extensions. It was built for:\n    PyTorch 2.10 (you have 2.13)\n  Please reinstall"
+    )
+    lib = SimpleNamespace(_cpp_library_load_exception=RuntimeError(reason))
+    for name, module in (("xformers", ModuleType("xformers")), ("xformers.ops", ModuleType("ops"))):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "xformers._cpp_lib", lib)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    text = "xFormers can't load C++ extensions. It was built for: PyTorch 2.10 (you have 2.13)"
+    mend = f"{sys.executable} -m pip uninstall -y xformers"
+    assert line("attention") == Line("attention", "warn", f"sdpa; xformers has no kernels here: {text}", mend)
+    lib._cpp_library_load_exception = None  # type: ignore[assignment]
+    assert line("attention") == Line("attention", "pass", "sdpa, xformers")
 
 
 def test_codecs(monkeypatch):
