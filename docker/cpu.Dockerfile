@@ -4,7 +4,7 @@
 #   mkdir -p outputs    # else Docker makes it, as root
 #   docker run --rm -v "$PWD/outputs:/home/user/xdyna/outputs" xdyna:cpu make demo
 #
-# The image itself is unbuilt: no Docker was at hand. Its steps are those that `make` takes on a minimal Debian 13 as an ordinary user.
+# The image itself is unbuilt: no Docker was at hand. Its steps were run one by one in a minimal Debian 13, but for PyTorch's own index.
 FROM debian:trixie-slim
 
 RUN apt-get update \

@@ -193,7 +193,7 @@ def test_xformers_of_another_pytorch_is_a_warning(monkeypatch):
     text = "xFormers can't load C++ extensions. It was built for: PyTorch 2.10 (you have 2.13)"
     mend = f"{sys.executable} -m pip uninstall -y xformers"
     assert line("attention") == Line("attention", "warn", f"sdpa; xformers has no kernels here: {text}", mend)
-    lib._cpp_library_load_exception = None  # type: ignore[assignment]
+    lib._cpp_library_load_exception = None
     assert line("attention") == Line("attention", "pass", "sdpa, xformers")
 
 
