@@ -55,6 +55,13 @@ def test_the_environment_is_made_once(folder):
     assert len((folder / "calls").read_text().splitlines()) == len(calls)
 
 
+def test_an_environment_whose_python_is_gone_is_made_anew(folder):
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "old").touch()
+    assert make(folder).returncode == 0
+    assert not (folder / ".venv" / "old").exists()
+
+
 def test_a_python_that_is_too_old(folder):
     done = make(folder, VERSION="3.9.2")
     assert done.returncode == 2
