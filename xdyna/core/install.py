@@ -116,7 +116,7 @@ def came_from() -> str:
     return url
 
 
-_NOT_BUILT = re.compile(r"Failed building (?:wheel|editable) for ([\w.-]+)|Failed to build '?([\w.-]+)")
+_NOT_BUILT = re.compile(r"Failed building (?:wheel|editable) for ([\w.-]+)|Failed to build '?(?!file:)([\w.-]+)")
 _COLLECTED = re.compile(r"^\S+ Collecting ([^\s;(]+)", re.MULTILINE)  # what a build asks for is indented
 _NOT_FOUND = re.compile(r"No matching distribution found for ([^\s;(]+)")
 _NO_INDEX = re.compile(r"NewConnectionError|ConnectTimeout|NameResolutionError|Connection refused|ReadTimeout")
@@ -138,16 +138,16 @@ def explain_pip(log: str) -> str:
             "the disk is full; with PyTorch for GPUs .venv takes 7 GB, for CPUs 3 GB: "
             'make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
         )
-    unbuilt = _NOT_BUILT.search(log)
-    name = unbuilt[1] or unbuilt[2] if unbuilt else _collected_last(log)
-    if name is not None:
-        return f"{name} has no wheel for Python {version} on this machine, and building it failed; use {other}"
     found = _NOT_FOUND.search(log)
     nothing = found or "ResolutionImpossible" in log  # what it says where every index is silent
     if nothing and "CERTIFICATE_VERIFY_FAILED" in log:
         return "the package index's certificate is not trusted here; PIP_CERT=FILE names the certificates of a proxy"
     if nothing and _NO_INDEX.search(log):
         return "the package index cannot be reached; mind HTTPS_PROXY and pip's settings (pip config list)"
+    unbuilt = _NOT_BUILT.search(log)
+    name = unbuilt[1] or unbuilt[2] if unbuilt else _collected_last(log)
+    if name is not None:
+        return f"{name} has no wheel for Python {version} on this machine, and building it failed; use {other}"
     if found:
         return f"the package index has no {found[1]} for Python {version} on this machine; use {other}"
     return "pip failed, its message stands above"
