@@ -159,8 +159,8 @@ NO_COMPILER = """2026-11-29T14:15:00,436 Collecting einops
         ("ERROR: ResolutionImpossible: for help visit", "pip failed, its message stands above"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
         (
-            f"{NO_ROUTE}\nERROR: No matching distribution found for hatchling>=1.25\nERROR: Failed to build 'file:///home/x' "
-            "when installing build dependencies",
+            f"{NO_ROUTE}\nERROR: No matching distribution found for hatchling>=1.25\n"
+            "ERROR: Failed to build 'file:///home/x' when installing build dependencies",
             "the package index cannot be reached",
         ),
         ("ERROR: Failed to build 'file:///home/x' when preparing metadata", "pip failed, its message stands above"),
