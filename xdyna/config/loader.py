@@ -239,14 +239,16 @@ def _prepared(
     with _searching(config_dir) as hydra, mistakes.explained(schema, root, overrides, searched):
         words: list[str] = []
         lists: dict[str, Any] = {}
-        presets: dict[str, str] = {}
+        preset = None
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key = override.key_or_group
             group = bool(key) and any((folder / key).is_dir() for folder in searched)
             if not group and not override.is_hydra_override():
                 mistakes.check_override(schema, override)
-            if key == "preset" and presets.setdefault(key, str(override.input_line)) != override.input_line:
-                raise mistakes.chosen_twice(key, presets[key], str(override.input_line))
+            if key == "preset":
+                if preset not in (None, override.input_line):
+                    raise mistakes.two_presets(str(preset), str(override.input_line))
+                preset = override.input_line
             listed = override.value() if group and not override.is_sweep_override() else None
             if isinstance(listed, list) and not set(listed) <= set(names(key, config_dir)):
                 lists[key] = listed

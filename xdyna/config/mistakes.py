@@ -83,11 +83,11 @@ def missing_value(schema: Any, key: str) -> ConfigError:
     return ConfigError(f"{key} must be given{f' ({told})' if told else ''}: add {example}")
 
 
-def chosen_twice(group: str, first: str, other: str) -> ConfigError:
-    """The error for a group chosen twice: Hydra would take the last alone. Args: group; first, other: as given."""
+def two_presets(first: str, other: str) -> ConfigError:
+    """The error for two presets one by one: Hydra would take the last alone. Args: first, other: as given."""
     both = ",".join(word.partition("=")[2].strip("[]") for word in (first, other))
     return ConfigError(
-        f"{first} and {other}: the last alone would hold; for both give {group}=[{both}] (of two values for a key the "
+        f"{first} and {other}: the last alone would hold; for both give preset=[{both}] (of two values for a key the "
         "last one's is taken), or leave one out"
     )
 

@@ -8,7 +8,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def plot_seconds(seconds: dict[str, list[float]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def compare(ways: dict[str, Callable[[], Tensor]], *, pairs: int, device: torch.device) -> dict[str, list[float]]:
+def compare(ways: Mapping[str, Callable[[], Any]], *, pairs: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each way, timed in turn `pairs` times.
 
     Args:

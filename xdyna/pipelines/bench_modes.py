@@ -6,7 +6,6 @@ differs. Memory is what is alive in tensors at a time, weights not counted (`Liv
 
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,7 @@ from xdyna.models.controls import FACE_CHANNELS, POSE_CHANNELS
 from xdyna.models.denoiser import Denoiser, Tokens
 from xdyna.models.unet import XDynaUNet
 from xdyna.pipelines.animate import sample
-from xdyna.pipelines.bench import fill_zeros
+from xdyna.pipelines.bench import compare, fill_zeros
 from xdyna.pipelines.controls import Conditions, perceive, prepare
 from xdyna.pipelines.denoise import predict_noise
 from xdyna.pipelines.folder import save_pipeline
@@ -93,19 +92,13 @@ def bench_modes(
     own = DISTILLED.get(Path(checkpoint).name)
     modes = (*MODES, own) if own else MODES
     runs = {mode: _Run(mode, checkpoint, frames=frames, device=device, dtype=dtype) for mode in modes}
-    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     videos, peaks = {}, {}
     for mode, run in runs.items():
         meter = LiveBytes()
         with meter:
             videos[mode] = run()
         peaks[mode] = meter.peak
-    clock = time.process_time if runs["exact"].model.device.type == "cpu" else time.perf_counter
-    for _ in range(rounds):
-        for mode, run in runs.items():
-            start = clock()
-            run()
-            seconds[mode].append(clock() - start)
+    seconds = compare(runs, pairs=rounds, device=runs["exact"].model.device)
     rows = []
     for mode, video in videos.items():
         distance = float(np.mean([psnr(_error(a, b)) for a, b in zip(video, videos["exact"], strict=True)]))

@@ -29,7 +29,7 @@ from xdyna.evaluation.inputs import Entry
 from xdyna.evaluation.store import Store
 from xdyna.media.sheet import contact_sheet
 from xdyna.pipelines.folder import TINY
-from xdyna.pipelines.model import Model, load, parse_lora
+from xdyna.pipelines.model import Model, load
 from xdyna.puppets.card import check_card, fill_card
 from xdyna.puppets.expression import ExpressionReader
 from xdyna.puppets.heldout import HELD_OUT, HeldOut, Task, load_held_out
@@ -94,7 +94,8 @@ def main(argv: Sequence[str]) -> int:
     # Wrong files and names are said before anything is made.
     options: dict[str, Any] = {"device": args.device, "dtype": args.dtype}
     own = load(args.checkpoint, InferConfig(**options))
-    distilled = load(args.checkpoint, InferConfig(lora=[args.lora], scheduler=args.scheduler, guidance=1.0, **options))
+    few = {"lora": [args.lora], "scheduler": args.scheduler, "token_downsampling": args.token_downsampling}
+    distilled = load(args.checkpoint, InferConfig(guidance=1.0, **few, **options))
     start, reader = time.perf_counter(), ExpressionReader.load(READER)
     table = rows(args.each_steps, args.own_steps)
     benches = {row.key: _bench(distilled if row.distilled else own, row, args) for row in table}
@@ -103,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     for row in table:
         distances[row.key], ratios[row.key] = _motion(row, args.clips, args.out)
     summary = summarise(table, clips, distances, ratios)
-    facts = _facts(args, own, argv, seconds=time.perf_counter() - start)
+    facts = _facts(args, distilled, argv, seconds=time.perf_counter() - start)
     content = f"{facts['made']}\n\n{tables(table, summary)}\n\n{NOTES.format(first=table[0].label)}"
     folder = args.out / "few_steps"
     with atomic_output(folder / "report.json", overwrite=True) as path:
@@ -176,9 +177,9 @@ def _bench(model: Model, row: Row, args: argparse.Namespace) -> Bench:
     if not row.distilled:
         folder = args.out / ("clips" if row.steps == args.own_steps else f"few_steps/{row.key}")
         return Bench(pipeline, settings, folder, style=checkpoint.contract.pose)
-    (path, scale), downsampling = parse_lora(args.lora), args.token_downsampling
+    ((path, scale),) = model.lora
     lora = file_sha256(path) + (f":{scale:g}" if scale != 1 else "")
-    settings = replace(settings, scheduler=args.scheduler, lora=lora, token_downsampling=downsampling)
+    settings = replace(settings, scheduler=args.scheduler, lora=lora, token_downsampling=args.token_downsampling)
     return Bench(pipeline, settings, args.out / "few_steps" / row.key, style=checkpoint.contract.pose)
 
 
@@ -230,7 +231,7 @@ def _facts(args: argparse.Namespace, model: Model, argv: Sequence[str], *, secon
     command = " ".join(["scripts/puppets.py", "few-steps", *argv])
     dtype = str(model.dtype).removeprefix("torch.")
     height, width = model.checkpoint.size
-    path, scale = parse_lora(args.lora)
+    ((path, scale),) = model.lora
     made = (
         f"{args.clips} held-out puppet clips (`configs/puppets/heldout.yaml`), {FRAMES} frames of {height} x {width} "
         f"px, seed {args.seed}, {dtype}, {model.device.type}; distilled rows by {args.scheduler} without guidance, "
@@ -255,12 +256,6 @@ def _steps(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _factor(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 8:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected 1 to 8")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="puppets.py few-steps",
@@ -270,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--lora", required=True, metavar="FILE[:SCALE]", help="LoRA of stage `distill`, or its name")
     p.add_argument("--scheduler", default="lcm", metavar="NAME", help="of the distilled rows (%(default)s)")
     p.add_argument(
-        "--token-downsampling", type=_factor, default=1, metavar="N", help="of the distilled rows (%(default)s: exact)"
+        "--token-downsampling", type=int, default=1, metavar="N", help="of the distilled rows (%(default)s: exact)"
     )
     p.add_argument("--each-steps", type=_steps, default=[4, 2], metavar="N,N", help="numbers of steps (4,2)")
     p.add_argument("--own-steps", type=int, default=10, metavar="N", help="the first row's, undistilled (%(default)s)")
