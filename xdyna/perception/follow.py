@@ -69,7 +69,7 @@ def follow(
         return result
     result[start] = frames[start][person]
     for rows in (range(start + 1, len(frames)), range(start - 1, -1, -1)):
-        _Follower(frames, person, witness, start, rows.step).go(rows, result)
+        _Follower(frames, person, witness, start).go(rows, result)
     return result
 
 
@@ -119,8 +119,8 @@ class _Path:
 class _Follower:
     """Follows the person of a start frame in one direction; others are followed as well, so that nobody takes over."""
 
-    def __init__(self, frames: list[list[Person]], person: int, witness: Witness | None, start: int, step: int) -> None:
-        self._frames, self._person, self._witness, self._step = frames, person, witness, step
+    def __init__(self, frames: list[list[Person]], person: int, witness: Witness | None, start: int) -> None:
+        self._frames, self._person, self._witness = frames, person, witness
         first = frames[start][person]
         self._path = self._begun(first, start)
         self._others = [self._begun(other, start) for other in frames[start] if other is not first]

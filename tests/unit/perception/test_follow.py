@@ -101,6 +101,25 @@ def test_two_who_meet_and_go_back_are_told_apart_by_their_colours(walk, person):
     assert names(follow(brief(rows), person=person, witness=Told(rows)), rows) == wanted
 
 
+@pytest.mark.parametrize("person", [0, 1])
+def test_two_who_meet_and_go_back_where_one_is_hidden(walk, person):
+    """Hidden for six frames from where they turn round; colours say who is who."""
+    way = there_and_back(31, 10)
+    rows = walk(a=[20 + x for x in way], b=[330 - x if k < 15 or k > 20 else None for k, x in enumerate(way)])
+    wanted = ("a" * 31, "b" * 15 + "-" * 6 + "b" * 10)[person]
+    assert names(follow(brief(rows, *("b" * person)), person=person, witness=Told(rows)), rows) == wanted
+
+
+def test_who_comes_out_from_behind_somebody_is_taken_up(walk):
+    """Where the two overlap, the other one's path has somebody better to go on with."""
+    count = 21
+    rows = walk(a=[20 + x for x in there_and_back(count, 10)], b=[220 - x for x in there_and_back(count, 10)])
+    for row in rows[7:11]:
+        del row["b"]
+    wanted = "b" * 7 + "-" * 4 + "b" * 10
+    assert names(follow(brief(rows, "b"), person=1, witness=Told(rows)), rows) == wanted
+
+
 def test_who_is_found_by_a_search_alone_is_followed_through_a_crossing(walk):
     """As MediaPipe does: the farther one is not found beside the nearer one, and hidden for four frames."""
     count = 30
