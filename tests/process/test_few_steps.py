@@ -117,7 +117,7 @@ def test_rows_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--clips", "1"], "--clips 1: expected 2 to"),
         (["--lora", "gone.safetensors"], "gone.safetensors"),
         (["--scheduler", "ldm"], "ldm"),
-        (["--token-downsampling", "0"], "expected 1 to 8"),
+        (["--token-downsampling", "0"], "--token-downsampling: invalid choice: 0"),
         (["--each-steps", "4,4"], "expected different numbers of steps"),
         (["--card", "gone.md"], "gone.md"),
     ],

@@ -265,7 +265,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--lora", required=True, metavar="FILE[:SCALE]", help="LoRA of stage `distill`, or its name")
     p.add_argument("--scheduler", default="lcm", metavar="NAME", help="of the distilled rows (%(default)s)")
     p.add_argument(
-        "--token-downsampling", type=int, default=1, metavar="N", help="of the distilled rows (%(default)s: exact)"
+        "--token-downsampling",
+        type=int,
+        choices=range(1, 9),
+        default=1,
+        metavar="N",
+        help="of the distilled rows (%(default)s: exact)",
     )
     p.add_argument("--each-steps", type=_steps, default=[4, 2], metavar="N,N", help="numbers of steps (4,2)")
     p.add_argument("--own-steps", type=int, default=10, metavar="N", help="the first row's, undistilled (%(default)s)")
