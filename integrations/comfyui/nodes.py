@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xdyna.config.infer import ALIGNMENTS, CROPS, DTYPES, POSE_BACKENDS, InferConfig
+from xdyna.config.infer import ALIGNMENTS, CROPS, CROWDS, DTYPES, POSE_BACKENDS, InferConfig
 from xdyna.config.loader import compose
 from xdyna.core.errors import UsageError
 from xdyna.core.files import file_sha256
@@ -68,6 +68,11 @@ _DETECTOR = {
     "detector": _combo(POSE_BACKENDS, "What finds keypoints."),
     "person": _whole(0, 0, 100, "Which person of a crowd; 0 is the largest."),
     "smooth": _flag("Filter the keypoints over time."),
+}
+_CROWD = {
+    "crowd": _combo(
+        CROWDS, "Where everybody is searched for. auto: where the person is lost, or others are near; all: every frame."
+    )
 }
 _IMAGE = _socket("IMAGE", "One image of the person to animate.")
 _NODE = {"node": "UNIQUE_ID"}
@@ -153,7 +158,7 @@ class TrackVideo:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Of ComfyUI."""
         video = _combo(bridge.listed(*bridge.VIDEOS), "A video of a person who moves.", video_upload=True)
-        return {"required": {"video": video, **_DETECTOR}, "hidden": _NODE}
+        return {"required": {"video": video, **_DETECTOR}, "optional": _CROWD, "hidden": _NODE}
 
     RETURN_TYPES = ("XDYNA_TRACK", "STRING")
     RETURN_NAMES = ("track", "report")
@@ -173,14 +178,15 @@ class TrackVideo:
 
     @outside_inference_mode
     def track(
-        self, video: str, fps: float, frames: int, detector: str, person: int, smooth: bool, node: str | None = None
-    ) -> tuple[Drive, str]:
+        self, video: str, fps: float, frames: int, detector: str, person: int, smooth: bool,
+        crowd: str = "auto", node: str | None = None,
+    ) -> tuple[Drive, str]:  # fmt: skip
         """Find the person; see `xdyna.track_person`.
 
         Raises:
             ValueError: nobody is found, or an unusable file; the message says what to do.
         """
-        return _tracked(bridge.input_file(video), fps, frames, detector, person, smooth, node)
+        return _tracked(bridge.input_file(video), fps, frames, detector, person, smooth, crowd, node)
 
 
 class TrackImages:
@@ -194,7 +200,7 @@ class TrackImages:
             "images_fps": _number(15, 0.1, 240, 0.01, "Frames per second of the images."),
             **_DETECTOR,
         }
-        return {"required": required, "hidden": _NODE}
+        return {"required": required, "optional": _CROWD, "hidden": _NODE}
 
     RETURN_TYPES = ("XDYNA_TRACK", "STRING")
     RETURN_NAMES = ("track", "report")
@@ -205,18 +211,18 @@ class TrackImages:
     @outside_inference_mode
     def track(
         self, images: torch.Tensor, images_fps: float, fps: float, frames: int, detector: str, person: int,
-        smooth: bool, node: str | None = None,
+        smooth: bool, crowd: str = "auto", node: str | None = None,
     ) -> tuple[Drive, str]:  # fmt: skip
         """Find the person; see `xdyna.track_person`.
 
         Raises:
             ValueError: nobody is found; the message says what to do.
         """
-        return _tracked(bridge.frames_file(images, images_fps), fps, frames, detector, person, smooth, node)
+        return _tracked(bridge.frames_file(images, images_fps), fps, frames, detector, person, smooth, crowd, node)
 
 
 def _tracked(
-    video: Path, fps: float, frames: int, detector: str, person: int, smooth: bool, node: str | None
+    video: Path, fps: float, frames: int, detector: str, person: int, smooth: bool, crowd: str, node: str | None
 ) -> tuple[Drive, str]:
     driving = open_driving(video, kind="video", fps=fps or None, frames=frames or None)
     shown = NodeProgress(node)
@@ -226,6 +232,7 @@ def _tracked(
         frame_indices=driving.rows,
         backend=detector,
         person=person,
+        crowd=crowd,
         progress=lambda done, total: shown("finding the person", done, total),
         smooth=OneEuro() if smooth else None,
         max_gap=InferConfig().max_gap,

@@ -42,9 +42,16 @@ MODES = {
     "few_step": "few steps - a distilled model",
 }
 """Presets in the order of the list; others of configs/preset follow."""
+SEARCHES = {
+    "auto": "where it helps",
+    "all": "in every frame, slow",
+    "off": "never",
+}
+"""Values of `crowd`: where everybody in the video is searched for."""
 _NO_MODES = ("puppet_face",)  # presets that say what is driven, not how it is sampled
 _MOST_STEPS = 100
 _SEEDS = 2**32 - 1
+_MOST_PEOPLE = 100
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ class Wish:
         steps: denoising steps; 0 or None for those of the mode.
         seed: of the noise.
         align: fit the person in the video to the one in the image.
+        person: which person of the video; 0 is the largest.
+        crowd: where everybody in the video is searched for, of `SEARCHES`.
     """
 
     image: str | None
@@ -94,6 +103,8 @@ class Wish:
     steps: float | None = None
     seed: float | None = 42
     align: bool = False
+    person: float | None = 0
+    crowd: str = "auto"
 
 
 class Studio:
@@ -132,13 +143,16 @@ class Studio:
         """The settings of a wish.
 
         Raises:
-            UsageError: a mode that is none, or a number out of range.
+            UsageError: a mode or a search that is none, or a number out of range.
         """
         if not isinstance(wish.mode, str) or wish.mode not in self.modes:
             raise UsageError(f"there is no mode of that name; expected one of {', '.join(self.modes)}")
         frames = _whole(wish.frames, "frames", 0, self.limits.max_frames)
         steps = _whole(wish.steps, "steps", 0, _MOST_STEPS)
         seed = _whole(wish.seed, "seed", 0, _SEEDS)
+        person = _whole(wish.person, "person", 0, _MOST_PEOPLE)
+        if not isinstance(wish.crowd, str) or wish.crowd not in SEARCHES:
+            raise UsageError(f"there is no such search for everybody; expected one of {', '.join(SEARCHES)}")
         config = self.presets[wish.mode]
         if self.checkpoint.contract.guidance <= 1:  # it was trained to be sampled without
             config = dataclasses.replace(config, guidance=None, guidance_interval=[0.0, 1.0])
@@ -151,6 +165,8 @@ class Studio:
             height=None if larger else config.height,  # a preview is not larger than what the model makes
             width=None if larger else config.width,
             align="global" if wish.align else "none",
+            person=person or 0,
+            crowd=wish.crowd,
             device=self.limits.device,
             dtype=self.limits.dtype,
         )

@@ -16,7 +16,7 @@ import gradio as gr
 from xdyna.page.jobs import Job, Progress, Unknown
 from xdyna.page.live_view import live_tab
 from xdyna.page.rooms import Rooms
-from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, Studio, Wish
+from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, SEARCHES, Studio, Wish
 
 STYLE = Path(__file__).with_name("page.css")
 _HISTORY = 12  # animations in the list
@@ -117,6 +117,11 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
                 frames = gr.Number(0, label="Frames (0: all)", min_width=90, elem_id="frames")
                 steps = gr.Number(0, label="Steps (0: the mode's)", min_width=90, elem_id="steps")
                 seed = gr.Number(42, label="Seed", min_width=90, elem_id="seed")
+                person = gr.Number(0, label="Person (0: the largest)", min_width=90, elem_id="person")
+                searches = [(text, name) for name, text in SEARCHES.items()]
+                crowd = as_sent(
+                    gr.Dropdown(searches, value="auto", label="Search for everybody", min_width=90, elem_id="crowd")
+                )
         with gr.Column(scale=1, min_width=300):
             bar = gr.HTML(_bar(None), elem_id="bar")
             fit = gr.Image(
@@ -137,7 +142,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
             )  # fmt: skip
             past = gr.Radio([], label="Your animations", visible=False, elem_id="past")
 
-    wish = [image, video, mode, frames, steps, seed, align]
+    wish = [image, video, mode, frames, steps, seed, align, person, crowd]
     shown = [bar, notes, start, cancel, timer]
     outcome = [result, beside, files]
 
@@ -172,15 +177,19 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
         return gr.update(choices=entries, visible=bool(entries), value=None)
 
     @speak
-    def submit(image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any) -> dict[str, Any]:
+    def submit(
+        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any
+    ) -> dict[str, Any]:
         """Let an animation wait; returns its id under "job", and its place in the queue."""
-        job = studio.submit(Wish(image, video, mode, frames, steps, seed, bool(align)))
+        job = studio.submit(Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd))
         return {"job": job.id, "place": studio.jobs.progress(job.id).place}
 
     @speak
-    def check(image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any) -> tuple[Any, Any]:
+    def check(
+        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any
+    ) -> tuple[Any, Any]:
         """How well the image and the video fit: a preview, and sentences."""
-        found = studio.look(Wish(image, video, mode, frames, steps, seed, bool(align)))
+        found = studio.look(Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd))
         return found.image, found.notes
 
     def keep(ticket: dict[str, Any] | None, kept: Any) -> tuple[Any, Any]:

@@ -362,6 +362,24 @@ def test_a_person_is_found_in_a_video(nodes: ModuleType, comfy: Comfy, detector:
     assert ("7", "finding the person") in comfy.texts
 
 
+@pytest.mark.parametrize(("given", "calls"), [({}, 1), ({"crowd": "all"}, 4), ({"crowd": "off"}, 0)])
+def test_everybody_is_searched_for_as_asked(
+    nodes: ModuleType, comfy: Comfy, detector: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    given: dict[str, str], calls: int,
+) -> None:  # fmt: skip
+    searched = []
+
+    def detect_everybody(self: Standing, frame: np.ndarray) -> list[Person]:
+        searched.append(frame)
+        return self.detect(frame)
+
+    monkeypatch.setattr(Standing, "detect_everybody", detect_everybody, raising=False)
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path))
+    video(comfy.folder("input") / "a.mp4", frames=4, fps=12)
+    nodes.TrackVideo().track(**settings_of(nodes.TrackVideo, video="a.mp4", detector="mediapipe", **given))
+    assert len(searched) == calls
+
+
 def test_a_person_is_found_in_images(nodes: ModuleType, comfy: Comfy, detector: None) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 96, 64, 3), np.uint8)
     images = torch.from_numpy(frames).float() / 255

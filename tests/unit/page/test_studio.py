@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xdyna.config.infer import CROWDS
 from xdyna.config.page import PageConfig
 from xdyna.core.errors import UsageError
 from xdyna.media.image import read_image, write_png
-from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, Studio, Wish, modes
+from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, SEARCHES, Studio, Wish, modes
 from xdyna.page.uploads import Upload
 
 LIMITS = PageConfig(device="cpu", max_frames=40)
@@ -64,6 +65,9 @@ def test_settings(studio: Studio) -> None:
     assert (found.guidance, found.guidance_interval) == (None, [0.0, 1.0])  # xdyna-tiny is sampled without
     plain = studio.settings(Wish(None, None, mode="exact", frames=0, steps=0, seed=None))
     assert (plain.frames, plain.steps, plain.seed, plain.align) == (40, None, 42, "none")
+    assert (plain.person, plain.crowd) == (0, "auto")
+    chosen = studio.settings(Wish(None, None, person=2.0, crowd="all"))
+    assert (chosen.person, chosen.crowd) == (2, "all")
     preview = studio.settings(Wish(None, None, mode="preview", frames=500 / 20))
     assert (preview.frames, preview.fps) == (25, 8)
     assert preview.height is None  # xdyna-tiny makes 128 px: its preview is not larger
@@ -73,7 +77,8 @@ def test_settings(studio: Studio) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("frames", -1), ("frames", 41), ("frames", 2.5), ("frames", math.nan), ("frames", math.inf), ("frames", "4")]
-    + [("steps", -1), ("steps", 1000), ("steps", True), ("steps", [4]), ("seed", -1), ("seed", 2**40)],
+    + [("steps", -1), ("steps", 1000), ("steps", True), ("steps", [4]), ("seed", -1), ("seed", 2**40)]
+    + [("person", -1), ("person", 101), ("person", "1")],
 )
 def test_numbers_out_of_range(studio: Studio, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name} is .*; expected a whole number from"):
@@ -84,6 +89,16 @@ def test_numbers_out_of_range(studio: Studio, name: str, value: Any) -> None:
 def test_unknown_modes(studio: Studio, mode: Any) -> None:
     with pytest.raises(UsageError, match="no mode of that name; expected one of exact, fast, preview"):
         studio.settings(Wish(None, None, mode=mode))
+
+
+@pytest.mark.parametrize("crowd", ["", "everybody", None, ["all"], {}])
+def test_unknown_searches(studio: Studio, crowd: Any) -> None:
+    with pytest.raises(UsageError, match="no such search for everybody; expected one of auto, all, off"):
+        studio.settings(Wish(None, None, crowd=crowd))
+
+
+def test_searches_are_those_that_there_are() -> None:
+    assert tuple(SEARCHES) == CROWDS
 
 
 def test_the_sample_is_known_by_its_content(studio: Studio, wish: Wish, tmp_path: Path) -> None:
