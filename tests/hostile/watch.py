@@ -152,7 +152,8 @@ def judge_words(case: Case, code: int, said: str, told: str) -> list[str]:
         problems.append(f"a message of {max(map(len, lines))} letters")
     if lines and len(said[said.rindex(lines[-1]) :].strip()) < 25:
         problems.append(f"a message that says nothing: {lines[-1]!r}")
-    if case.names and code == 1 and lines and case.names not in "".join(lines):
+    unsuitable = "do not suit each other" in "".join(lines)  # damage that made another picture of it
+    if case.names and code == 1 and lines and case.names not in "".join(lines) and not unsuitable:
         problems.append(f"the message does not name {case.names!r}: {lines[-1][:200]!r}")
     return problems
 

@@ -34,7 +34,12 @@ MAX_SIDE = 20_000
 MAX_PIXELS = 200_000_000  # 0.8 GB once decoded, whatever the file's own size
 _ORIENTATION = 0x0112  # of EXIF; from 5 on the image is shown on its side
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, OverflowError)
+# Others have decoders that start programs (EPS), or that hardly anybody has ever tried.
+_FORMATS = ("PNG", "JPEG", "HEIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF")
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError, OverflowError,
+    RuntimeError,
+)  # fmt: skip
 _PIL_LIMIT = threading.Lock()
 
 
@@ -46,7 +51,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     image with a side above 8192 px is reduced (Lanczos) to 4096 px on its long side.
 
     Args:
-        path: the image file (anything Pillow reads, HEIC and AVIF too).
+        path: the image file: PNG, JPEG, HEIC, WebP, AVIF, BMP, TIFF or GIF.
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -57,10 +62,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             integer).
     """
     path = check_input_file(path, what="image")
-    _register_heif()
     with _without_pixel_limit():
         try:
-            with Image.open(path) as opened:
+            with Image.open(path, formats=_formats()) as opened:
                 _check_size(opened.size, path)
                 image = _decode(opened, path)
         except UnidentifiedImageError as error:
@@ -90,10 +94,9 @@ def image_size(path: str | os.PathLike[str], *, upright: bool = False) -> tuple[
         MediaError: missing, a folder, empty, or not an image.
     """
     path = check_input_file(path, what="image")
-    _register_heif()
     with _without_pixel_limit():
         try:
-            with Image.open(path) as opened:
+            with Image.open(path, formats=_formats()) as opened:
                 # What is in the head alone: `getexif` of a PNG would decode it.
                 turned = upright and Image.Image.getexif(opened).get(_ORIENTATION, 1) in (5, 6, 7, 8)
                 return opened.size[::-1] if turned else opened.size
@@ -105,10 +108,12 @@ _EXPECTED = "expected a PNG, JPEG, HEIC, WebP, AVIF, BMP, TIFF or GIF file"
 
 
 @functools.cache
-def _register_heif() -> None:
-    """Teach Pillow HEIC, in which phones take photos; it stands them upright by itself."""
+def _formats() -> tuple[str, ...]:
+    """What Pillow may open; it is taught HEIC, in which phones take photos, and stands them upright by itself."""
     with contextlib.suppress(ImportError):  # no wheel for this platform; the error then says what to do
         importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, features, features
 
 from xdyna.core.errors import FileError
 from xdyna.media import CropResize, MediaError, center_crop, read_image, top_quarter_crop, write_png
@@ -274,12 +274,24 @@ def test_flipped_bytes_never_escape(tmp_path, kind):
         ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image"),
         ("a.jpg", b"\0\0\0\x18ftypisom\0\0\0\0isomavc1", "a video"),
         ("a.png", b"", r"empty \(0 bytes\)"),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n", "is not an image"),
     ],
 )
 def test_not_a_picture(tmp_path, name, content, pattern):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FileError, match=pattern):
         read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
+@pytest.mark.parametrize("at", [81, 115, 209, 241])
+def test_damaged_avif(tmp_path, at):
+    """Its decoder raises errors of a kind that no other one does."""
+    save(tmp_path / "a.avif", np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8))
+    content = bytearray((tmp_path / "a.avif").read_bytes())
+    content[at] = 255 if at == 241 else 0
+    (tmp_path / "a.avif").write_bytes(content)
+    assert "damaged or truncated" in _refused(tmp_path / "a.avif")
 
 
 def test_missing_and_folder(tmp_path):
