@@ -5,7 +5,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, features, features
+from PIL import Image, ImageCms, ImageOps, features
 
 from xdyna.core.errors import FileError
 from xdyna.media import CropResize, MediaError, center_crop, read_image, top_quarter_crop, write_png
