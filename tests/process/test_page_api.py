@@ -22,7 +22,7 @@ pytest.importorskip("gradio", reason="needs the demo extra")
 
 pytestmark = pytest.mark.slow
 SAMPLE = ROOT / "assets" / "demo"
-WISH = {"mode": "exact", "frames": 4, "steps": 2, "seed": 42, "align": False}
+WISH = {"mode": "exact", "frames": 4, "steps": 2, "seed": 42, "align": False, "person": 0, "crowd": "auto"}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_the_documents_example(page: Served, tmp_path: Path, monkeypatch: pytest
 def test_one_runs_three_wait_the_others_are_refused(page: Served, client: Any) -> None:
     """Thirty clicks at once: bounded, nothing lost, a sentence for those refused; and cancelling."""
     files = [sent(page, SAMPLE / "reference.png"), sent(page, SAMPLE / "driving.mp4")]
-    slow = [*files, "exact", 40, 100, 1, False]
+    slow = [*files, *{**WISH, "frames": 40, "steps": 100}.values()]
     kind, first = call(page, "submit", slow)
     assert kind == "complete", first
     until(lambda: client.predict(first[0]["job"], api_name="/progress")["state"] == "running", "the first job")
@@ -105,7 +105,7 @@ def test_one_runs_three_wait_the_others_are_refused(page: Served, client: Any) -
 
     def click() -> None:
         together.wait()
-        outcome.append(call(page, "submit", [*files, "exact", 4, 2, 1, False]))
+        outcome.append(call(page, "submit", [*files, *WISH.values()]))
 
     threads = [threading.Thread(target=click) for _ in range(30)]
     for thread in threads:

@@ -7,6 +7,8 @@ browser to load anything from elsewhere.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
@@ -25,6 +27,7 @@ Send = Callable[[dict[str, Any]], Any]
 API = "/gradio_api"
 LARGEST_MESSAGE = 2_000_000  # bytes of a request that is no upload
 _DRAINED = 16_000_000  # bytes of a refused request that are read and thrown away
+_DRAINING = 10.0  # s of it
 _FORM = 100_000  # bytes that a form with an upload may have beside it
 _ROUTES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login|logout|svelte/.*|static/.*|assets/.*)/?"
@@ -71,7 +74,13 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        begun = False
+        begun = read = False
+
+        async def reading() -> Any:
+            nonlocal read
+            message = await receive()
+            read = not message.get("more_body", False)
+            return message
 
         async def answer(message: dict[str, Any]) -> None:
             nonlocal begun
@@ -85,12 +94,13 @@ class Guard:
         try:
             if scope["type"] != "http":
                 raise Refused(404, "there is nothing here")
-            received = await self._admitted(scope, receive)
+            received = await self._admitted(scope, reading)
             await self.app(scope, received, answer)
         except Refused as refused:
             if begun:
                 raise
-            await _drained(receive)
+            if not read:  # once it is, the server's `receive` waits until the client is gone
+                await _drained(reading)
             body = json.dumps({"error": refused.text, "detail": refused.text}).encode()
             head = [(b"content-type", b"application/json"), (b"connection", b"close")]
             await answer({"type": "http.response.start", "status": refused.status, "headers": head})
@@ -182,12 +192,14 @@ class Guard:
 
 
 async def _drained(receive: Receive) -> None:
-    """Throw away what is still sent, up to a limit: who is cut off while sending never sees the answer."""
+    """Throw away what is still sent, up to limits: who is cut off while sending never sees the answer."""
     left, more = _DRAINED, True
-    while more and left > 0:
-        message = await receive()
-        left -= len(message.get("body", b""))
-        more = message.get("more_body", False)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAINING):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def _paths(content: Any) -> Iterator[Any]:

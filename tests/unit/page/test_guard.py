@@ -57,7 +57,9 @@ def ask(
     ]
 
     async def receive() -> Any:
-        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+        if not waiting:  # as uvicorn does while the client waits for its answer
+            await asyncio.Event().wait()
+        return waiting.pop(0)
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -72,7 +74,7 @@ def ask(
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }  # fmt: skip
     guard = Guard(behind, limits=limits or PageConfig(), uploads=uploads, root=uploads.parent)
-    asyncio.run(guard(scope, receive, send))
+    asyncio.run(asyncio.wait_for(guard(scope, receive, send), 30))
     answer.unread = waiting
     return answer
 
