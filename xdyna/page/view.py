@@ -82,7 +82,19 @@ def build(studio: Studio, rooms: Rooms) -> gr.Blocks:
                 _animate_tab(page, studio, speak)
             with gr.Tab("Live", id="live"):
                 live_tab(rooms, speak)
+    _take_fewer_inputs(page)
     return page
+
+
+def _take_fewer_inputs(page: gr.Blocks) -> None:
+    """What a program does not name is as the page has it at first, so that new inputs disturb nobody."""
+    original = page.preprocess_data
+
+    async def preprocess_data(block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
+        missing = [getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :]]
+        return await original(block_fn, [*inputs, *missing], *rest, **more)
+
+    page.preprocess_data = preprocess_data  # type: ignore[method-assign]
 
 
 def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
