@@ -324,9 +324,8 @@ def test_published_weights_that_cannot_be_opened(monkeypatch, tmp_path):
     assert found.level == "fail"
     assert "cannot be opened" in found.text
     assert found.mend == f"rm -r '{tmp_path / 'xdyna'}' && {sys.executable} -m xdyna convert --download"
-    shutil.copy(
-        resource("pretrained", "puppet-segmenter", "weights.safetensors"), tmp_path / "xdyna" / "unet" / "a.safetensors"
-    )
+    whole = resource("pretrained", "puppet-segmenter", "weights.safetensors")
+    shutil.copy(whole, tmp_path / "xdyna" / "unet" / "a.safetensors")
     found = line("weights")
     assert found.level == "pass"
     digest = file_sha256(whole)
