@@ -250,7 +250,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
 def _choice(values: dict[str, str], label: str, name: str) -> Any:
     """A list of values, by what they mean; the first one is chosen."""
     choices = [(text, value) for value, text in values.items()]
-    return as_sent(gr.Dropdown(choices, value=next(iter(values)), label=label, min_width=90, elem_id=name))
+    return as_sent(gr.Dropdown(choices, value=next(iter(values)), label=label, min_width=200, elem_id=name))
 
 
 def _endpoints(studio: Studio, speak: Speaker) -> None:
