@@ -16,7 +16,6 @@ CROPS = {
 # In this order: what the page has no label for goes with the half sentence that it stands in.
 _SAID = (
     (r"--force goes on all the same, --preview FILE\.png draws.*", f"“{FORCE}” goes on all the same"),
-    (r"look at --preview FILE\.png", f"see “{LOOK}”"),
     (r",? or (give the person's keypoints with --ref-keypoints|a --size (of its aspect|whose aspect is [a-z ]+))", ""),
     (r" \((--align|--fps)\)|, or run without face control \(--no-face\)", ""),
     (r"leave out --align, or give --force", f"leave out “{FIT}”, or choose “{FORCE}”"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xdyna.page.words import FIT, FORCE, LOOK, for_visitors
+from xdyna.page.words import FIT, FORCE, for_visitors
 
 XDYNA = Path(__file__).resolve().parents[3] / "xdyna"
 OPTION = re.compile(r"(^|[\s(])--[a-z]|crop=")
@@ -59,7 +59,6 @@ def test_visitors_are_told_of_no_options(name: str, part: str) -> None:
         ("give --align, or a --size of its aspect", f"give “{FIT}”"),
         ("Expected 0.25 or more of every check; --force goes on all the same, --preview FILE.png draws what would be "
          "animated", f"Expected 0.25 or more of every check; “{FORCE}” goes on all the same"),
-        ("look at --preview FILE.png", f"see “{LOOK}”"),
         ("crop=person keeps as much as fits", "“What is kept of the image: around the person” keeps as much as fits"),
         ("a <b>plain</b> -- sentence", "a <b>plain</b> -- sentence"),
     ],
