@@ -269,7 +269,7 @@ def _add_hydra(p: argparse.ArgumentParser, *, guidance: bool) -> None:
     hydra.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part")
     hydra.add_argument("--resolve", action="store_true", help="with --cfg: put the values of interpolations in")
     hydra.add_argument(
-        "--multirun", "-m", action="store_true", help="one job for each combination of seed=1,2 max_steps=range(2,5)"
+        "--multirun", "-m", action="store_true", help="one job for each combination of KEY=1,2 OTHER=range(2,5)"
     )
     hydra.add_argument("--config-dir", metavar="DIR", help="configs of your own, laid out like configs/, found first")
     hydra.add_argument("--config", action=_NoConfig, help=argparse.SUPPRESS)
@@ -277,7 +277,7 @@ def _add_hydra(p: argparse.ArgumentParser, *, guidance: bool) -> None:
 
 def _add_settings(p: argparse.ArgumentParser, schema: type[Any], lists: Sequence[str]) -> None:
     """A flag for every scalar key, and for those lists."""
-    group = p.add_argument_group("settings", "each is also key=value: --max-gap 8 is max_gap=8")
+    group = p.add_argument_group("settings", "each is also key=value: --some-key 8 is some_key=8")
     hints, told = typing.get_type_hints(schema), descriptions(schema)
     for field in dataclasses.fields(schema):
         kind, name = _scalar(hints[field.name]), field.name.replace("_", "-")

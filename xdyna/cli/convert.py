@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--download",
         action="store_true",
-        help="first fetch what is missing there (about 12 GB; with --initial about 9 GB)",
+        help="first fetch what is missing there (about 12 GB; with --initial about 10 GB)",
     )
     for part in PARTS:
         optional = "" if part.required else ", optional"

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -191,10 +192,13 @@ def face_mesh() -> Callable[[np.ndarray], np.ndarray | None]:
     import mediapipe
 
     if has_solutions():
-        solution = mediapipe.solutions.face_mesh.FaceMesh(
-            static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=_MIN_FACE
+        process = _solution(
+            "face mesh",
+            lambda: mediapipe.solutions.face_mesh.FaceMesh(
+                static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=_MIN_FACE
+            ),
         )
-        return lambda crop: _first_mesh([x.landmark for x in solution.process(crop).multi_face_landmarks or []])
+        return lambda crop: _first_mesh([x.landmark for x in process(crop).multi_face_landmarks or []])
     from mediapipe.tasks.python import vision
 
     options = vision.FaceLandmarkerOptions(
@@ -224,12 +228,15 @@ def face_detector() -> Callable[[np.ndarray], np.ndarray]:
     import mediapipe
 
     if has_solutions():
-        solution = mediapipe.solutions.face_detection.FaceDetection(
-            model_selection=1, min_detection_confidence=_MIN_FULL_FACE
+        process = _solution(
+            "faces",
+            lambda: mediapipe.solutions.face_detection.FaceDetection(
+                model_selection=1, min_detection_confidence=_MIN_FULL_FACE
+            ),
         )
 
         def detect(frame: np.ndarray) -> np.ndarray:
-            found = [x.location_data.relative_bounding_box for x in solution.process(frame).detections or []]
+            found = [x.location_data.relative_bounding_box for x in process(frame).detections or []]
             return np.array([[box.xmin, box.ymin, box.width, box.height] for box in found]).reshape(-1, 4)
 
         return detect
@@ -258,8 +265,10 @@ def selfie_segmenter() -> Callable[[np.ndarray], np.ndarray]:
     import mediapipe
 
     if has_solutions():
-        solution = mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
-        return lambda frame: np.asarray(solution.process(frame).segmentation_mask, dtype=np.float32)
+        process = _solution(
+            "selfie", lambda: mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+        )
+        return lambda frame: np.asarray(process(frame).segmentation_mask, dtype=np.float32)
     from mediapipe.tasks.python import vision
 
     options = vision.ImageSegmenterOptions(
@@ -301,20 +310,31 @@ def _base_options(content: bytes) -> Any:
 
 
 _kept: dict[tuple[int, str], Any] = {}
-"""Detectors of 1.x by process and name."""
+"""Detectors by process and name."""
 
 
 def _task(name: str, make: Callable[[], _T]) -> _T:
-    """A detector; of 1.x one of each name in a process, which is never deleted.
+    """A detector, one of each name in a process, which is never deleted.
 
-    Their `__del__` waits for a thread of their own. Called by the garbage collector, in the middle of anything, it may
-    wait for ever (seen inside an import); called when Python ends, it fails and says so on standard error. Single
-    images leave nothing behind in a detector, so one serves all. A forked process needs its own: it has no such thread.
+    Deleted ones leave their threads and about 20 MB behind (0.10), or wait for a thread of their own (1.x): called by
+    the garbage collector, in the middle of anything, their `__del__` may wait for ever (seen inside an import); called
+    when Python ends, it fails and says so on standard error. Single images leave nothing behind in a detector, so one
+    serves all, also threads at once. A forked process needs its own: it has no such thread.
     """
-    if has_solutions():
-        return make()
     key = os.getpid(), name
     if key not in _kept:
         _kept[key] = make()
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept[key]))  # given back by nobody, also not when Python ends
+        if not has_solutions():  # given back by nobody, also not when Python ends
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept[key]))
     return cast(_T, _kept[key])
+
+
+def _solution(name: str, make: Callable[[], Any]) -> Callable[[np.ndarray], Any]:
+    """The `process` of a detector of 0.10 that serves one thread at a time; see `_task`."""
+    solution, alone = _task(f"solution, {name}", lambda: (make(), threading.Lock()))
+
+    def process(frame: np.ndarray) -> Any:
+        with alone:
+            return solution.process(frame)
+
+    return process

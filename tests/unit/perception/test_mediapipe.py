@@ -1,13 +1,15 @@
 """The default backend on a real image, scikit-image's astronaut (public domain), and on dancers in the slow tests."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from xdyna.media import read_frames
-from xdyna.perception import PerceptionError, get_backend
+from xdyna.perception import PerceptionError, get_backend, mediapipe_models
 from xdyna.perception.base import CrowdBackend
 from xdyna.perception.crowd import tiles
 from xdyna.perception.mediapipe_backend import square_crop
@@ -237,10 +239,11 @@ def test_segment(backend, astronaut):
     assert backend.segment(np.zeros((120, 90, 3), np.uint8)).shape == (120, 90)
 
 
-def test_quiet(astronaut, capfd):
+def test_quiet(astronaut, capfd, monkeypatch):
     """MediaPipe's own log lines do not reach the user, and standard error works again afterwards."""
     import os
 
+    monkeypatch.setattr(mediapipe_models, "_kept", {})  # detectors are made here
     fresh = get_backend("mediapipe")
     fresh.detect(astronaut)
     fresh.segment(astronaut)
@@ -254,8 +257,6 @@ def test_quiet_between_making_a_detector_and_its_first_result(astronaut, capfd, 
     """Its threads log when they come to it, which on a busy machine is after it was made."""
     import os
     from types import SimpleNamespace
-
-    from xdyna.perception import mediapipe_models
 
     mask = SimpleNamespace(numpy_view=lambda: np.zeros(astronaut.shape[:2], np.float32))
 
@@ -271,6 +272,34 @@ def test_quiet_between_making_a_detector_and_its_first_result(astronaut, capfd, 
     assert capfd.readouterr().err == ""
     fresh.segment(astronaut)
     assert capfd.readouterr().err == "W0000 late\n", "later calls hide nothing"
+
+
+def test_backends_that_are_gone_leave_nothing(astronaut):
+    """Whoever animates again and again, as the page does, has each detector once."""
+    process = psutil.Process()
+
+    def used() -> tuple[int, int]:
+        fresh = get_backend("mediapipe")
+        fresh.detect(astronaut)
+        fresh.segment(astronaut)
+        return process.num_threads(), process.memory_info().rss
+
+    used()
+    threads, memory = used()
+    for _ in range(3):
+        after = used()
+    assert after[0] == threads
+    assert after[1] - memory < 100 * 2**20  # one backend's detectors took 70 MiB each time
+
+
+def test_threads_at_once_find_what_one_finds(astronaut):
+    views = [astronaut, astronaut[:, ::-1], astronaut[40:, 60:], astronaut[::2]]
+    alone = [get_backend("mediapipe").detect(view) for view in views]
+    with ThreadPoolExecutor(len(views)) as pool:
+        together = list(pool.map(lambda view: [get_backend("mediapipe").detect(view) for _ in range(3)], views))
+    for expected, several in zip(alone, together, strict=True):
+        assert expected
+        assert all(equal(found, expected) for found in several)
 
 
 def test_models_folder_is_refused(tmp_path: Path):

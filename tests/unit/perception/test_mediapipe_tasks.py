@@ -2,7 +2,9 @@
 
 import dataclasses
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +35,7 @@ def as_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             for path in (folder / "modules").rglob("*.tflite"):
                 archive.write(path, f"mediapipe/{path.relative_to(folder).as_posix()}")
         monkeypatch.setattr(mediapipe_files, "_wheel", lambda: wheel)
+        monkeypatch.setattr(mediapipe_models, "_kept", {})
         for module in (mediapipe_files, mediapipe_models):
             monkeypatch.setattr(module, "has_solutions", lambda: False)
 
@@ -81,6 +84,28 @@ def test_tasks_give_the_numbers_of_the_solutions(astronaut: np.ndarray, request:
 def test_no_face(as_tasks: None) -> None:
     with mediapipe_models.quiet_stderr():
         assert mediapipe_models.face_mesh()(np.zeros((256, 256, 3), np.uint8)) is None
+
+
+def test_a_solution_serves_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solution writes its result to itself before it is taken away."""
+    monkeypatch.setattr(mediapipe_models, "_kept", {})
+    made, inside, most = [], [], []
+
+    class Slow:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def process(self, frame: np.ndarray) -> np.ndarray:
+            inside.append(frame)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(frame)
+            return frame
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: mediapipe_models._solution("slow", Slow)(number), range(20)))
+    assert found == list(range(20))
+    assert (len(made), max(most)) == (1, 1)
 
 
 def test_points_are_a_choice_of_the_models_values(as_tasks: None) -> None:
