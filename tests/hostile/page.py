@@ -144,6 +144,8 @@ WISHES: dict[str, dict[str, Any]] = {
     "person 10^30": {"person": 1e30},
     "a search that is none": {"crowd": "../../secret/word"},
     "a search as a list": {"crowd": ["all"]},
+    "a crop that is none": {"crop": "../../secret/word"},
+    "a crop as an object": {"crop": {"a": 1}},
     "no image": {"image": None},
     "no video": {"video": None},
     "an image by its number": {"image": 7},

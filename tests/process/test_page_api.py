@@ -125,6 +125,18 @@ def test_one_runs_three_wait_the_others_are_refused(page: Served, client: Any) -
     assert client.predict(first[0]["job"], api_name="/progress")["state"] == "cancelled"
 
 
+def test_inputs_that_are_left_out_are_those_of_the_page(page: Served) -> None:
+    """Programs that were written before an input was added go on."""
+    files = [sent(page, SAMPLE / "reference.png"), sent(page, SAMPLE / "driving.mp4")]
+    kind, (_, notes) = call(page, "look", files)
+    assert kind == "complete"
+    (verdict,) = [note for note in notes if note.startswith("suitability: ")]
+    assert "(good; " in verdict
+    kind, said = call(page, "submit", [])
+    assert kind == "error"
+    assert said["error"].startswith("there is no image yet; drop ")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -6,6 +6,7 @@ With XDYNA_PAGE_IMAGES=FOLDER it is served with xdyna-tiny, and the pictures of 
 import io
 import json
 import os
+import re
 import shutil
 import time
 import urllib.request
@@ -165,6 +166,7 @@ def test_animate(page: Page, tmp_path: Path) -> None:
     page.click("#look")
     until(lambda: page.all("#fit img"), "the preview")
     assert "the sample's dance" in page.text("#notes")
+    assert re.search(r"suitability: 0\.\d+ \(good; weakest: ", page.text("#notes"))
     page.picture("look")
     page.number("frames", 6 if IMAGES else 4)
     page.number("steps", 4 if IMAGES else 2)

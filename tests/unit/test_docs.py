@@ -225,6 +225,29 @@ def test_licenses_are_complete() -> None:
             assert rows[folder][-1] == "Apache-2.0"
 
 
+def without_license(rows: list[str]) -> list[str]:
+    """Media, numbers and weights of the checkout that no row of docs/licenses.md names. Args: rows: first cells."""
+    named = [ROOT / path for row in rows for path in re.findall(r"`([\w./-]+)`", row)]
+    kinds = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg", ".mp4", ".npz", ".npy", ".safetensors", ".onnx", ".pt"}
+    files = []
+    for folder in ("assets", "docs", "integrations", "pretrained", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            fetched = path.relative_to(ROOT).parts[:2] in {("pretrained", n) for n in ("official", "xdyna", "DWPose")}
+            if path.suffix in kinds and path.is_file() and not fetched:
+                files.append(path)
+    assert len(files) > 40
+    return [str(path.relative_to(ROOT)) for path in files if not any(path.is_relative_to(name) for name in named)]
+
+
+def test_everything_in_the_box_has_a_license() -> None:
+    text = (ROOT / "docs" / "licenses.md").read_text().split("## Fetched")[0]
+    rows = [line.strip("| ").split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    assert not without_license(rows)
+    assert without_license([row for row in rows if "comfyui`" not in row]) == [
+        "integrations/comfyui/example_workflows/xdyna_sample.jpg"
+    ]
+
+
 # ---- what stands around the project ----
 
 

@@ -13,12 +13,15 @@ from xdyna.config.infer import InferConfig
 from xdyna.core.progress import Watch
 from xdyna.media.image import write_png
 from xdyna.media.sheet import contact_sheet
+from xdyna.page.words import FORCE
 from xdyna.perception.errors import NoFaceError
 from xdyna.pipelines.controls import perceive, prepare
+from xdyna.pipelines.examine import examined
 from xdyna.pipelines.folder import Checkpoint
 from xdyna.pipelines.plan import Plan, Request, plan_animation
 
-SHOWN = 4  # frames of the preview
+LOOKED = 12  # frames in which the person is looked for; the share without one is of these
+SHOWN = 4  # of them in the preview
 _HEIGHT = 256  # px of an image of the preview
 _OUTSIDE = 0.35  # brightness of what the crop leaves out
 _BOX = (255, 196, 0)
@@ -42,7 +45,9 @@ class Look:
 
 
 def look_at(request: Request, settings: InferConfig, checkpoint: Checkpoint, *, cache_dir: Path) -> Look:
-    """Plan an animation, find the person in a few frames and draw what comes of it. The one place that judges.
+    """Plan an animation, find the person in some frames, judge how well the two fit and draw what comes of it.
+
+    Nothing is refused here: that one may see why. Alignment that cannot work is, unless it is forced.
 
     Args:
         request: files that go in.
@@ -57,24 +62,29 @@ def look_at(request: Request, settings: InferConfig, checkpoint: Checkpoint, *, 
     plan = plan_animation(request, settings, checkpoint)
     notes += plan.notes
     rows = plan.driving.rows
-    few = dataclasses.replace(plan.driving, rows=rows[np.linspace(0, len(rows) - 1, SHOWN).round().astype(int)])
-    short = dataclasses.replace(plan, driving=few)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, LOOKED).round().astype(int))
+    short = dataclasses.replace(plan, driving=dataclasses.replace(plan.driving, rows=rows[chosen]))
     watch = Watch(tell=notes.append)
     track = perceive(short, cache_dir=cache_dir, watch=watch)
+    placed, suits = examined(short, track, watch=watch, overwrite=False)
+    notes[:0] = suits.lines()
+    if suits.verdict == "refuse":
+        notes.insert(0, f"warning: they do not fit, so nothing is animated without “{FORCE}”")
     try:
-        conditions = prepare(track, short, watch=watch)
+        conditions = prepare(track, short, watch=watch, placed=placed)
     except NoFaceError as error:
         notes.append(f"warning: without face control: {error}")
         plan, short = plan.without_face(), short.without_face()
         conditions = prepare(track, short, watch=watch)
     if conditions.summary is not None:
         found = conditions.summary.found
-        notes.append(f"the person was found in {found} of the {SHOWN} frames that were looked at")
-    return Look(_drawn(plan, conditions.pose), list(dict.fromkeys(notes)))
+        notes.append(f"the person was found in {found} of the {len(chosen)} frames that were looked at")
+    shown = np.linspace(0, len(chosen) - 1, SHOWN).round().astype(int)
+    return Look(_drawn(plan, conditions.pose[shown], rows[chosen[shown]]), list(dict.fromkeys(notes)))
 
 
-def _drawn(plan: Plan, poses: np.ndarray) -> np.ndarray:
-    """The whole reference with what the crop keeps, and the skeletons on what is kept."""
+def _drawn(plan: Plan, poses: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The whole reference with what the crop keeps, and the skeletons of these driving frames on what is kept."""
     left, top, across, down = plan.crop.box
     whole = plan.reference.astype(np.float32) * _OUTSIDE
     whole[top : top + down, left : left + across] = plan.reference[top : top + down, left : left + across]
@@ -83,8 +93,7 @@ def _drawn(plan: Plan, poses: np.ndarray) -> np.ndarray:
     cv2.rectangle(whole, (left, top), (left + across - 1, top + down - 1), _BOX, line)
     fitted = plan.fitted()
     laid = [np.where(pose.any(axis=-1, keepdims=True), pose, fitted // 2 + 32) for pose in poses]
-    times = plan.driving.rows[np.linspace(0, len(plan.driving.rows) - 1, len(laid)).round().astype(int)]
-    captions = [f"driving frame {row}" for row in times]
+    captions = [f"driving frame {row}" for row in rows]
     return contact_sheet(
         {"your image and its crop": [whole], "": laid}, columns=len(laid), cell_height=_HEIGHT, captions=captions
     )

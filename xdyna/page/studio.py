@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from xdyna.core.progress import Watch
 from xdyna.core.resources import resource
 from xdyna.page.jobs import Job, Jobs
 from xdyna.page.uploads import Upload, take_image, take_video
+from xdyna.page.words import CROPS, for_visitors
 
 if TYPE_CHECKING:
     from xdyna.page.preview import Look
@@ -91,9 +92,11 @@ class Wish:
         frames: at most so many; 0 or None for all that are allowed.
         steps: denoising steps; 0 or None for those of the mode.
         seed: of the noise.
-        align: fit the person in the video to the one in the image.
+        align: fit the person in the video to the one in the image: as `align=auto` does.
         person: which person of the video; 0 is the largest.
         crowd: where everybody in the video is searched for, of `SEARCHES`.
+        crop: what of the image is kept, of `CROPS`.
+        force: go on where the image and the video do not suit each other.
     """
 
     image: str | None
@@ -105,6 +108,8 @@ class Wish:
     align: bool = False
     person: float | None = 0
     crowd: str = "auto"
+    crop: str = "published"
+    force: bool = False
 
 
 class Studio:
@@ -143,20 +148,20 @@ class Studio:
         """The settings of a wish.
 
         Raises:
-            UsageError: a mode or a search that is none, or a number out of range.
+            UsageError: a mode, a search or a crop that is none, or a number out of range.
         """
-        if not isinstance(wish.mode, str) or wish.mode not in self.modes:
-            raise UsageError(f"there is no mode of that name; expected one of {', '.join(self.modes)}")
+        _one_of(wish.mode, "mode of that name", self.modes)
+        _one_of(wish.crowd, "such search for everybody", SEARCHES)
+        _one_of(wish.crop, "such crop", CROPS)
         frames = _whole(wish.frames, "frames", 0, self.limits.max_frames)
         steps = _whole(wish.steps, "steps", 0, _MOST_STEPS)
         seed = _whole(wish.seed, "seed", 0, _SEEDS)
         person = _whole(wish.person, "person", 0, _MOST_PEOPLE)
-        if not isinstance(wish.crowd, str) or wish.crowd not in SEARCHES:
-            raise UsageError(f"there is no such search for everybody; expected one of {', '.join(SEARCHES)}")
         config = self.presets[wish.mode]
         if self.checkpoint.contract.guidance <= 1:  # it was trained to be sampled without
             config = dataclasses.replace(config, guidance=None, guidance_interval=[0.0, 1.0])
         larger = config.height is not None and config.height > self.checkpoint.size[0]
+        larger = larger or wish.crop == "none"  # then the size is the image's
         return dataclasses.replace(
             config,
             frames=min(frames or self.limits.max_frames, config.frames or self.limits.max_frames),
@@ -164,7 +169,8 @@ class Studio:
             seed=config.seed if seed is None else seed,
             height=None if larger else config.height,  # a preview is not larger than what the model makes
             width=None if larger else config.width,
-            align="global" if wish.align else "none",
+            align="auto" if wish.align else "none",
+            crop=wish.crop,
             person=person or 0,
             crowd=wish.crowd,
             device=self.limits.device,
@@ -197,13 +203,15 @@ class Studio:
         if not own_image and own_video:
             if settings.align == "none":
                 notes.append("a person has not the puppet's size and place, so the person is fitted to it")
-            settings = dataclasses.replace(settings, align="global", face_source=self.puppet_faces)
+            settings = dataclasses.replace(settings, align="auto", face_source=self.puppet_faces)
+        unused = settings.align == "none" and settings.crop == "none"
         request = Request(
             image.path,
             video.path if own_video else SAMPLE_VIDEO.points,
             out=folder / "result.mp4",
             face_video=None if own_video else video.path,
-            ref_keypoints=None if own_image or settings.align == "none" else SAMPLE_IMAGE.points,
+            ref_keypoints=None if own_image or unused else SAMPLE_IMAGE.points,
+            force=wish.force,
         )
         return request, settings, notes
 
@@ -222,7 +230,7 @@ class Studio:
             request, settings, notes = self.request(wish, folder)
             with self.perceiving:
                 found = look_at(request, settings, self.checkpoint, cache_dir=self.root / "keypoints")
-            return dataclasses.replace(found, notes=[*notes, *found.notes])
+            return dataclasses.replace(found, notes=[for_visitors(note) for note in (*notes, *found.notes)])
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -257,6 +265,8 @@ class Studio:
         """What the queue runs. The keypoints of visitors are cached in the page's folder, not in the user's."""
         from xdyna.pipelines.animate import make
 
+        said = watch
+        watch = dataclasses.replace(said, tell=lambda text: said.say(for_visitors(text)))
         watch.step("loading the model", 0, 1)
         model = self._model(settings)
         _ = model.pipeline
@@ -296,7 +306,7 @@ class Studio:
         if self.debug:
             traceback.print_exception(error)
         if isinstance(error, ValueError | OSError):
-            return self.without_paths(str(error))
+            return for_visitors(self.without_paths(str(error)))
         if not self.debug:
             print(f"unexpected error: {type(error).__name__}: {error} (--debug shows more)", file=sys.stderr)
         return f"something went wrong here ({type(error).__name__}); whoever runs this page finds more in its log"
@@ -317,6 +327,16 @@ def modes() -> dict[str, str]:
     there = [name for name in names("preset") if name not in _NO_MODES]
     ordered = [name for name in MODES if name in there] + [name for name in there if name not in MODES]
     return {name: MODES.get(name, name) for name in ordered}
+
+
+def _one_of(value: Any, what: str, choices: Iterable[str]) -> None:
+    """Check a choice.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"there is no {what}; expected one of {', '.join(choices)}")
 
 
 def _whole(value: Any, name: str, low: int, high: int) -> int | None:

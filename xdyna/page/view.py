@@ -17,6 +17,7 @@ from xdyna.page.jobs import Job, Progress, Unknown
 from xdyna.page.live_view import live_tab
 from xdyna.page.rooms import Rooms
 from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, SEARCHES, Studio, Wish
+from xdyna.page.words import CROP, CROPS, FIT, FORCE, LOOK
 
 STYLE = Path(__file__).with_name("page.css")
 _HISTORY = 12  # animations in the list
@@ -81,7 +82,19 @@ def build(studio: Studio, rooms: Rooms) -> gr.Blocks:
                 _animate_tab(page, studio, speak)
             with gr.Tab("Live", id="live"):
                 live_tab(rooms, speak)
+    _take_fewer_inputs(page)
     return page
+
+
+def _take_fewer_inputs(page: gr.Blocks) -> None:
+    """What a program does not name is as the page has it at first, so that new inputs disturb nobody."""
+    original = page.preprocess_data
+
+    async def preprocess_data(block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
+        missing = [getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :]]
+        return await original(block_fn, [*inputs, *missing], *rest, **more)
+
+    page.preprocess_data = preprocess_data  # type: ignore[method-assign]
 
 
 def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
@@ -105,23 +118,24 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
             )
             with gr.Row():
                 sample = gr.Button("Take the samples", size="sm", min_width=130, elem_id="samples")
-                look = gr.Button("Check how they fit", size="sm", min_width=130, elem_id="look")
+                look = gr.Button(LOOK, size="sm", min_width=130, elem_id="look")
             choices = [(text, name) for name, text in studio.modes.items()]
             usual = "fast" if "fast" in studio.modes else choices[0][1]
             mode = as_sent(gr.Dropdown(choices, value=usual, label="Mode", elem_id="mode"))
-            align = gr.Checkbox(False, label="Fit the person in the video to the one in the image", elem_id="align")
+            align = gr.Checkbox(False, label=FIT, elem_id="align")
             with gr.Row():
                 start = gr.Button("Animate", variant="primary", min_width=130, elem_id="start")
                 cancel = gr.Button("Cancel", variant="stop", min_width=130, elem_id="cancel", interactive=False)
-            with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
-                frames = gr.Number(0, label="Frames (0: all)", min_width=90, elem_id="frames")
-                steps = gr.Number(0, label="Steps (0: the mode's)", min_width=90, elem_id="steps")
-                seed = gr.Number(42, label="Seed", min_width=90, elem_id="seed")
-                person = gr.Number(0, label="Person (0: the largest)", min_width=90, elem_id="person")
-                searches = [(text, name) for name, text in SEARCHES.items()]
-                crowd = as_sent(
-                    gr.Dropdown(searches, value="auto", label="Search for everybody", min_width=90, elem_id="crowd")
-                )
+            with gr.Accordion("More", open=False, elem_id="more"):
+                with gr.Row():
+                    frames = gr.Number(0, label="Frames (0: all)", min_width=90, elem_id="frames")
+                    steps = gr.Number(0, label="Steps (0: the mode's)", min_width=90, elem_id="steps")
+                    seed = gr.Number(42, label="Seed", min_width=90, elem_id="seed")
+                    person = gr.Number(0, label="Person (0: the largest)", min_width=90, elem_id="person")
+                with gr.Row():
+                    crowd = _choice(SEARCHES, "Search for everybody", "crowd")
+                    crop = _choice(CROPS, CROP, "crop")
+                force = gr.Checkbox(False, label=FORCE, elem_id="force")
         with gr.Column(scale=1, min_width=300):
             bar = gr.HTML(_bar(None), elem_id="bar")
             fit = gr.Image(
@@ -142,7 +156,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
             )  # fmt: skip
             past = gr.Radio([], label="Your animations", visible=False, elem_id="past")
 
-    wish = [image, video, mode, frames, steps, seed, align, person, crowd]
+    wish = [image, video, mode, frames, steps, seed, align, person, crowd, crop, force]
     shown = [bar, notes, start, cancel, timer]
     outcome = [result, beside, files]
 
@@ -178,18 +192,22 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
 
     @speak
     def submit(
-        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any
-    ) -> dict[str, Any]:
+        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any,
+        crop: Any, force: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         """Let an animation wait; returns its id under "job", and its place in the queue."""
-        job = studio.submit(Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd))
+        asked = Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd, crop, bool(force))
+        job = studio.submit(asked)
         return {"job": job.id, "place": studio.jobs.progress(job.id).place}
 
     @speak
     def check(
-        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any
-    ) -> tuple[Any, Any]:
+        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any,
+        crop: Any, force: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
         """How well the image and the video fit: a preview, and sentences."""
-        found = studio.look(Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd))
+        asked = Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd, crop, bool(force))
+        found = studio.look(asked)
         return found.image, found.notes
 
     def keep(ticket: dict[str, Any] | None, kept: Any) -> tuple[Any, Any]:
@@ -229,6 +247,12 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
     _endpoints(studio, speak)
 
 
+def _choice(values: dict[str, str], label: str, name: str) -> Any:
+    """A list of values, by what they mean; the first one is chosen."""
+    choices = [(text, value) for value, text in values.items()]
+    return as_sent(gr.Dropdown(choices, value=next(iter(values)), label=label, min_width=200, elem_id=name))
+
+
 def _endpoints(studio: Studio, speak: Speaker) -> None:
     """What programs call, beside /submit, /look and /samples."""
 
@@ -265,7 +289,7 @@ def _list(sentences: list[str] | None) -> str:
     """Sentences as a list; warnings stand out."""
     items = []
     for text in sentences or []:
-        kind = "warning" if text.startswith("warning") else "note"
+        kind = "warning" if text.startswith("warning") else "verdict" if text.startswith("suitability") else "note"
         items.append(f'<li class="{kind}">{html.escape(text)}</li>')
     return f'<ul class="sentences">{"".join(items)}</ul>' if items else ""
 

@@ -5,8 +5,9 @@
               joint' = parent' + r[part] * (joint - parent),   r[part] = length in the reference / length in the clip,
           lengths as in `align_track`. Sides are measured together, the longer one of the reference counts: turning away
           only shortens. A part that the reference hides takes its neighbour's ratio (forearm: upper arm, shin: thigh),
-          else the torso's; ratios stay within `BOUNDS` of the torso's. Where both stand with their feet in view, feet
-          stand on the reference's ground and under its person; else the anchor of `align_track` stays where it was.
+          else the torso's; ratios stay within `BOUNDS` of the torso's, which stays within 2 of the person's scale.
+          Where both stand with their feet in view, feet stand on the reference's ground and under its person; else the
+          anchor of `align_track` stays where it was.
 "face"    one similarity again, its scale taken from the frame whose head is turned most like the reference's; the
           face's resting place goes to the reference's face.
 "auto"    "bones" where a torso or shoulders can be compared; else "face" where the reference's head is turned otherwise
@@ -180,8 +181,10 @@ def _ratios(driving: Figure, target: Figure, *, base: float, legs: bool) -> tupl
         found["head"] = float(np.median(heads))
     usual["head"] = 0.5 * usual["neck"]
     torso = base * _bounded(found["torso"] / base) if "torso" in found else base
-    ratios = {}
-    for part in (*_SIDES, "head"):
+    ratios = {"torso": torso}
+    for part in ("head", *_SIDES):
+        if part == "torso":
+            continue
         source = part if part in found else _NEIGHBOUR.get(part, "")
         near = _bounded(found.get(source, torso) / torso, BOUNDS.get(part, _BOUND))
         alone = len(_SIDES.get(source, ())) == 2 and sum(len(target.length(*side)) for side in _SIDES[source]) < 2

@@ -233,6 +233,28 @@ def _runs(name: str, group: Layers, device: torch.device, dtype: torch.dtype) ->
     return None
 
 
+def kernels_that_work(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Names of the kernels that compute a small layer here, and right up to the rounding of the dtype.
+
+    Args:
+        device: where.
+        dtype: of queries, keys and values.
+    """
+    call = Call(2, 16, 16)
+    group = Layers(heads=2, width=40, modules=(), calls=(call,))
+    inputs = _inputs(call, group, device, dtype)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        expected = _attend("native_math", group, inputs)
+        return [
+            name
+            for name, kernel in KERNELS.items()
+            if obstacle(name, device, dtype) is None
+            and _runs(name, group, device, dtype) is None
+            and (not kernel.exact or _agrees(_attend(name, group, inputs), expected))
+        ]
+
+
 def _fastest(
     groups: dict[str, Layers], device: torch.device, dtype: torch.dtype, path: Path, clock: Callable[[], float]
 ) -> dict[str, str]:

@@ -46,12 +46,14 @@ class Line:
         level: "pass", "warn" or "fail".
         text: what was found.
         mend: the command that mends it, or what to do; "" where nothing is to be done.
+        files: those that were looked at: path, bytes, sha256.
     """
 
     name: str
     level: str
     text: str
     mend: str = ""
+    files: tuple[dict[str, Any], ...] = ()
 
 
 class _Problem(Exception):
@@ -72,7 +74,7 @@ def examine_machine() -> Iterator[Line]:
         yield _run(name, check)
 
 
-def _run(name: str, check: Callable[[], str | tuple[str, str, str]]) -> Line:
+def _run(name: str, check: Callable[[], str | tuple[Any, ...]]) -> Line:
     """A check's line, whatever it does."""
     try:
         found = check()
@@ -84,7 +86,10 @@ def _run(name: str, check: Callable[[], str | tuple[str, str, str]]) -> Line:
         return Line(name, "fail", _first(error), "do what the message says, then run `xdyna doctor` again")
     except Exception as error:  # whatever it is, the other lines must still be told
         return Line(name, "fail", f"{type(error).__name__}: {_first(error)}", install_xdyna())
-    return Line(name, "pass", found) if isinstance(found, str) else Line(name, *found)
+    if isinstance(found, str):
+        return Line(name, "pass", found)
+    level, text, mend, *files = found
+    return Line(name, level, text, mend, tuple(*files))
 
 
 def _first(error: BaseException) -> str:
@@ -177,19 +182,24 @@ def check_attention() -> str | tuple[str, str, str]:
     off = float((got - want).abs().max())
     if not off < 1e-3:
         return "fail", f"PyTorch's attention is off by {off:.2g} on {device}", pip("--force-reinstall torch")
+    from xdyna.pipelines.attention import kernels_that_work
+
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    names = ", ".join(kernels_that_work(device, dtype))
+    told = f"attention={names} work on {device} in {str(dtype).removeprefix('torch.')}"
     if importlib.util.find_spec("xformers") is None:
-        return "sdpa (xformers is not installed; it is of use with CUDA alone)"
+        return f"{told}; xformers is not installed (it is of use with CUDA alone)"
     logging.getLogger("xformers").setLevel(logging.ERROR)  # what it would log is in the line
     try:
         importlib.import_module("xformers.ops")
     except (ImportError, OSError) as error:
-        return "warn", f"sdpa; xformers is installed but broken: {_first(error)}", install_xdyna("xformers")
+        return "warn", f"{told}; xformers is installed but broken: {_first(error)}", install_xdyna("xformers")
     # It is imported without its kernels where it was built for another PyTorch, which it tells its log alone.
     unbuilt = getattr(sys.modules.get("xformers._cpp_lib"), "_cpp_library_load_exception", None)
     if unbuilt is not None:
         reason = " ".join(str(unbuilt).partition("Please")[0].split())
-        return "warn", f"sdpa; xformers has no kernels here: {reason}", f"{python()} -m pip uninstall -y xformers"
-    return "sdpa, xformers"
+        return "warn", f"{told}; xformers has no kernels here: {reason}", f"{python()} -m pip uninstall -y xformers"
+    return told
 
 
 def check_codecs() -> str | tuple[str, str, str]:
@@ -277,44 +287,53 @@ def _try_detector(name: str) -> Any:
     return backend
 
 
-def check_weights() -> str | tuple[str, str, str]:
+def check_weights() -> tuple[Any, ...]:
     """Shipped weights have the bytes they were shipped with; the published ones are there or not."""
     from xdyna.pipelines.folder import OFFICIAL, TINY
 
     root = resource(*CHECKSUMS).parent
     entries = [line.split(maxsplit=1) for line in resource(*CHECKSUMS).read_text().splitlines()]
-    wrong = []
+    wrong, files = [], list[dict[str, Any]]()
     for digest, name in entries:
         path = root / name.strip()
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif file_sha256(path) != digest:
-            wrong.append(f"{name} ({path.stat().st_size:,} bytes) has other bytes than it was shipped with")
+            continue
+        files.append(_described(path))
+        if files[-1]["sha256"] != digest:
+            wrong.append(f"{name} ({files[-1]['bytes']:,} bytes) has other bytes than it was shipped with")
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        return "fail", "; ".join(wrong[:3]) + more, restore_xdyna()
-    shipped = sum((root / name.strip()).stat().st_size for _, name in entries)
+        return "fail", "; ".join(wrong[:3]) + more, restore_xdyna(), files
+    shipped = sum(file["bytes"] for file in files)
     text = f"{len(entries)} shipped files, {shipped / 1e6:.1f} MB, hashes right (xdyna-tiny at {TINY})"
     if not OFFICIAL.is_dir():
-        return "warn", f"{text}; the published weights are not here", f"{python()} -m xdyna convert --download"
-    return f"{text}; published weights: {_folder_of_weights(OFFICIAL)}"
+        mend = f"{python()} -m xdyna convert --download"
+        return "warn", f"{text}; the published weights are not here", mend, files
+    published = _folder_of_weights(OFFICIAL)
+    total = sum(file["bytes"] for file in published)
+    unet = "".join(f", unet {file['sha256'][:16]}..." for file in published if Path(file["path"]).parent.name == "unet")
+    return "pass", f"{text}; published weights: {total / 1e9:.2f} GB in {OFFICIAL}{unet}", "", [*files, *published]
 
 
-def _folder_of_weights(folder: Path) -> str:
-    """Size and hash of a pipeline folder's weights, each of which can be opened."""
+def _described(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _folder_of_weights(folder: Path) -> list[dict[str, Any]]:
+    """Sizes and hashes of a pipeline folder's weights, each of which can be opened."""
     from safetensors import SafetensorError, safe_open
 
-    files, total = sorted(folder.rglob("*.safetensors")), 0
-    for path in files:
+    files = []
+    for path in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(path, "pt") as tensors:
                 list(tensors.keys())
         except (SafetensorError, OSError) as error:
             mend = f"rm -r '{folder}' && {python()} -m xdyna convert --download"
             raise _Problem("fail", f"{path} cannot be opened: {_first(error)}", mend) from error
-        total += path.stat().st_size
-    unet = next((path for path in files if path.parent.name == "unet"), None)
-    return f"{total / 1e9:.2f} GB in {folder}" + (f", unet {file_sha256(unet)[:16]}..." if unet else "")
+        files.append(_described(path))
+    return files
 
 
 def check_disk() -> str | tuple[str, str, str]:

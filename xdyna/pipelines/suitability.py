@@ -243,7 +243,8 @@ def _place(moved: Figure, shown: Figure) -> Check:
     lengths = _measure(moved, shown)
     point = next((p for p in (NECK, NOSE, MID_HIP) if shown.seen[0, p] and moved.seen[:, p].mean() >= 0.25), None)
     if lengths is None or point is None:
-        return Check("place", 0.5, "the two show no point in common", "look at --preview FILE.png")
+        advice = "choose a video and an image that show the same part of the body"
+        return Check("place", 0.5, "the two show no point in common", advice)
     at = resting_place(moved.xy[moved.seen[:, point], point])
     torso = lengths[1] if shown.seen[0, MID_HIP] and shown.seen[0, NECK] else 1.5 * lengths[1]
     distance = float(np.linalg.norm(at - shown.xy[0, point])) / torso

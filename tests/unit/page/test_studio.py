@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xdyna.config.infer import CROPS as INFER_CROPS
 from xdyna.config.infer import CROWDS
 from xdyna.config.page import PageConfig
 from xdyna.core.errors import UsageError
 from xdyna.media.image import read_image, write_png
-from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, SEARCHES, Studio, Wish, modes
+from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, SEARCHES, Sample, Studio, Wish, modes
 from xdyna.page.uploads import Upload
+from xdyna.page.words import CROPS, FORCE
+from xdyna.perception.types import PoseTrack
+from xdyna.pipelines.driving import open_driving
 
 LIMITS = PageConfig(device="cpu", max_frames=40)
 
@@ -61,7 +65,7 @@ def test_modes_are_the_presets_that_sample() -> None:
 
 def test_settings(studio: Studio) -> None:
     found = studio.settings(Wish(None, None, mode="fast", frames=8.0, steps=3, seed=7, align=True))
-    assert (found.frames, found.steps, found.seed, found.align, found.scheduler) == (8, 3, 7, "global", "dpmsolver++")
+    assert (found.frames, found.steps, found.seed, found.align, found.scheduler) == (8, 3, 7, "auto", "dpmsolver++")
     assert (found.guidance, found.guidance_interval) == (None, [0.0, 1.0])  # xdyna-tiny is sampled without
     plain = studio.settings(Wish(None, None, mode="exact", frames=0, steps=0, seed=None))
     assert (plain.frames, plain.steps, plain.seed, plain.align) == (40, None, 42, "none")
@@ -97,8 +101,15 @@ def test_unknown_searches(studio: Studio, crowd: Any) -> None:
         studio.settings(Wish(None, None, crowd=crowd))
 
 
-def test_searches_are_those_that_there_are() -> None:
+@pytest.mark.parametrize("crop", ["", "face", None, 1])
+def test_unknown_crops(studio: Studio, crop: Any) -> None:
+    with pytest.raises(UsageError, match="no such crop; expected one of published, person, none"):
+        studio.settings(Wish(None, None, crop=crop))
+
+
+def test_choices_are_those_that_there_are() -> None:
     assert tuple(SEARCHES) == CROWDS
+    assert tuple(CROPS) == INFER_CROPS
 
 
 def test_the_sample_is_known_by_its_content(studio: Studio, wish: Wish, tmp_path: Path) -> None:
@@ -106,18 +117,23 @@ def test_the_sample_is_known_by_its_content(studio: Studio, wish: Wish, tmp_path
     assert request.reference == tmp_path / "image.png"
     assert request.driving == SAMPLE_VIDEO.points
     assert request.face_video == tmp_path / "video.mp4"
-    assert request.ref_keypoints is None  # of use with align alone
+    assert request.ref_keypoints == SAMPLE_IMAGE.points  # they count as detected
+    assert not request.force
     assert (settings.align, settings.face_source) == ("none", None)
     assert notes == ["the sample's puppet", "the sample's dance"]
-    aligned, _, _ = studio.request(dataclasses.replace(wish, align=True), tmp_path / "b")
+    whole, settings, _ = studio.request(dataclasses.replace(wish, crop="none", mode="preview"), tmp_path / "b")
+    assert whole.ref_keypoints is None  # of no use there, which would be refused
+    assert (settings.crop, settings.height) == ("none", None)
+    aligned, _, _ = studio.request(dataclasses.replace(wish, crop="none", align=True, force=True), tmp_path / "c")
     assert aligned.ref_keypoints == SAMPLE_IMAGE.points
+    assert aligned.force
 
 
 def test_a_person_who_moves_the_puppet(studio: Studio, wish: Wish, own_video: str, tmp_path: Path) -> None:
     request, settings, notes = studio.request(dataclasses.replace(wish, video=own_video), tmp_path)
     assert (request.driving, request.face_video) == (tmp_path / "video.mp4", None)
     assert request.ref_keypoints == SAMPLE_IMAGE.points
-    assert (settings.align, settings.face_source) == ("global", "xdyna.puppets.actor.PuppetFaces")
+    assert (settings.align, settings.face_source) == ("auto", "xdyna.puppets.actor.PuppetFaces")
     assert "a person has not the puppet's size and place, so the person is fitted to it" in notes
 
 
@@ -138,6 +154,43 @@ def test_the_look(studio: Studio, wish: Wish) -> None:
     # The skeletons are there: the same look at another part of the dance differs.
     other = studio.look(dataclasses.replace(wish, frames=40, align=True))
     assert not np.array_equal(found.image, other.image)
+
+
+def test_the_look_says_how_well_they_fit(studio: Studio, wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples do; a dancer of a fifth of the size does not, which is said and drawn, not refused."""
+    found = studio.look(dataclasses.replace(wish, frames=8))
+    assert found.notes[2].startswith("suitability: 0.")
+    assert "(good; weakest: " in found.notes[2]
+    assert not any(note.startswith("warning") for note in found.notes)
+    dance = PoseTrack.load(SAMPLE_VIDEO.points)
+    small = studio.root / "small.npz"
+    moved = {name: getattr(dance, name) * np.float32([0.2, 0.2, 1]) for name in ("body", "hands", "face")}
+    dataclasses.replace(dance, **moved).save(small)
+    monkeypatch.setattr("xdyna.page.studio.SAMPLE_VIDEO", Sample(SAMPLE_VIDEO.media, small))
+    poor = studio.look(dataclasses.replace(wish, frames=8))
+    assert poor.notes[2] == f"warning: they do not fit, so nothing is animated without “{FORCE}”"
+    assert "(refuse; weakest: scale)" in poor.notes[3]
+    (scale,) = [note for note in poor.notes if note.startswith("warning: scale")]
+    assert "0.20 times as large" in scale
+    assert "give “Fit the person in the video to the one in the image”" in scale
+    assert poor.image.shape == found.image.shape
+    fitted = studio.look(dataclasses.replace(wish, frames=8, align=True))
+    assert "(refuse;" not in " ".join(fitted.notes)
+
+
+def test_more_frames_are_looked_at_than_are_shown(studio: Studio, wish: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of twelve is not drawn; that nobody is there is said."""
+    dance = PoseTrack.load(SAMPLE_VIDEO.points)
+    gone = {name: getattr(dance, name).copy() for name in ("body", "hands", "face")}
+    second = open_driving(SAMPLE_VIDEO.points, frames=12).rows[1]
+    for points in gone.values():
+        points[second] = 0
+    away = studio.root / "away.npz"
+    dataclasses.replace(dance, **gone).save(away)
+    monkeypatch.setattr("xdyna.page.studio.SAMPLE_VIDEO", Sample(SAMPLE_VIDEO.media, away))
+    found = studio.look(dataclasses.replace(wish, frames=12))
+    (warning,) = [note for note in found.notes if note.startswith("warning")]
+    assert warning.startswith("warning: nobody is seen in 8% of the driving frames (1 of 12: at ")
 
 
 @pytest.mark.usefixtures("detector")

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from xdyna.cli.main import main
+from xdyna.config.infer import ATTENTION
+from xdyna.core.files import file_sha256
 from xdyna.core.install import headless_command, install_xdyna, restore_xdyna
 from xdyna.core.program import run
 from xdyna.core.resources import checkout, resource
-from xdyna.pipelines import doctor, mending
+from xdyna.pipelines import attention, doctor, mending
 from xdyna.pipelines.doctor import CHECKS, Line, _run
 from xdyna.pipelines.mending import SYSTEM
 
@@ -159,6 +161,8 @@ def test_a_driver_without_a_build_for_it(monkeypatch):
 def test_dtypes_and_attention(monkeypatch):
     assert "float32" in line("dtypes").text
     assert line("attention").level == "pass"
+    named = line("attention").text.removeprefix("attention=").partition(" work on ")[0].split(", ")
+    assert {"native", "native_math"} <= set(named) <= set(ATTENTION)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: v * 2)
     found = line("attention")
     assert found.level == "fail"
@@ -168,6 +172,20 @@ def test_dtypes_and_attention(monkeypatch):
     found = line("dtypes")
     assert found.level == "fail"
     assert "matrix products in float32 are wrong" in found.text
+
+
+def test_kernels_that_are_wrong_or_fail_are_not_named(monkeypatch):
+    original = attention._attend
+
+    def attend(name, group, inputs):
+        if name == "flex":
+            raise RuntimeError("no such kernel")
+        return original(name, group, inputs) * (1.01 if name == "native_flash" else 1)
+
+    cpu = torch.device("cpu")
+    assert attention.kernels_that_work(cpu, torch.float32) == ["native", "native_math", "native_flash", "flex"]
+    monkeypatch.setattr(attention, "_attend", attend)
+    assert attention.kernels_that_work(cpu, torch.float32) == ["native", "native_math"]
 
 
 def test_xformers_that_cannot_be_loaded_is_a_warning(monkeypatch):
@@ -192,9 +210,11 @@ def test_xformers_of_another_pytorch_is_a_warning(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
     text = "xFormers can't load C++ extensions. It was built for: PyTorch 2.10 (you have 2.13)"
     mend = f"{sys.executable} -m pip uninstall -y xformers"
-    assert line("attention") == Line("attention", "warn", f"sdpa; xformers has no kernels here: {text}", mend)
+    found = line("attention")
+    assert (found.level, found.mend) == ("warn", mend)
+    assert found.text.endswith(f"; xformers has no kernels here: {text}")
     lib._cpp_library_load_exception = None
-    assert line("attention") == Line("attention", "pass", "sdpa, xformers")
+    assert line("attention").level == "pass"
 
 
 def test_codecs(monkeypatch):
@@ -263,6 +283,10 @@ def test_weights(weights):
     found = line("weights")
     assert found.level in ("pass", "warn")
     assert "hashes right" in found.text
+    told = {Path(file["path"]).relative_to(weights).as_posix(): file for file in found.files}
+    for entry in (weights / "SHA256SUMS").read_text().splitlines():
+        digest, name = entry.split()
+        assert (told[name]["sha256"], told[name]["bytes"]) == (digest, (weights / name).stat().st_size)
     path = weights / "xdyna-tiny" / "vae" / "diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1  # one bit of one number
@@ -279,7 +303,8 @@ def test_the_list_of_hashes_is_that_of_the_shipped_files():
     """Made by: cd pretrained && sha256sum $(git ls-files '*.safetensors') > SHA256SUMS"""
     root = resource("pretrained")
     names = {entry.split()[1] for entry in (root / "SHA256SUMS").read_text().splitlines()}
-    for folder in ("xdyna-tiny", "puppet-dynamics", "puppet-expression", "puppet-identity", "puppet-segmenter"):
+    for folder in ("xdyna-tiny", "xdyna-tiny-few-step", "puppet-dynamics", "puppet-expression", "puppet-identity",
+                   "puppet-segmenter"):  # fmt: skip
         found = {path.relative_to(root).as_posix() for path in (root / folder).rglob("*.safetensors")}
         assert found
         assert found <= names
@@ -299,6 +324,13 @@ def test_published_weights_that_cannot_be_opened(monkeypatch, tmp_path):
     assert found.level == "fail"
     assert "cannot be opened" in found.text
     assert found.mend == f"rm -r '{tmp_path / 'xdyna'}' && {sys.executable} -m xdyna convert --download"
+    whole = resource("pretrained", "puppet-segmenter", "weights.safetensors")
+    shutil.copy(whole, tmp_path / "xdyna" / "unet" / "a.safetensors")
+    found = line("weights")
+    assert found.level == "pass"
+    digest = file_sha256(whole)
+    assert found.text.endswith(f"in {tmp_path / 'xdyna'}, unet {digest[:16]}...")
+    assert found.files[-1]["sha256"] == digest
 
 
 @pytest.mark.parametrize(("free", "level"), [(0.2, "fail"), (5, "warn"), (50, "pass")])
@@ -382,7 +414,7 @@ def test_the_program(three, capsys):
     capsys.readouterr()
     assert main(["doctor", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found[2] == {"name": "c", "level": "fail", "text": "broken", "mend": "do that"}
+    assert found[2] == {"name": "c", "level": "fail", "text": "broken", "mend": "do that", "files": []}
     assert run("xdyna.cli.doctor", ["--json"]) == 1
 
 

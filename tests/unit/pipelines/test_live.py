@@ -240,6 +240,7 @@ def test_a_session_writes_its_files_and_their_manifest(model, tmp_path) -> None:
     assert manifest["live"]["ended"] == "the input ended"
     assert manifest["config"]["guidance"] == 7.5
     assert list(manifest["outputs"]) == ["a"]
+    assert manifest["suitability"]["verdict"] == "unknown"
     with pytest.raises(ValueError, match="exists already"):
         live(REFERENCE, track, out=tmp_path / "a", settings=settings, model=model)
     stands: list[int] = []
@@ -300,10 +301,42 @@ def test_a_lost_person_is_held_then_gone_and_said() -> None:
     drawn = poses.any(axis=(1, 2, 3))
     assert drawn.tolist() == [True, True, True, True, False, False, True, True]
     np.testing.assert_array_equal(poses[2], poses[1])
-    assert said == ["at 0.2 s the person is lost", "at 0.6 s the person is back"]
+    unknown = "suitability: unknown (nobody is known in the reference image)"
+    assert said == ["at 0.2 s the person is lost", "at 0.6 s the person is back", unknown]
     assert make.lost == 4
     with pytest.raises(UsageError, match="changed its size"):
         make([dataclasses.replace(items[0], size=(10, 10))])
+
+
+@pytest.mark.parametrize(("align", "verdict"), [("none", "refuse"), ("global", "warn")])
+def test_how_well_input_and_image_suit_each_other_is_said_once(align, verdict) -> None:
+    """By the first frames that show the person; never refused. Aligned, 22 px are still few."""
+    said: list[str] = []
+    items = figures(9)
+    person = items[0].people[0]
+    small = np.float32([0.3, 0.3, 1])
+    items = [
+        dataclasses.replace(item, people=(dataclasses.replace(one, body=one.body * small, face=one.face * small),))
+        for item in items
+        for one in item.people
+    ]
+    make = controls(said, person, align=align, align_frames=4)
+    make(items[:3])
+    assert make.suitability is None
+    make(items[3:6])
+    make(items[6:])
+    make.judge()
+    verdicts = [text for text in said if text.startswith("suitability")]
+    assert len(verdicts) == 1
+    assert f"({verdict};" in verdicts[0]
+    assert make.suitability.verdict == verdict
+    assert any("0.30 times as large" in text for text in said) == (align == "none")
+    assert len(make.suitability.checks) == (8 if align == "none" else 7)
+    short = controls(said := [], person)
+    short(figures(2))
+    assert said == []
+    short.judge()
+    assert said[0].startswith("suitability: ")
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from xdyna.perception.types import Person, PoseTrack, missing_points
 from xdyna.pipelines.controls import Placement, face_source, placed_body
 from xdyna.pipelines.crop import published_crop
 from xdyna.pipelines.live.backlog import LiveInput
+from xdyna.pipelines.suitability import Suitability, assess
 
 _PATIENCE = 8  # frames without the person after which the N-th largest is followed instead
 _HISTORY = 64  # frames that alignment, and what a face usually looks like, are measured on
@@ -31,7 +32,7 @@ class LiveControls:
         contract: of the model.
         crop: of the reference to the video.
         reference: (H, W) of the reference, px.
-        person: in the reference; needed to align.
+        person: in the reference, where it is known; needed to align.
         face: whether faces are made for the face ControlNet.
         say: given notes, a sentence each.
     """
@@ -51,6 +52,7 @@ class LiveControls:
         self.reference, self.person, self.face, self.say = reference, person, face, say
         self.source = face_source(settings.face_source) if settings.face_source is not None and face else None
         self.lost = 0
+        self.suitability: Suitability | None = None  # of the first frames that show the person; None before
         self._placement: Placement | None = None
         self._input_size: tuple[int, int] | None = None
         self._last: Person | None = None
@@ -80,6 +82,7 @@ class LiveControls:
         self._history = whole.select(slice(-_HISTORY, None))
         if self._placement is None:  # not yet aligned: nobody is drawn
             return {"pose": np.zeros((len(inputs), *self.size, 3), np.uint8)}
+        self.judge(enough=self.settings.align_frames)
         placed = self._placed(track)
         faces = None
         if self.face:
@@ -165,6 +168,27 @@ class LiveControls:
             points = (moved(track.body), moved(track.hands), moved(track.face))
             track = replace(track, body=points[0], hands=points[1], face=points[2], size=report.size)
         return track.transform(self._placement.crop)
+
+    def judge(self, *, enough: int = 1) -> None:
+        """Say how well image and input suit each other, once; nothing is refused: what comes in may still change.
+
+        Args:
+            enough: frames with the person that are needed.
+        """
+        seen = self._history
+        if self.suitability is not None or self._placement is None or seen is None or seen.found.sum() < enough:
+            return
+        alignment = self._placement.alignment
+        self.suitability = assess(
+            seen,
+            self.person,
+            placed=self._placed(seen),
+            shape=self.reference,
+            crop=self.crop,
+            aligned=None if alignment is None else alignment.scale,
+        )
+        for line in self.suitability.lines():
+            self.say(line)
 
     # --- faces ----------------------------------------------------------------------------------------------------
 

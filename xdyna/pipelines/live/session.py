@@ -4,6 +4,7 @@ What a window shows depends on its frames, on those before and on the seed alone
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from xdyna.pipelines.live.window import WindowDenoiser
 from xdyna.pipelines.model import Model, load
 from xdyna.pipelines.outputs import OutputFiles, reserve
 from xdyna.pipelines.plan import ImageLike, Request, choose_crop, read_person, read_reference
+from xdyna.pipelines.suitability import Suitability
 
 
 class LiveSession:
@@ -84,6 +86,7 @@ class LiveSession:
         if person is None and settings.align != "none":
             person = find_reference(picture, settings.animation())
 
+        @functools.cache
         def look() -> Person | None:
             try:
                 return find_reference(picture, settings.animation())
@@ -91,6 +94,7 @@ class LiveSession:
                 return None
 
         crop, person = choose_crop(settings.crop, picture, size, face=self.face, person=person, look=look)
+        person = person or look()  # to say how well it suits the input
         fitted = fit_image(picture, crop, face=self.face)
         looked_at = picture if contract.reference == "whole" else fitted
         model.merge_lora()
@@ -215,6 +219,8 @@ def live(
             f"{'on' if session.face else 'off'}, {model.device}, {str(model.dtype).removeprefix('torch.')}"
         )
         report, error = run(session, source, sink, settings=settings, watch=watch, device=model.device)
+        session.controls.judge()  # where it ended before that
+    suits = session.controls.suitability or Suitability((), "no frame of the input was drawn")
     if files is not None and report.frames:
         entries = {
             "config": dataclasses.asdict(session.settings),
@@ -226,6 +232,7 @@ def live(
             "dtype": str(model.dtype),
             "attention": kernels,
             "threads": report.threads or torch.get_num_threads(),
+            "suitability": suits.entries(),
             "live": report.numbers(),
             "outputs": {files.video.name: path_sha256(files.video)},
         }
