@@ -327,3 +327,21 @@ def test_where_two_meet_and_one_is_missed_everybody_is_looked_for(walk):
 def test_the_last_frame_may_be_the_one_with_so_many(walk):
     rows = walk(a=[20.0] * 40, b=[None] * 39 + [200.0])
     assert names(follow(brief(rows, "b"), person=1, witness=Told(rows)), rows) == "-" * 39 + "b"
+
+
+class Covering(Told):
+    """Where the nearer one, a, covers b, a's clothes are seen in b's place as well."""
+
+    def colors(self, row: int, person: Person) -> np.ndarray | None:
+        people = self.rows[row]
+        if person is people.get("b") and "a" in people and abs(person.box[0] - people["a"].box[0]) < 36:
+            person = people["a"]
+        return super().colors(row, person)
+
+
+@pytest.mark.parametrize("hidden", [(), ("b",)])
+def test_clothes_are_not_learned_while_somebody_covers_them(walk, hidden):
+    """Else the other's would count as the person's own when both go back."""
+    way = [20 * min(k, 18 - k) for k in range(19)]
+    rows = walk(a=[20.0 + x for x in way], b=[380.0 - x for x in way])
+    assert names(follow(brief(rows, *hidden), witness=Covering(rows)), rows) == "a" * 19
