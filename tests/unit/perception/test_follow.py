@@ -277,7 +277,7 @@ def test_after_a_cut_the_second_largest_stays_that(walk):
 
 @pytest.mark.parametrize("wide", [38, 44])
 def test_of_two_within_reach_the_nearer_goes_on(make_people, wide):
-    """Somebody moves by more than their width; at the other side stands somebody a little farther, larger or smaller."""
+    """Somebody moves by more than their width; at their other side stands somebody a little farther away."""
     start, moved = make_people(100, 40, 140, 140), make_people(145, 40, 185, 140)
     other = make_people(47, 40, 47 + wide, 140)
     found = sorted([moved, other], key=lambda one: -one.area)
@@ -306,7 +306,7 @@ def test_who_is_found_twice_is_no_rival_of_themselves(walk):
 
 
 def test_who_left_is_not_met_any_more(walk):
-    """The person stands where somebody stood who left: company elsewhere is looked at every fourth frame all the same."""
+    """The person stands where somebody stood who left: every fourth frame is searched, for company elsewhere."""
     count = 41
     rows = walk(a=[100.0] * 6 + [160.0] * (count - 6), b=[190.0] * 4 + [None] * (count - 4), c=[600.0] * count)
     witness = Told(rows)
