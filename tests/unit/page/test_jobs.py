@@ -107,24 +107,33 @@ def timed(clock: Clock, seconds: float, error: str = "") -> Callable[[Job, Watch
     return work
 
 
-def test_who_waits_is_told_how_long_by_those_who_are_done(jobs: Jobs, clock: Clock) -> None:
-    """A failure, however long it took, says nothing about that; nor does what was done long ago."""
+def begun(jobs: Jobs, gate: threading.Event) -> Job:
+    """A job that runs until it may go on."""
+    gate.clear()
+    job = submit(jobs, stuck(gate))
+    wait(lambda: job.stage == "working")
+    return job
+
+
+def ended(jobs: Jobs, work: Callable[[Job, Watch], Any]) -> Job:
+    job = submit(jobs, work)
+    wait(lambda: not job.active)
+    return job
+
+
+def test_a_failure_says_nothing_about_how_long_jobs_take(jobs: Jobs, clock: Clock) -> None:
     gate = threading.Event()
-    for seconds, error in ((900, "broken"), *[(500, "")] * 8, *[(20, "")] * 8):
-        one = submit(jobs, timed(clock, seconds, error))
-        wait(lambda one=one: not one.active)
-        if error:
-            running = submit(jobs, stuck(gate))
-            wait(lambda: running.stage == "working")
-            behind = submit(jobs, lambda job, watch: None)
-            assert jobs.progress(behind.id).eta_seconds is None
-            jobs.cancel(behind.id)
-            jobs.cancel(running.id)
-            gate.set()
-            wait(lambda: not running.active)
-            gate.clear()
-    running = submit(jobs, stuck(gate))
-    wait(lambda: running.stage == "working")
+    ended(jobs, timed(clock, 900, "broken"))
+    begun(jobs, gate)
+    assert jobs.progress(submit(jobs, lambda job, watch: None).id).eta_seconds is None
+    gate.set()
+
+
+def test_who_waits_is_told_how_long_by_those_who_were_made_last(jobs: Jobs, clock: Clock) -> None:
+    gate = threading.Event()
+    for seconds in (*[500] * 9, *[20] * 8):
+        ended(jobs, timed(clock, seconds))
+    begun(jobs, gate)
     others = [submit(jobs, lambda job, watch: None) for _ in range(3)]
     assert [jobs.progress(other.id).eta_seconds for other in others] == [20, 40, 60]
     with pytest.raises(Busy, match="3 animations wait already, so this one was not taken; try again in about 20 s"):
@@ -134,10 +143,8 @@ def test_who_waits_is_told_how_long_by_those_who_are_done(jobs: Jobs, clock: Clo
 
 def test_long_jobs_are_told_in_minutes(jobs: Jobs, clock: Clock) -> None:
     gate = threading.Event()
-    one = submit(jobs, timed(clock, 600))
-    wait(lambda: not one.active)
-    running = submit(jobs, stuck(gate))
-    wait(lambda: running.stage == "working")
+    ended(jobs, timed(clock, 600))
+    begun(jobs, gate)
     for _ in range(3):
         submit(jobs, lambda job, watch: None)
     with pytest.raises(Busy, match="try again in about 10 minutes"):
@@ -165,8 +172,7 @@ def test_a_stage_that_begins_again_has_its_own_time(jobs: Jobs, clock: Clock) ->
 
 def test_first_come_first_made(jobs: Jobs) -> None:
     gate, made = threading.Event(), list[str]()
-    running = submit(jobs, stuck(gate))
-    wait(lambda: running.stage == "working")
+    begun(jobs, gate)
     others = [submit(jobs, lambda job, watch: made.append(job.id)) for _ in range(3)]
     gate.set()
     wait(lambda: not any(other.active for other in others))
@@ -175,8 +181,7 @@ def test_first_come_first_made(jobs: Jobs) -> None:
 
 def test_what_takes_longer_than_it_is_kept_is_left_alone(jobs: Jobs, clock: Clock) -> None:
     gate = threading.Event()
-    running = submit(jobs, stuck(gate))
-    wait(lambda: running.stage == "working")
+    running = begun(jobs, gate)
     clock.now += 600
     assert jobs.sweep() == 0
     gate.set()
