@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -270,6 +271,23 @@ def test_rooms_share_their_weights(monkeypatch: pytest.MonkeyPatch, clock: Clock
     page = Rooms(PageConfig(), LiveConfig(), str, clock=clock)
     assert page._model() is page._model()
     assert len(loaded) == 1
+
+
+def test_closing_waits_for_the_rooms(rooms: Make) -> None:
+    """What they still write would be removed under them."""
+    page, began = rooms(), threading.Event()
+
+    def model() -> Any:
+        began.set()
+        time.sleep(0.5)
+        raise ValueError("no weights")
+
+    page._model = model  # type: ignore[method-assign]
+    room = opened(page)
+    assert began.wait(60)
+    page.close()
+    assert not room.thread.is_alive()
+    assert room.reason == "the page is being closed"
 
 
 def test_what_fails_is_said(rooms: Make) -> None:
