@@ -287,7 +287,7 @@ def test_closing_waits_for_the_rooms(rooms: Make) -> None:
     assert began.wait(60)
     page.close()
     assert not room.thread.is_alive()
-    assert room.reason == "the page is being closed"
+    assert room.state == "ended"
 
 
 def test_what_fails_is_said(rooms: Make) -> None:
