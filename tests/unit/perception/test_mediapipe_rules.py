@@ -9,7 +9,7 @@ import pytest
 
 from xdyna.perception import mediapipe_backend as module
 from xdyna.perception.mediapipe_backend import MediaPipeBackend
-from xdyna.perception.topology import LEFT_ELBOW, LEFT_WRIST, RIGHT_ELBOW, RIGHT_WRIST
+from xdyna.perception.topology import LEFT_ELBOW, LEFT_WRIST, NECK, RIGHT_ELBOW, RIGHT_WRIST
 
 SIDE = 240
 
@@ -86,6 +86,30 @@ def test_a_search_that_adds_nobody_changes_nothing(backend, frame) -> None:
     vars(backend)["_landmarker"] = sees(lambda image: [seen] if whole(image) else [again])
     [found] = backend._everybody(frame)
     np.testing.assert_allclose(found, seen, atol=1e-6)
+
+
+def test_squares_that_somebody_fills_are_searched_no_more(backend, frame) -> None:
+    """Also where that one was found in a larger square."""
+    wide = standing(left=52, top=52, height=94)
+    wide[:, 0] = 52 + 88 * np.linspace(0, 1, 33)
+    looked: set[tuple[int, ...]] = set()
+
+    def poses(image: np.ndarray) -> list[np.ndarray]:
+        looked.add((*(int(v) for v in image[0, 0, :2]), len(image)))
+        return [] if whole(image) or len(image) == 84 else [wide]
+
+    vars(backend)["_landmarker"] = sees(poses)
+    assert len(backend._everybody(frame)) == 1
+    assert (0, 156, 84) in looked
+    assert (52, 52, 84) not in looked
+
+
+def test_a_neck_is_as_sure_as_the_unsurer_shoulder(backend, frame) -> None:
+    pose = standing()
+    pose[11, 2] = 0.4
+    person = backend._person(frame, pose)
+    assert person.body[NECK, 2] == pytest.approx(0.4)
+    np.testing.assert_allclose(person.body[NECK, :2], pose[[11, 12], :2].mean(axis=0), atol=1e-4)
 
 
 def test_who_lies_in_several_squares_is_found_once(backend, frame) -> None:
