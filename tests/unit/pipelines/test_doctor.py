@@ -241,6 +241,38 @@ def test_a_codec_that_changes_frames(monkeypatch):
     assert "mean difference" in line("codecs").text
 
 
+def test_a_codec_that_is_to_be_exact_and_is_not(monkeypatch):
+    """By two of 255, which is near enough of H.264."""
+    from xdyna.media import video
+
+    original = video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda *a: ((frame // 4 * 4 + 1) for frame in original(*a)))
+    assert line("codecs").text.startswith("FFV1: frames come back with a mean difference of ")
+
+
+def test_a_png_that_comes_back_changed(monkeypatch):
+    from xdyna.media import image
+
+    original = image.read_image
+    monkeypatch.setattr(image, "read_image", lambda path: original(path) ^ 1)
+    found = line("codecs")
+    assert (found.level, found.text) == ("fail", "PNG: an image comes back changed")
+    assert found.mend == f"{sys.executable} -m pip install --force-reinstall pillow"
+
+
+def test_a_data_type_that_the_device_does_not_know(monkeypatch):
+    product = torch.Tensor.__matmul__
+
+    def unknown(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype == torch.float16:
+            raise RuntimeError("not implemented for 'Half'")
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", unknown)
+    found = line("dtypes")
+    assert (found.level, found.text) == ("pass", "float32, bfloat16 on cpu; not float16")
+
+
 def test_detectors(monkeypatch):
     found = line("detectors") if _has_mediapipe() else None
     assert found is None or found.level == "pass"
