@@ -25,5 +25,5 @@ def test_other_models_and_no_lora_keep_their_own() -> None:
     [("live_token_downsampling", 0), ("live_token_downsampling", 9), ("live_steps", 0), ("live_steps", 101)],
 )
 def test_bounds_of_live_animations(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"{name}={value}|{name} is {value}"):
+    with pytest.raises(ConfigError, match=f"{name}.*{value}"):
         PageConfig(**{name: value})
