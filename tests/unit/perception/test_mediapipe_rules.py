@@ -92,14 +92,15 @@ def test_squares_that_somebody_fills_are_searched_no_more(backend, frame) -> Non
     """Also where that one was found in a larger square."""
     wide = standing(left=52, top=52, height=94)
     wide[:, 0] = 52 + 88 * np.linspace(0, 1, 33)
+    beside = standing(left=0, top=160, height=60)
     looked: set[tuple[int, ...]] = set()
 
     def poses(image: np.ndarray) -> list[np.ndarray]:
         looked.add((*(int(v) for v in image[0, 0, :2]), len(image)))
-        return [] if whole(image) or len(image) == 84 else [wide]
+        return [beside] if whole(image) else [wide] if len(image) == 144 else []
 
     vars(backend)["_landmarker"] = sees(poses)
-    assert len(backend._everybody(frame)) == 1
+    assert len(backend._everybody(frame)) == 2
     assert (0, 156, 84) in looked
     assert (52, 52, 84) not in looked
 
