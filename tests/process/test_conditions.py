@@ -300,7 +300,7 @@ def test_driving_images_go_through_the_same_crop(asked, tmp_path):
         ({"max_gap": 3, "person": 2}, {"smooth": None, "max_gap": 3, "person": 2, "backend": "mediapipe"}),
         ({"pose_backend": "dwpose"}, {"smooth": None, "max_gap": 8, "person": 0, "backend": "dwpose"}),
         ({}, {"crowd": "auto"}),
-        ({"crowd": "all"}, {"crowd": "all"}),
+        ({"crowd": "all"}, {"crowd": "all", "fps": 10.0}),
     ],
 )
 def test_settings_reach_perception(video, asked, change, expected):

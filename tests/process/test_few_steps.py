@@ -103,6 +103,9 @@ def test_rows_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert call(folder) == 0
     assert seen == []
     half = f"{folder / 'lora.safetensors'}:0.5"
+    assert call(folder, "--lora", half) == 0
+    assert seen == 2 * [("LCMScheduler", 1, 1.0, True, 1)]  # another scale is another model
+    seen.clear()
     assert call(folder, "--lora", half, "--token-downsampling", "2") == 0
     assert seen == 2 * [("LCMScheduler", 1, 1.0, True, 2)]  # distilled rows alone are made anew
     other = json.loads((folder / "out" / "few_steps" / "report.json").read_text())

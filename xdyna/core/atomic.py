@@ -92,7 +92,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
     parents = Path(path).parents
     blocking = next((folder for folder in parents if os.path.lexists(folder)), None)
     if blocking is not None and not os.path.isdir(blocking):
-        raise FileError(f"output '{path}' cannot be written: '{blocking}' is a file, not a folder; choose a folder")
+        what = "a file" if os.path.exists(blocking) else "a broken link"
+        raise FileError(f"output '{path}' cannot be written: '{blocking}' is {what}, not a folder; choose a folder")
 
 
 def output_path(text: str) -> Path:

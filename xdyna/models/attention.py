@@ -178,7 +178,7 @@ class TokenDownsampling:
         if x_ZLC.shape[1] != h * w:
             return x_ZLC
         x_ZChw = rearrange(x_ZLC, "z (h w) c -> z c h w", h=h, w=w)
-        means = F.avg_pool2d(x_ZChw, self.factor, ceil_mode=True, count_include_pad=False)
+        means = F.avg_pool2d(x_ZChw, self.factor, ceil_mode=True)
         return rearrange(means, "z c h w -> z (h w) c")
 
 

@@ -74,6 +74,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        if scope["type"] == "websocket":  # the page has none; not accepted, it is answered with 403
+            await send({"type": "websocket.close"})
+            return
         begun = read = False
 
         async def reading() -> Any:
@@ -92,8 +95,6 @@ class Guard:
             await send(message)
 
         try:
-            if scope["type"] != "http":
-                raise Refused(404, "there is nothing here")
             received = await self._admitted(scope, reading)
             await self.app(scope, received, answer)
         except Refused as refused:

@@ -229,7 +229,7 @@ class MediaPipeBackend:
                 if not covered((left, top, size), known + added):
                     found += self._poses_in(frame[top : top + size, left : left + size], left=left, top=top)
             new = [self._closer(frame, pose) for pose in distinct(filter(_sure, found), known=firm + added)]
-            added += distinct(filter(_sure, new), known=firm + added)
+            added += distinct(new, known=firm + added)
             tallest = max((float(np.ptp(pose[:, 1])) for pose in known + added), default=0.0)
             if squares and squares[0][2] < _SMALLEST * tallest:
                 break

@@ -181,6 +181,14 @@ def test_nothing_is_written_in_a_file(tmp_path):
         write_file(tmp_path / "file" / "out", b"x")
 
 
+def test_nothing_is_written_behind_a_broken_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    message = f"cannot be written: '{tmp_path}/link' is a broken link, not a folder; choose a folder"
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        output_path(str(tmp_path / "link" / "out.mp4"))
+    assert names(tmp_path) == ["link"]
+
+
 def test_other_names_are_outputs(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "file")

@@ -57,6 +57,16 @@ def test_a_checkout_without_its_history_says_so(tmp_path, monkeypatch):
     assert install.restore_xdyna() == f"copy the folder pretrained of this release over '{tmp_path / 'pretrained'}'"
 
 
+def test_a_wheel_in_a_folder_with_a_space_is_not_gone(installed, tmp_path):
+    """Its address has %20 there."""
+    wheel = tmp_path / "my wheels" / "xdyna-1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+    installed({"url": wheel.as_uri(), "archive_info": {}})
+    assert "%20" in install.came_from()
+    assert install.install_xdyna("train") == f'{PIP} "xdyna[train] @ {wheel.as_uri()}"'
+
+
 def test_a_package_is_completed_from_where_it_came(installed, tmp_path):
     """No index need have xdyna."""
     wheel = tmp_path / "xdyna-1-py3-none-any.whl"
@@ -163,6 +173,8 @@ NO_COMPILER = """2026-11-29T14:15:00,436 Collecting einops
             "ERROR: Failed to build 'file:///home/x' when installing build dependencies",
             "the package index cannot be reached",
         ),
+        (f"{NO_ROUTE}\n  ERROR: Failed building wheel for psutil\n", "psutil has no wheel for Python 3"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED]\nERROR: Failed building wheel for psutil\n", "psutil has no wheel"),
         ("ERROR: Failed to build 'file:///home/x' when preparing metadata", "pip failed, its message stands above"),
         ("ERROR: Cannot install numpy<2 and numpy>2", "pip failed, its message stands above"),
     ],

@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 
 from tests.unit.models.test_attention import randomised, softmax_attention
 from tests.unit.models.test_unet import SMALL, inputs, small_unet
-from xdyna.models.attention import DynamicsAdapterAttention
+from xdyna.models.attention import DynamicsAdapterAttention, TokenDownsampling
 from xdyna.models.reference_net import ReferenceNet
 from xdyna.models.unet import XDynaUNet
 
@@ -29,6 +29,33 @@ def test_attention_with_a_reference_is_the_equation():
             seen = frame if f == 0 else torch.cat([frame, r[b]])
             attended = softmax_attention(layer.to_q(frame), layer.to_k(seen), layer.to_v(seen), N)
             torch.testing.assert_close(out[b * F + f], layer.to_out[0](attended), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_downsampled_keys_are_the_frames_own_not_the_references():
+    """A grid of 1 x 5 places in cells of 2: 3 means, beside all of the reference."""
+    layer = randomised(DynamicsAdapterAttention(C, heads=N, adapter=False))
+    x, r = torch.randn(B * F, L, C), torch.randn(B, L, C)
+    out = layer(x, num_frames=F, reference_BLC=r, downsampled=TokenDownsampling(2, (1, 5)))
+    for number, frame in enumerate(x):
+        means = torch.stack([frame[0:2].mean(0), frame[2:4].mean(0), frame[4]])
+        seen = means if number % F == 0 else torch.cat([means, r[number // F]])
+        attended = softmax_attention(layer.to_q(frame), layer.to_k(seen), layer.to_v(seen), N)
+        torch.testing.assert_close(out[number], layer.to_out[0](attended), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_network_with_a_reference_downsamples_too(monkeypatch):
+    unet, (sample, t, text, image) = backbone(), inputs()
+    features = ReferenceNet.from_unet(unet)(sample[:, :, 0], text)
+    seen, plain = set(), DynamicsAdapterAttention._attend
+    monkeypatch.setattr(
+        DynamicsAdapterAttention,
+        "_attend",
+        lambda self, q, k, v: seen.add((q.shape[1], k.shape[1])) or plain(self, q, k, v),
+    )
+    unet(sample, t, text, image, reference_features=features, token_downsampling=2)
+    assert {pair for pair in seen if pair[0] == 64} == {(64, 16), (64, 16 + 64)}
 
 
 def diffusers_unet(unet: XDynaUNet) -> UNet2DConditionModel:

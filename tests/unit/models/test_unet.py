@@ -5,6 +5,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
 
+from xdyna.models.attention import TokenDownsampling
 from xdyna.models.controls import ControlResiduals, add_to_frames, merge_residuals, run_controlnet, to_clip
 from xdyna.models.image_tokens import ImageTokenResampler
 from xdyna.models.layers import clip_group_norm
@@ -115,6 +116,22 @@ def test_group_norm_switch_changes_the_result():
 def test_odd_grids(grid):
     sample, t, text, image = inputs(grid=grid)
     assert small_unet()(sample, t, text, image).sample.shape == sample.shape
+
+
+@torch.no_grad()
+def test_tokens_are_downsampled_over_the_grid_as_it_lies(monkeypatch):
+    """6 x 3 places are 3 x 2 cells; those of 3 x 6 would be as many."""
+    seen, plain = set(), TokenDownsampling.__call__
+
+    def noting(self, x):
+        out = plain(self, x)
+        seen.add((self.factor, self.grid, x.shape[1], out.shape[1]))
+        return out
+
+    monkeypatch.setattr(TokenDownsampling, "__call__", noting)
+    sample, t, text, image = inputs()
+    small_unet()(sample[..., :6, :3], t, text, image, token_downsampling=2)
+    assert seen == {(2, (6, 3), 18, 6), (2, (6, 3), 6, 6)}  # the lower level, of 3 x 2, stays as it is
 
 
 def test_gradient_checkpointing_changes_nothing():

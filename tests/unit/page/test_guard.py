@@ -26,6 +26,7 @@ class Answer:
     body = b""
     got = b""
     unread: list[Any]
+    pairs: list[tuple[bytes, bytes]]
     headers: dict[str, str]
 
 
@@ -64,6 +65,7 @@ def ask(
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             answer.status = message["status"]
+            answer.pairs = message["headers"]
             answer.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
         else:
             answer.body += message["body"]
@@ -88,6 +90,9 @@ def test_routes_of_the_page(path: str, uploads: Path) -> None:
     found = ask(uploads, "GET", path)
     assert (found.status, found.body) == (200, b"answered")
     assert "default-src 'self'" in found.headers["content-security-policy"]
+    assert [name.lower() for name, _ in found.pairs].count(b"content-security-policy") == 1, (
+        "the application's own goes"
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,24 @@ def test_no_other_routes(path: str, uploads: Path) -> None:
     assert found.status in (400, 404)
     assert not found.got
     assert "detail" in json.loads(found.body)
+
+
+def test_web_sockets_are_closed(uploads: Path) -> None:
+    """An answer as to a request is an error of the server, with a traceback in its log."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def behind(*given: Any) -> None:
+        raise AssertionError("let in")
+
+    guard = Guard(behind, limits=PageConfig(), uploads=uploads, root=uploads)
+    asyncio.run(guard({"type": "websocket", "path": "/", "headers": []}, receive, send))
+    assert sent == [{"type": "websocket.close"}]
 
 
 def file(path: Any) -> bytes:
@@ -129,6 +152,18 @@ def test_no_other_file_may_be_named(path: Any, route: str, uploads: Path) -> Non
     assert "upload the file" in json.loads(found.body)["error"]
 
 
+def test_nothing_may_be_named(uploads: Path) -> None:
+    """What was left empty."""
+    body = file(None)
+    found = ask(uploads, "POST", f"{API}/run/look", body, JSON)
+    assert (found.status, found.got) == (200, body)
+
+
+def test_a_login_is_a_form_or_looked_at_like_others(uploads: Path) -> None:
+    found = ask(uploads, "POST", "/login", file("/etc/passwd"), JSON)
+    assert (found.status, found.got) == (400, b"")
+
+
 @pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff\xfe"])
 def test_what_is_no_json(body: bytes, uploads: Path) -> None:
     assert ask(uploads, "POST", f"{API}/run/look", body, JSON).status == 400
@@ -147,6 +182,19 @@ def test_sizes(uploads: Path) -> None:
     assert not silent.unread  # read to its end: who is cut off while sending never sees the answer
     assert ask(uploads, "POST", message, b'"' + b"x" * LARGEST_MESSAGE + b'"', JSON).status == 413
     assert ask(uploads, "POST", upload, b"x", {"content-length": "many"}, limits).status == 413
+
+
+def test_an_upload_with_a_slash_is_an_upload(uploads: Path) -> None:
+    found = ask(uploads, "POST", f"{API}/upload/", b"x" * 3_000_000, limits=PageConfig(max_upload_mb=4))
+    assert (found.status, len(found.got)) == (200, 3_000_000)
+
+
+def test_what_is_refused_is_not_read_for_ever(uploads: Path) -> None:
+    found = ask(
+        uploads, "POST", f"{API}/upload", b"x" * 40_000_000, limits=PageConfig(max_upload_mb=1), piece=1_000_000
+    )
+    assert found.status == 413
+    assert 20 <= len(found.unread) < 30
 
 
 def test_a_full_folder(uploads: Path) -> None:

@@ -96,6 +96,111 @@ def test_eta_and_place(jobs: Jobs, clock: Clock) -> None:
     assert jobs.progress(others[1].id).place == 0
 
 
+def timed(clock: Clock, seconds: float, error: str = "") -> Callable[[Job, Watch], None]:
+    """Work that takes so long."""
+
+    def work(job: Job, watch: Watch) -> None:
+        clock.now += seconds
+        if error:
+            raise ValueError(error)
+
+    return work
+
+
+def begun(jobs: Jobs, gate: threading.Event) -> Job:
+    """A job that runs until it may go on."""
+    gate.clear()
+    job = submit(jobs, stuck(gate))
+    wait(lambda: job.stage == "working")
+    return job
+
+
+def ended(jobs: Jobs, work: Callable[[Job, Watch], Any]) -> Job:
+    job = submit(jobs, work)
+    wait(lambda: not job.active)
+    return job
+
+
+def test_a_failure_says_nothing_about_how_long_jobs_take(jobs: Jobs, clock: Clock) -> None:
+    gate = threading.Event()
+    ended(jobs, timed(clock, 900, "broken"))
+    begun(jobs, gate)
+    assert jobs.progress(submit(jobs, lambda job, watch: None).id).eta_seconds is None
+    gate.set()
+
+
+def test_who_waits_is_told_how_long_by_those_who_were_made_last(jobs: Jobs, clock: Clock) -> None:
+    gate = threading.Event()
+    for seconds in (*[500] * 9, *[20] * 8):
+        ended(jobs, timed(clock, seconds))
+    begun(jobs, gate)
+    others = [submit(jobs, lambda job, watch: None) for _ in range(3)]
+    assert [jobs.progress(other.id).eta_seconds for other in others] == [20, 40, 60]
+    with pytest.raises(Busy, match="3 animations wait already, so this one was not taken; try again in about 20 s"):
+        submit(jobs, lambda job, watch: None)
+    gate.set()
+
+
+def test_long_jobs_are_told_in_minutes(jobs: Jobs, clock: Clock) -> None:
+    gate = threading.Event()
+    ended(jobs, timed(clock, 600))
+    begun(jobs, gate)
+    for _ in range(3):
+        submit(jobs, lambda job, watch: None)
+    with pytest.raises(Busy, match="try again in about 10 minutes"):
+        submit(jobs, lambda job, watch: None)
+    gate.set()
+
+
+def test_a_stage_that_begins_again_has_its_own_time(jobs: Jobs, clock: Clock) -> None:
+    gate, at_part = threading.Event(), threading.Event()
+
+    def work(job: Job, watch: Watch) -> None:
+        watch.step("denoising", 3, 4)
+        clock.now += 50
+        watch.step("denoising", 0, 4)  # of the next window
+        clock.now += 6
+        watch.step("denoising", 2, 4)
+        at_part.set()
+        assert gate.wait(20)
+
+    job = submit(jobs, work)
+    assert at_part.wait(20)
+    assert jobs.progress(job.id).eta_seconds == 6
+    gate.set()
+
+
+def test_first_come_first_made(jobs: Jobs) -> None:
+    gate, made = threading.Event(), list[str]()
+    begun(jobs, gate)
+    others = [submit(jobs, lambda job, watch: made.append(job.id)) for _ in range(3)]
+    gate.set()
+    wait(lambda: not any(other.active for other in others))
+    assert made == [other.id for other in others]
+
+
+def test_what_takes_longer_than_it_is_kept_is_left_alone(jobs: Jobs, clock: Clock) -> None:
+    gate = threading.Event()
+    running = begun(jobs, gate)
+    clock.now += 600
+    assert jobs.sweep() == 0
+    gate.set()
+    wait(lambda: not running.active)
+    assert running.folder.is_dir()
+    clock.now += 50
+    assert jobs.progress(running.id).seconds == 600, "an ended job's time stands still"
+    assert jobs.sweep() == 0, "kept from its end on"
+
+
+def test_whatever_ends_a_job_the_queue_goes_on(jobs: Jobs) -> None:
+    def work(job: Job, watch: Watch) -> None:
+        raise SystemExit("a library left")
+
+    bad, good = submit(jobs, work), submit(jobs, lambda job, watch: 7)
+    wait(lambda: not good.active)
+    assert (bad.state, good.result) == ("failed", 7)
+
+
 def test_a_failure_is_a_sentence_and_the_queue_goes_on(jobs: Jobs) -> None:
     def work(job: Job, watch: Watch) -> None:
         raise RuntimeError("broken")

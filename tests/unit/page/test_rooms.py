@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from xdyna.config.live import LiveConfig
 from xdyna.config.page import PageConfig
 from xdyna.page.jobs import Busy, Unknown
-from xdyna.page.rooms import FPS, Feed, Puppet, Room, Rooms, camera_image
+from xdyna.page.rooms import FPS, Feed, Puppet, Room, Rooms, _moved, camera_image
 
 
 class Clock:
@@ -48,6 +49,22 @@ def test_the_puppets_face_and_hands_follow_its_body(puppet: Puppet) -> None:
     assert np.allclose((after.hands - before.hands)[1, :, :2], (-7, 3))
     assert np.allclose(after.hands[0], before.hands[0])
     assert np.array_equal(after.body, body)
+
+
+def test_points_that_are_not_seen_stay() -> None:
+    points = np.array([[10, 20, 1], [0, 0, 0]], np.float32)
+    assert _moved(points, np.array([5, -5, 1])).tolist() == [[15, 15, 1], [0, 0, 0]]
+
+
+def test_after_a_pause_poses_come_in_at_the_rate(puppet: Puppet, clock: Clock) -> None:
+    """What was not sent meanwhile is not made up for."""
+    feed = Feed("skeleton", puppet, None, clock=clock)
+    for pause in (5, 0):
+        for _ in range(24):  # a second, three times as many as are wanted
+            feed.put({"body": puppet.body.tolist()})
+            clock.now += 1 / (3 * FPS)
+        clock.now += pause
+    assert 2 * FPS <= len(feed._came) <= 2 * (FPS + 2)
 
 
 def test_poses_come_in_at_the_rate(puppet: Puppet, clock: Clock) -> None:
@@ -175,7 +192,7 @@ def test_messages(rooms: Make) -> None:
     assert (found["state"], found["frames"], found["reason"]) == ("starting", [], "")
     for text, says in [
         ("{", "no JSON"), ("[" * 9999, "no JSON"), ("7", "no JSON object"), ('{"after": "x"}', "after"),
-        ('{"body": 7}', "body"), ("x" * 400_001, "at most 400000 characters"),
+        ('{"after": true}', "after"), ('{"body": 7}', "body"), ("x" * 400_001, "at most 400000 characters"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=says):
             page.exchange(name, text)
@@ -201,6 +218,76 @@ def test_a_room_ends(rooms: Make, clock: Clock) -> None:
     assert "ends after 2 minutes" in long.reason
     page.stop(stopped.id)
     assert stopped.over()
+
+
+def test_the_first_reason_stays(rooms: Make, clock: Clock) -> None:
+    room = opened(rooms())
+    room.end()
+    clock.now += 1000
+    assert room.over()
+    assert room.reason == "it was stopped"
+
+
+def test_an_ended_room_takes_nothing_in(rooms: Make) -> None:
+    """A page that stays open goes on sending."""
+    page = rooms()
+    room = opened(page)
+    room.state = "ended"
+    waiting = len(room.feed._came)
+    for _ in range(3):
+        page.clock.now += 1  # type: ignore[attr-defined]
+        assert room.exchange({"body": room.feed.puppet.body.tolist()})["state"] == "ended"
+    assert len(room.feed._came) == waiting
+
+
+def test_a_puppet_before_a_camera_does_not_stand_for_its_person(rooms: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xdyna.perception import base
+
+    class Backend:
+        def detect(self, image: np.ndarray) -> list[Any]:
+            return []
+
+    monkeypatch.setattr(base, "get_backend", lambda name: Backend())
+    page = rooms()
+    name = page.start("camera")["room"]
+    assert not page._rooms[name].feed._came
+    assert len(opened(rooms()).feed._came) == LiveConfig().window
+
+
+def test_frames_that_nobody_fetches_are_forgotten(rooms: Make) -> None:
+    room = opened(rooms())
+    for _ in range(60):
+        room._frame(np.zeros((16, 16, 3), np.uint8), 0.0)
+    assert [number for number, _ in room.exchange({})["frames"]] == list(range(13, 61))
+
+
+def test_rooms_share_their_weights(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    from types import SimpleNamespace
+
+    from xdyna.pipelines import model
+
+    loaded: list[Any] = []
+    monkeypatch.setattr(model, "load", lambda *a: loaded.append(a) or SimpleNamespace(pipeline=None))
+    page = Rooms(PageConfig(), LiveConfig(), str, clock=clock)
+    assert page._model() is page._model()
+    assert len(loaded) == 1
+
+
+def test_closing_waits_for_the_rooms(rooms: Make) -> None:
+    """What they still write would be removed under them."""
+    page, began = rooms(), threading.Event()
+
+    def model() -> Any:
+        began.set()
+        time.sleep(0.5)
+        raise ValueError("no weights")
+
+    page._model = model  # type: ignore[method-assign]
+    room = opened(page)
+    assert began.wait(60)
+    page.close()
+    assert not room.thread.is_alive()
+    assert room.state == "ended"
 
 
 def test_what_fails_is_said(rooms: Make) -> None:

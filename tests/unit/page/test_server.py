@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from xdyna.cli.page import main
+from xdyna.config.live import LiveConfig
+from xdyna.config.page import PageConfig
 from xdyna.core.errors import UsageError
 from xdyna.core.install import install_xdyna
 from xdyna.core.program import run
@@ -113,3 +115,26 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert run(main, ["port=0"]) == 2
     assert f"run: {install_xdyna('demo')}" in capsys.readouterr().err
     assert list(temporary.iterdir()) == []
+
+
+def test_live_animations_have_the_settings_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is named live_..., and the device."""
+    pytest.importorskip("gradio", reason="needs the extra page")
+    from xdyna.page import rooms
+
+    seen: list[LiveConfig] = []
+
+    class Rooms:
+        def __init__(self, limits: PageConfig, settings: LiveConfig, explain: object) -> None:
+            seen.append(settings)
+            raise KeyError
+
+    monkeypatch.setattr(rooms, "Rooms", Rooms)
+    for limits in (PageConfig(port=0), PageConfig(port=0, live_token_downsampling=3, live_steps=4, device="cpu")):
+        with pytest.raises(KeyError):
+            server.serve(limits, stopped=lambda: True)
+    names = ("token_downsampling", "steps", "scheduler", "lora", "device", "every", "align")
+    assert [[getattr(settings, name) for name in names] for settings in seen] == [
+        [2, 2, "lcm", ["xdyna-tiny-few-step:1.15"], "auto", 0, "global"],
+        [3, 4, "lcm", ["xdyna-tiny-few-step:1.15"], "cpu", 0, "global"],
+    ]

@@ -1,16 +1,19 @@
 """What visitors send: by content, size, duration; from the folder of uploads alone."""
 
+import errno
 import os
 import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xdyna.config.page import PageConfig
+from xdyna.core.errors import FileError
 from xdyna.core.resources import resource
 from xdyna.media.image import write_png
 from xdyna.media.video import VideoWriter
@@ -114,6 +117,41 @@ def test_long_videos_of_few_frames(uploads: Path, tmp_path: Path) -> None:
             writer.write(np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="lasts 40"):
         take_video(put(uploads, path), uploads, tmp_path / "job", PageConfig())
+
+
+def grey_video(path: Path, frames: int, fps: Fraction) -> Path:
+    with VideoWriter(path, fps=fps, size=(32, 32)) as writer:
+        for _ in range(frames):
+            writer.write(np.zeros((32, 32, 3), np.uint8))
+    return path
+
+
+def test_two_seconds_of_a_television_rate_are_two_seconds(uploads: Path, tmp_path: Path) -> None:
+    """60 frames of 29.97 a second last 2.002 s; 61 are too many."""
+    for frames, taken in ((60, True), (61, False)):
+        video = put(uploads, grey_video(tmp_path / f"{frames}.mp4", frames, Fraction(30000, 1001)), str(frames))
+        if taken:
+            take_video(video, uploads, tmp_path / "a", PageConfig(max_seconds=2))
+        else:
+            with pytest.raises(ValueError, match=r"lasts 2\.0 s; at most 2 s"):
+                take_video(video, uploads, tmp_path / "b", PageConfig(max_seconds=2))
+
+
+def test_short_videos_of_many_frames(uploads: Path, tmp_path: Path) -> None:
+    video = put(uploads, grey_video(tmp_path / "quick.mp4", 300, Fraction(300)))
+    with pytest.raises(ValueError, match="has 300 frames; more than 240 a second are not taken"):
+        take_video(video, uploads, tmp_path / "job", PageConfig(max_seconds=1))
+
+
+def test_a_full_disk_is_a_sentence(uploads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    sent = uploads / "a1b2" / "sent.png"
+    sent.write_bytes((DEMO / "reference.png").read_bytes())
+    with pytest.raises(FileError, match="there is no room for this file here just now; try again later"):
+        take_image(str(sent), uploads, tmp_path / "job", PageConfig())
 
 
 @pytest.mark.parametrize("way", ["outside", "dots", "link", "folder link", "folder", "pipe", "gone", "relative", "nul"])

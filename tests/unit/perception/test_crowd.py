@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from xdyna.perception import Person
-from xdyna.perception.crowd import distinct, torso_colors, unlike
+from xdyna.perception.crowd import covered, distinct, torso_colors, unlike
 
 RNG = np.random.default_rng(0)
 FIGURE = RNG.uniform(0, 1, (33, 2)) * (100, 300)
@@ -74,3 +74,33 @@ def test_no_colours_of_a_torso_that_is_not_seen():
     outside = dressed(frame, 20, (180, 40, 40))
     outside.body[:, 0] += 400
     assert torso_colors(frame, outside) is None
+
+
+def test_a_square_is_covered_by_who_fills_it():
+    """Not by who stands beside it, nor by who lies off in a corner, at whatever distance."""
+    someone = pose(left=200, top=200)  # about 200..300 x 200..500
+    assert covered((210, 220, 80), [someone])
+    assert covered((210, 220, 80), [pose(left=900), someone])
+    assert not covered((100, 100, 200), [someone]), "a quarter of it is"
+    for left, top in ((0, 0), (900, 900), (0, 900), (900, 0)):
+        assert not covered((left, top, 80), [someone]), (left, top)
+
+
+def test_somebody_before_another_is_no_part_of_them():
+    """Nearly as tall, wholly within the other's box, in another posture."""
+    whole, bowing = pose(), pose(left=10, top=30, scale=0.8)
+    bowing[:, 1] = 300 - bowing[:, 1]
+    assert [id(each) for each in distinct([bowing], known=[whole])] == [id(bowing)]
+
+
+def test_what_is_behind_a_slanting_torso_is_not_worn():
+    """The corners of its box show the wall."""
+    seen = []
+    for wall in ((20, 20, 200), (200, 20, 20)):
+        frame = np.full((200, 300, 3), wall, np.uint8)
+        joints = np.array([(60, 20), (130, 60), (90, 130), (20, 90)])  # right shoulder, left shoulder, hips
+        cv2.fillConvexPoly(frame, joints, (40, 150, 60))
+        person = dressed(frame.copy(), 20, (0, 0, 0))
+        person.body[[2, 5, 11, 8], :2] = joints
+        seen.append(torso_colors(frame, person))
+    assert unlike(*seen) < 0.05

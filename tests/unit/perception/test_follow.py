@@ -213,3 +213,135 @@ def test_the_nearer_of_two_alike_is_kept_where_they_meet(make_people):
     for row, box in far.items():
         rows[row]["b"] = make_people(*box)
     assert names(follow(brief(rows), witness=Told(rows, colors=False)), rows) == "a" * 15
+
+
+def test_the_first_frame_with_anybody_is_searched_as_well(walk):
+    """A look finds the smaller of two in it."""
+    rows = walk(a=[None] * 3 + [20.0] * 6, b=[None] * 3 + [200.0] * 6)
+    for row in rows[3:]:
+        row["a"].box[3] += 40  # the larger one
+    witness = Told(rows)
+    assert names(follow(brief(rows, "a"), witness=witness), rows) == "---" + "a" * 6
+    assert witness.looked[:2] == [0, 3]
+
+
+def test_a_newcomer_beside_the_person_is_doubted(walk):
+    """A look finds only them in one frame: a search finds the person where they were."""
+    rows = walk(a=[20.0] * 9, b=[400.0] * 9, c=[None] * 6 + [50.0] * 3)
+    found = brief(rows)
+    found[6] = [one for one in found[6] if one is not rows[6]["a"]]
+    assert names(follow(found, witness=Told(rows, colors=False)), rows) == "a" * 9
+
+
+def test_a_newcomer_in_other_clothes_is_not_the_person(walk):
+    """They step to where the person is expected, who is hidden for three frames."""
+    rows = walk(a=[20.0] * 5 + [None] * 3 + [20.0] * 6, b=[400.0] * 14, c=[None] * 5 + [45.0] * 3 + [None] * 6)
+    assert names(follow(brief(rows), witness=Told(rows)), rows) == "a" * 5 + "---" + "a" * 6
+
+
+class Alike(Told):
+    """Clothes of some share half of their colours with another's."""
+
+    def __init__(self, rows: list[dict[str, Person]], **alike: str) -> None:
+        super().__init__(rows)
+        self.alike = alike
+
+    def colors(self, row: int, person: Person) -> np.ndarray | None:
+        own = super().colors(row, person)
+        name = next(name for name, one in self.rows[row].items() if one is person)
+        other = self.alike.get(name)
+        return own if own is None or other is None else (own + np.eye(26, dtype=np.float32)[ord(other) - 97]) / 2
+
+
+def test_one_who_stays_is_not_the_one_who_went(walk):
+    """Nor where the two are dressed somewhat alike, and nobody else is there to compare with."""
+    rows = walk(a=[20.0] * 6 + [None] * 24, b=[300.0] * 30)
+    assert names(follow(brief(rows), witness=Alike(rows, b="a")), rows) == "a" * 6 + "-" * 24
+
+
+def test_after_a_cut_somebody_dressed_like_another_is_taken_up(walk):
+    """Only who stands where that one stood was there before."""
+    rows = walk(a=[20.0] * 6 + [None] * 14, b=[300.0] * 6 + [None] * 14, c=[None] * 6 + [600.0] * 14)
+    followed = names(follow(brief(rows), witness=Alike(rows, c="b")), rows)
+    assert followed == "a" * 6 + "-" * 8 + "c" * 6
+
+
+def test_after_a_cut_the_second_largest_stays_that(walk):
+    """By place alone."""
+    rows = walk(
+        a=[20.0] * 2 + [None] * 12, b=[200.0] * 2 + [None] * 12,
+        c=[None] * 2 + [400.0] * 12, d=[None] * 2 + [600.0] * 12,
+    )  # fmt: skip
+    assert names(follow(brief(rows), person=1), rows) == "bb" + "-" * 8 + "d" * 4
+
+
+@pytest.mark.parametrize("wide", [38, 44])
+def test_of_two_within_reach_the_nearer_goes_on(make_people, wide):
+    """Somebody moves by more than their width; at their other side stands somebody a little farther away."""
+    start, moved = make_people(100, 40, 140, 140), make_people(145, 40, 185, 140)
+    other = make_people(47, 40, 47 + wide, 140)
+    found = sorted([moved, other], key=lambda one: -one.area)
+    assert follow([[start], found]) == [start, moved]
+
+
+def test_nobody_becomes_twice_as_tall_at_once(make_people):
+    person, giant = make_people(100, 40, 140, 140), make_people(60, 0, 190, 300)
+    assert follow([[person], [person], [giant], [person]]) == [person, person, None, person]
+
+
+def test_who_is_found_twice_is_one_person(make_people):
+    """A second box around somebody is no companion who later takes their place."""
+    tight, wide = make_people(100, 40, 140, 140), make_people(96, 36, 144, 150)
+    found = [[tight]] + [[wide, tight]] * 6 + [[wide]] * 4
+    followed = follow(found)
+    assert all(one is not None for one in followed)
+
+
+def test_who_is_found_twice_is_no_rival_of_themselves(walk):
+    """The person goes behind somebody who is then found twice: neither box is the person's."""
+    places = [100.0 + 16 * k for k in range(14)]
+    rows = walk(b=[230.0] * 14, a=[*places[:6], *[None] * 5, *places[11:]], d=[None] * 6 + [236.0] * 5 + [None] * 3)
+    followed = names(follow(brief(rows), person=1, witness=Told(rows, colors=False)), rows)
+    assert followed == "a" * 6 + "-----" + "aaa"
+
+
+def test_who_left_is_not_met_any_more(walk):
+    """The person stands where somebody stood who left: every fourth frame is searched, for company elsewhere."""
+    count = 41
+    rows = walk(a=[100.0] * 6 + [160.0] * (count - 6), b=[190.0] * 4 + [None] * (count - 4), c=[600.0] * count)
+    witness = Told(rows)
+    assert names(follow(brief(rows), witness=witness), rows) == "a" * count
+    assert witness.looked[-4:] == [28, 32, 36, 40]
+
+
+def test_where_two_meet_and_one_is_missed_everybody_is_looked_for(walk):
+    rows = walk(a=[100.0] * 12, b=[330.0, 310.0, 290.0, 270.0, 250.0, 230.0, 210.0, 190.0, 170.0, 150.0, 130.0, 125.0])
+    found = brief(rows)
+    found[10] = [rows[10]["a"]]
+    found[11] = [rows[11]["a"]]
+    witness = Told(rows)
+    assert names(follow(found, witness=witness), rows) == "a" * 12
+    assert {10, 11} <= set(witness.looked)
+
+
+def test_the_last_frame_may_be_the_one_with_so_many(walk):
+    rows = walk(a=[20.0] * 40, b=[None] * 39 + [200.0])
+    assert names(follow(brief(rows, "b"), person=1, witness=Told(rows)), rows) == "-" * 39 + "b"
+
+
+class Covering(Told):
+    """Where the nearer one, a, covers b, a's clothes are seen in b's place as well."""
+
+    def colors(self, row: int, person: Person) -> np.ndarray | None:
+        people = self.rows[row]
+        if person is people.get("b") and "a" in people and abs(person.box[0] - people["a"].box[0]) < 36:
+            person = people["a"]
+        return super().colors(row, person)
+
+
+@pytest.mark.parametrize("hidden", [(), ("b",)])
+def test_clothes_are_not_learned_while_somebody_covers_them(walk, hidden):
+    """Else the other's would count as the person's own when both go back."""
+    way = [20 * min(k, 18 - k) for k in range(19)]
+    rows = walk(a=[20.0 + x for x in way], b=[380.0 - x for x in way])
+    assert names(follow(brief(rows, *hidden), witness=Covering(rows)), rows) == "a" * 19

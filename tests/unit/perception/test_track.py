@@ -1,5 +1,6 @@
 import itertools
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from xdyna.media import frame_times
 from xdyna.perception import OneEuro, PerceptionError, PerceptionWarning, track_person
+from xdyna.perception import track as module
 from xdyna.perception.cache import default_cache_dir
 
 RED, GREEN, BLUE = 0, 1, 2
@@ -47,6 +49,7 @@ def test_repeated_frames_are_detected_once(make_video, color_backend, tmp_path: 
     assert (track.summary.frames, track.summary.found) == (6, 6)
     assert len(track) == 6
     np.testing.assert_array_equal(track.body[2], track.body[4])
+    np.testing.assert_allclose(track.times, frame_times(path)[[0, 0, 3, 3, 3, 5]])
 
 
 def test_the_summary_counts_the_given_frames(make_video, color_backend, tmp_path: Path):
@@ -143,6 +146,30 @@ def test_interrupted_detection_keeps_what_was_done(make_video, color_backend, tm
     assert color_backend.calls == 8
 
 
+@pytest.mark.parametrize("crowd", ["off", "auto"])
+def test_long_videos_are_kept_on_the_way(make_video, color_backend, tmp_path: Path, monkeypatch, crowd):
+    """Whoever is killed, or loses power, begins again where the last part was kept."""
+    monkeypatch.setattr(module, "_SAVE_EVERY", 2)
+    green = walk(9, color=GREEN, start=150, step=3, height=60)
+    path = make_video(merged(walk(9), green) if crowd == "auto" else walk(9))
+    backend, cache = Searching(color_backend), tmp_path / "cache"
+    name = "detect_everybody" if crowd == "auto" else "detect"
+    plain, done = getattr(backend, name), itertools.count(1)
+
+    def watched(frame: np.ndarray) -> list:
+        if next(done) == 6:
+            shutil.copytree(cache, tmp_path / "left")
+        return plain(frame)
+
+    setattr(backend, name, watched)
+    options = {"person": int(crowd == "auto"), "crowd": crowd}
+    track_person(path, backend=backend, cache_dir=cache, **options)
+    assert next(done) == 10
+    backend.looks = backend.searches = 0
+    track_person(path, backend=backend, cache_dir=tmp_path / "left", **options)
+    assert (backend.searches if crowd == "auto" else backend.looks) == 5, "four of nine were kept"
+
+
 def test_unwritable_cache_costs_a_warning(make_video, color_backend, tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     with pytest.warns(PerceptionWarning, match="cannot be cached"):
@@ -188,6 +215,41 @@ def test_filled_hands_go_with_the_wrist(make_video, color_backend, tmp_path: Pat
     )
 
 
+def test_a_hand_without_a_wrist_is_not_filled(make_video, color_backend, tmp_path: Path):
+    """It would lie in the corner of the image: where a wrist is too unsure to be filled, so is what goes with it."""
+    detect = color_backend.detect
+
+    def unsure(frame: np.ndarray):
+        people = detect(frame)
+        people[0].body[7, 2] = 0.2
+        if color_backend.calls == 3:  # frame 2
+            people[0].hands[0] = 0
+            people[0].body[7] = 0
+        return people
+
+    color_backend.detect = unsure
+    track = track_person(make_video(walk(5)), backend=color_backend, cache_dir=tmp_path)
+    assert (track.hands[[0, 1, 3, 4], 0, :, 2] == 1).all()
+    assert (track.hands[2, 0] == 0).all()
+
+
+def test_filled_joints_are_those_of_frames_with_a_person(make_video, color_backend, tmp_path: Path):
+    """Of a frame that is filled as a whole no joint is counted by itself."""
+    detect = color_backend.detect
+
+    def without_joints(frame: np.ndarray):
+        people = detect(frame)
+        if color_backend.calls == 2:  # frame 1
+            people[0].body[[3, 4]] = 0
+        return people
+
+    color_backend.detect = without_joints
+    frames = walk(6)
+    frames[3] = []
+    summary = track_person(make_video(frames), backend=color_backend, cache_dir=tmp_path).summary
+    assert (summary.found, summary.filled, summary.joints_filled) == (5, 1, 2)
+
+
 def test_the_largest_is_followed_when_others_grow(make_video, color_backend, tmp_path: Path):
     big = walk(10, step=2)
     passer = [[(GREEN, 230 - 22 * k, 10, min(239, 270 - 22 * k), 60 + 9 * k)] for k in range(10)]
@@ -205,6 +267,15 @@ def test_person_n(make_video, color_backend, tmp_path: Path):
     assert color_backend.calls == 6, "both people come from one detection"
     with pytest.raises(PerceptionError, match=r"person 2 was asked for, but at most 2 people.*--person 0 to 1"):
         track_person(path, backend=color_backend, cache_dir=tmp_path, person=2)
+
+
+def test_only_the_frames_asked_for_say_how_many_people_there_are(make_video, color_backend, tmp_path: Path):
+    """Two are in the second half, which was detected before."""
+    late = [[], [], [], *walk(3, color=GREEN, start=150, height=60)]
+    path = make_video(merged(walk(6), late))
+    track_person(path, backend=color_backend, cache_dir=tmp_path, person=1)
+    with pytest.raises(PerceptionError, match=r"person 1 was asked for, but at most 1 people.*--person 0 to 0"):
+        track_person(path, frame_indices=[0, 1, 2], backend=color_backend, cache_dir=tmp_path, person=1)
 
 
 class Searching:
@@ -237,7 +308,9 @@ def test_where_everybody_is_searched_for(make_video, color_backend, tmp_path: Pa
     assert backend.looks == 6, "a look and a search are kept apart, and each is kept"
     with pytest.raises(PerceptionError, match="person 1 was asked for, but at most 1"):
         track_person(both, backend=backend, cache_dir=tmp_path, person=1, crowd="off")
-    backend.searches = 0
+    backend.searches, told = 0, list[tuple[int, int]]()
+    track_person(both, backend=backend, cache_dir=tmp_path, person=1, progress=lambda *n: told.append(n))
+    assert told == [(6, 6)] * 6, "looks are known, each search is a sign of life"
     for crowd in ("auto", "all", "auto"):
         track = track_person(both, backend=backend, cache_dir=tmp_path, person=1, crowd=crowd)
         np.testing.assert_allclose(center_x(track), 169.5 + 3 * np.arange(6), atol=1.5)

@@ -132,6 +132,23 @@ def test_broken_packages(monkeypatch):
     assert found.mend == headless_command()
 
 
+def test_what_a_package_itself_asks_for_is_named(monkeypatch):
+    """Not the package that was imported, which is there; and what is missing comes before what is broken."""
+    original = doctor.importlib.import_module
+
+    def missing(name: str, *args: Any) -> Any:
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+        if name == "transformers":
+            raise ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers")
+        return original(name, *args)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", missing)
+    found = line("packages")
+    assert (found.level, found.text) == ("fail", "not installed: tokenizers")
+    assert found.mend == mending.install_modules(["tokenizers"])
+
+
 def test_a_check_without_its_package_says_how_to_get_it(monkeypatch):
     original = builtins.__import__
 
@@ -156,6 +173,8 @@ def test_a_driver_without_a_build_for_it(monkeypatch):
     assert found.level == "warn"
     assert "a build for CPUs alone" in found.text
     assert "--index-url https://download.pytorch.org/whl/" in found.mend
+    monkeypatch.setattr(torch.version, "cuda", "13.0")  # a build for GPUs, none of which is to be had
+    assert line("torch").level == "pass"
 
 
 def test_dtypes_and_attention(monkeypatch):
@@ -242,6 +261,38 @@ def test_a_codec_that_changes_frames(monkeypatch):
     assert "mean difference" in line("codecs").text
 
 
+def test_a_codec_that_is_to_be_exact_and_is_not(monkeypatch):
+    """By two of 255, which is near enough of H.264."""
+    from xdyna.media import video
+
+    original = video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda *a: ((frame // 4 * 4 + 1) for frame in original(*a)))
+    assert line("codecs").text.startswith("FFV1: frames come back with a mean difference of ")
+
+
+def test_a_png_that_comes_back_changed(monkeypatch):
+    from xdyna.media import image
+
+    original = image.read_image
+    monkeypatch.setattr(image, "read_image", lambda path: original(path) ^ 1)
+    found = line("codecs")
+    assert (found.level, found.text) == ("fail", "PNG: an image comes back changed")
+    assert found.mend == f"{sys.executable} -m pip install --force-reinstall pillow"
+
+
+def test_a_data_type_that_the_device_does_not_know(monkeypatch):
+    product = torch.Tensor.__matmul__
+
+    def unknown(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype == torch.float16:
+            raise RuntimeError("not implemented for 'Half'")
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", unknown)
+    found = line("dtypes")
+    assert (found.level, found.text) == ("pass", "float32, bfloat16 on cpu; not float16")
+
+
 def test_detectors(monkeypatch):
     found = line("detectors") if _has_mediapipe() else None
     assert found is None or found.level == "pass"
@@ -262,6 +313,13 @@ def test_detectors(monkeypatch):
     assert found.level == "warn"
     assert "keypoints and pose videos drive" in found.text
     assert found.mend == install_xdyna("perception")
+
+
+def test_half_of_dwpose(monkeypatch):
+    """rtmlib without what runs its models."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else object())
+    text = "dwpose: rtmlib is installed, onnxruntime is not"
+    assert line("detectors") == Line("detectors", "warn", text, install_xdyna("dwpose"))
 
 
 def _has_mediapipe() -> bool:
@@ -345,6 +403,24 @@ def test_disk(monkeypatch, free, level):
     found = line("disk")
     assert found.level == "fail"
     assert found.mend.startswith("chmod u+w ")
+
+
+def test_disk_of_each_place(monkeypatch, tmp_path):
+    """Where a folder is not there yet, its nearest parent tells; one place that is nearly full is enough."""
+    usage = namedtuple("usage", "total used free")
+    free = {}
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 0, free.get(path, 50) * 2**30))
+    (tmp_path / "small").mkdir()
+    monkeypatch.setenv("XDYNA_CACHE", str(tmp_path / "small" / "not" / "yet"))
+    assert line("disk").level == "pass"
+    free[tmp_path / "small"] = 5
+    found = line("disk")  # the cache, between outputs and weights
+    assert found.level == "warn"
+    assert f"cache 5.0 GiB free ({tmp_path / 'small' / 'not' / 'yet'})" in found.text
+    assert f"du -xh '{tmp_path / 'small'}'" in found.mend
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: path != tmp_path / "small")
+    found = line("disk")
+    assert found.mend == f"chmod u+w '{tmp_path / 'small'}', or export XDYNA_CACHE=/another/folder"
 
 
 @pytest.mark.parametrize(("free", "level"), [(0.5, "fail"), (2, "warn"), (30, "pass"), (None, "pass")])

@@ -12,7 +12,8 @@ from tests.unit.pipelines.test_xdyna import make_pipeline
 from xdyna.config.infer import InferConfig
 from xdyna.pipelines import estimate as estimates
 from xdyna.pipelines.estimate import _clip_bytes, calibrate, remembered, step_kinds
-from xdyna.pipelines.operations import Operations, Workload
+from xdyna.pipelines.folder import TINY, find_checkpoint
+from xdyna.pipelines.operations import Operations, Workload, count_operations
 
 SETTINGS = InferConfig(steps=7, guidance=3.0, guidance_interval=[0.2, 0.8], reuse_interval=3, reuse_depth=1)
 
@@ -70,6 +71,15 @@ def test_the_kinds_of_steps_are_those_that_run():
 
 
 LONG = Workload(frames=300, windows=25, context=16, steps=2, branches=1, size=(896, 512), face=True)
+
+
+def test_operations_of_fewer_keys():
+    """Of the shipped model: windows alone take fewer."""
+    tiny = find_checkpoint(TINY, lambda folder: None)
+    work = Workload(frames=16, windows=1, context=16, steps=2, branches=1, size=(128, 128), face=True)
+    full, fewer = (count_operations(tiny, replace(work, token_downsampling=n)) for n in (1, 2))
+    assert 0.5 * full.window < fewer.window < full.window
+    assert replace(fewer, window=full.window) == full
 
 
 def test_operations_of_a_long_video_by_hand():

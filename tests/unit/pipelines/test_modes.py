@@ -194,6 +194,10 @@ def test_fewer_keys_at_the_highest_resolution_alone(pipeline, clip, monkeypatch)
     assert seen - seen_before == {(places, places // 4)}
     assert seen_before - seen == {(places, places)}
     assert torch.equal(run(pipeline, clip, token_downsampling=1, **options), exact)
+    fewer = run(pipeline, clip, token_downsampling=2, **options)
+    several = run(pipeline, clip, token_downsampling=2, window_batch=2, **options)
+    torch.testing.assert_close(several, fewer, rtol=0, atol=1e-4)
+    assert (fewer - exact).abs().max() > 1e-3
     with pytest.raises(ValueError, match="token_downsampling is 0"):
         run(pipeline, clip, token_downsampling=0, **options)
 
