@@ -27,6 +27,7 @@ _TELLING = 0.35  # difference of the colours of two people from which on these t
 _HIDDEN = 0.1  # overlap that a path has to have more than another for each frame more in which it was not seen
 _DECISIVE = 0.2  # difference of differences of colours that outweighs the place of somebody seen too shortly
 _OTHERS = 0.75  # difference of colours above which somebody is another person whatever their place
+_BACK = 0.4  # below which one who is alone is the one who went: one person differs by 0.19 (median), two by 0.55
 _STARTS = 16  # frames searched for so many people where no frame shows them at once
 
 
@@ -171,11 +172,12 @@ class _Follower:
         people = self._frames[row]
         apart = [self._unlike(self._path, one, row) for one in people]
         known = [(value, k) for k, value in enumerate(apart) if value is not None]
-        if len(known) > 1 and min(known)[0] < _OTHERS:
+        if known and min(known)[0] < (_OTHERS if len(known) > 1 else _BACK):
             one = people[min(known)[1]]
-            self._path = _Path([one.box], [row], self._path.colors, since=row)
-            return one
-        if len(people) <= self._person or all(self._was_there(one, row) for one in people):
+            if len(known) > 1 or not self._was_there(one, row):
+                self._path = _Path([one.box], [row], self._path.colors, since=row)
+                return one
+        if len(people) <= self._person or self._was_there(people[self._person], row):
             return None
         self._path = self._begun(people[self._person], row)
         return people[self._person]

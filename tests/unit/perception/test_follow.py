@@ -275,6 +275,21 @@ def test_after_a_cut_the_second_largest_stays_that(walk):
     assert names(follow(brief(rows), person=1), rows) == "bb" + "-" * 8 + "d" * 4
 
 
+@pytest.mark.parametrize(("back", "expected"), [("b", "b"), ("c", "-")])
+def test_the_second_who_comes_back_alone_is_known_by_their_clothes(walk, back, expected):
+    """Fewer people than were asked for is no reason to leave that one; somebody else alone is not the second."""
+    places = {"a": [20.0] * 4 + [None] * 26, "b": [200.0] * 4 + [None] * 26, "c": [None] * 30}
+    places[back] = places[back][:20] + [500.0] * 10
+    rows = walk(**places)
+    assert names(follow(brief(rows), person=1, witness=Told(rows)), rows) == "b" * 4 + "-" * 16 + expected * 10
+
+
+def test_who_was_there_before_a_newcomer_is_not_the_second(walk):
+    """Nor where one more person of the frame is new."""
+    rows = walk(c=[None] * 6 + [500.0] * 24, b=[300.0] * 30, a=[20.0] * 6 + [None] * 24)
+    assert names(follow(brief(rows), person=1, witness=Told(rows)), rows) == "a" * 6 + "-" * 24
+
+
 @pytest.mark.parametrize("wide", [38, 44])
 def test_of_two_within_reach_the_nearer_goes_on(make_people, wide):
     """Somebody moves by more than their width; at their other side stands somebody a little farther away."""
