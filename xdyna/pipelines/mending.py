@@ -1,5 +1,6 @@
 """Commands that mend what `xdyna.pipelines.doctor` finds; each can be carried out as it is."""
 
+import importlib
 import importlib.metadata
 import re
 from collections.abc import Sequence
@@ -19,8 +20,21 @@ PACKAGES = {
 
 def mend_import(error: ImportError) -> str:
     """What mends a module that cannot be imported: it is missing, a library of the system is, or one of its own."""
-    missing = isinstance(error, ModuleNotFoundError)
-    return ("" if missing else mend_library(str(error))) or install_modules([error.name])
+    if isinstance(error, ModuleNotFoundError):
+        return install_modules([error.name])
+    known = (error.name or "").partition(".")[0] in PACKAGES
+    return mend_library(str(error)) or install_modules([error.name if known else _broken(str(error))])
+
+
+def _broken(text: str) -> str | None:
+    """The module whose import ends with this error; one that lost a library of its own may not name itself."""
+    for module in PACKAGES:
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            if str(error) == text:
+                return module
+    return None
 
 
 def mend_library(text: str) -> str:
