@@ -55,7 +55,7 @@ def test_a_process_that_fails_ends_all_with_one_message(checkpoint, media, tmp_p
     assert code == 1
     assert (told + errors).count("1000 steps are more than this checkpoint's scheduler has") == 1
     assert "another process" not in told + errors
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 300  # the others would wait for hours
 
 
 @pytest.mark.long
