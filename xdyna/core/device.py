@@ -20,7 +20,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         # An unknown name or number; a PyTorch built without CUDA; a kind that this PyTorch has no kernels for.
         raise UsageError(
             f"--device {name} cannot be used here ({str(error).splitlines()[0]}); use cpu, cuda, cuda:N, mps or auto"

@@ -211,7 +211,7 @@ class Studio:
             out=folder / "result.mp4",
             face_video=None if own_video else video.path,
             ref_keypoints=None if own_image or unused else SAMPLE_IMAGE.points,
-            force=wish.force,
+            force=bool(wish.force),
         )
         return request, settings, notes
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import html
+import inspect
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from xdyna.page.jobs import Job, Progress, Unknown
 from xdyna.page.live_view import live_tab
 from xdyna.page.rooms import Rooms
 from xdyna.page.studio import SAMPLE_IMAGE, SAMPLE_VIDEO, SEARCHES, Studio, Wish
-from xdyna.page.words import CROP, CROPS, FIT, FORCE, LOOK
+from xdyna.page.words import CROP, CROPS, FIT, FORCE
 
 STYLE = Path(__file__).with_name("page.css")
 _HISTORY = 12  # animations in the list
@@ -65,6 +66,17 @@ class Speaker:
                 raise gr.Error(text, duration=None, title="This does not work", print_exception=False) from error
 
         return spoken
+
+
+def by_fields(function: Callable[[Wish], Any]) -> Callable[..., Any]:
+    """Lets a function of a wish be called with its fields, by whose names the API knows them."""
+
+    def called(*values: Any) -> Any:
+        return function(Wish(*values))
+
+    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    called.__signature__ = inspect.signature(Wish)  # type: ignore[attr-defined]
+    return called
 
 
 def build(studio: Studio, rooms: Rooms) -> gr.Blocks:
@@ -118,7 +130,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
             )
             with gr.Row():
                 sample = gr.Button("Take the samples", size="sm", min_width=130, elem_id="samples")
-                look = gr.Button(LOOK, size="sm", min_width=130, elem_id="look")
+                look = gr.Button("Check how they fit", size="sm", min_width=130, elem_id="look")
             choices = [(text, name) for name, text in studio.modes.items()]
             usual = "fast" if "fast" in studio.modes else choices[0][1]
             mode = as_sent(gr.Dropdown(choices, value=usual, label="Mode", elem_id="mode"))
@@ -156,7 +168,7 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
             )  # fmt: skip
             past = gr.Radio([], label="Your animations", visible=False, elem_id="past")
 
-    wish = [image, video, mode, frames, steps, seed, align, person, crowd, crop, force]
+    wish = [image, video, mode, frames, steps, seed, align, person, crowd, crop, force]  # as its fields
     shown = [bar, notes, start, cancel, timer]
     outcome = [result, beside, files]
 
@@ -191,23 +203,17 @@ def _animate_tab(page: gr.Blocks, studio: Studio, speak: Speaker) -> None:
         return gr.update(choices=entries, visible=bool(entries), value=None)
 
     @speak
-    def submit(
-        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any,
-        crop: Any, force: Any,
-    ) -> dict[str, Any]:  # fmt: skip
+    @by_fields
+    def submit(wish: Wish) -> dict[str, Any]:
         """Let an animation wait; returns its id under "job", and its place in the queue."""
-        asked = Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd, crop, bool(force))
-        job = studio.submit(asked)
+        job = studio.submit(wish)
         return {"job": job.id, "place": studio.jobs.progress(job.id).place}
 
     @speak
-    def check(
-        image: Any, video: Any, mode: Any, frames: Any, steps: Any, seed: Any, align: Any, person: Any, crowd: Any,
-        crop: Any, force: Any,
-    ) -> tuple[Any, Any]:  # fmt: skip
+    @by_fields
+    def check(wish: Wish) -> tuple[Any, Any]:
         """How well the image and the video fit: a preview, and sentences."""
-        asked = Wish(image, video, mode, frames, steps, seed, bool(align), person, crowd, crop, bool(force))
-        found = studio.look(asked)
+        found = studio.look(wish)
         return found.image, found.notes
 
     def keep(ticket: dict[str, Any] | None, kept: Any) -> tuple[Any, Any]:

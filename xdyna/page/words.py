@@ -4,7 +4,6 @@ import re
 
 FIT = "Fit the person in the video to the one in the image"
 FORCE = "Animate even where they do not fit"
-LOOK = "Check how they fit"
 CROP = "What is kept of the image"
 CROPS = {
     "published": "as the model was trained",

@@ -181,15 +181,13 @@ def _ratios(driving: Figure, target: Figure, *, base: float, legs: bool) -> tupl
         found["head"] = float(np.median(heads))
     usual["head"] = 0.5 * usual["neck"]
     torso = base * _bounded(found["torso"] / base) if "torso" in found else base
-    ratios = {"torso": torso}
-    for part in ("head", *_SIDES):
-        if part == "torso":
-            continue
+    ratios = {}
+    for part in (*_SIDES, "head"):
         source = part if part in found else _NEIGHBOUR.get(part, "")
         near = _bounded(found.get(source, torso) / torso, BOUNDS.get(part, _BOUND))
         alone = len(_SIDES.get(source, ())) == 2 and sum(len(target.length(*side)) for side in _SIDES[source]) < 2
         ratios[part] = torso * (near**_ALONE if alone and near < 1 else near)
-    return ratios, usual
+    return ratios | {"torso": torso}, usual  # which has its bound already
 
 
 def _bounded(ratio: float, bound: float = _BOUND) -> float:

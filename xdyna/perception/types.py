@@ -275,7 +275,7 @@ def read_npz(path: str | os.PathLike[str], *, keys: Sequence[str]) -> dict[str, 
     except PerceptionError:
         raise
     except (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, MemoryError, OverflowError,
-            NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
+            RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
             zlib.error) as error:  # fmt: skip
         # The zip and npy parsers raise all of these on damaged bytes.
         reason = str(error).splitlines()[0] if str(error) else "it does not fit into memory"

@@ -228,7 +228,7 @@ def _runs(name: str, group: Layers, device: torch.device, dtype: torch.dtype) ->
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # PyTorch says at length why a kernel is none
             _attend(name, group, _inputs(call, group, device, dtype))
-    except (RuntimeError, ValueError, ImportError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, ValueError, ImportError, TypeError) as error:
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return None
 
